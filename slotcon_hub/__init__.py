@@ -1,0 +1,3 @@
+"""SlotCon backbones and semantic prototypes for timm."""
+
+__version__ = "0.1.0"
