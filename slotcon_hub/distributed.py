@@ -1,0 +1,132 @@
+"""The few collectives that SlotCon needs; each is the identity without a process group."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from timm.layers import SyncBatchNormAct, convert_sync_batchnorm
+from torch import Tensor, nn
+
+__all__ = ["SyncBatchNorm", "gather_counts", "gather_rows", "mean", "rank", "synchronize_batchnorm", "world_size"]
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather_counts(counts: Tensor) -> list[list[int]]:
+    """Every process's row counts, on the host; the one place where SlotCon waits for its device.
+
+    Args:
+        counts: n integers, the same n on all processes.
+
+    Returns:
+        One list of n integers for each process.
+    """
+    if world_size() == 1:
+        return [counts.tolist()]
+    gathered = counts.new_empty(world_size(), len(counts))
+    dist.all_gather_into_tensor(gathered, counts)
+    return gathered.tolist()
+
+
+def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
+    """Concatenate the rows of all processes, which may hold different numbers of them. No gradient flows.
+
+    Args:
+        rows: n x D, the rows of this process.
+        counts: rows of each process, in order of rank.
+
+    Returns:
+        sum(counts) x D.
+    """
+    if world_size() == 1:
+        return rows
+    longest = max(counts)
+    if longest == 0:
+        return rows
+    padded = rows.new_zeros(longest, rows.shape[1])
+    padded[: len(rows)] = rows.detach()
+    gathered = rows.new_empty(world_size() * longest, rows.shape[1])
+    dist.all_gather_into_tensor(gathered, padded)
+    return torch.cat([part[:count] for part, count in zip(gathered.split(longest), counts, strict=True)])
+
+
+def mean(value: Tensor) -> Tensor:
+    """Mean of a tensor over the processes. No gradient flows."""
+    if world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes whose gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """torch's synchronised BatchNorm, and the same on the CPU, where torch has none.
+
+    A process may bring no row at all; the processes together must bring more than one value a channel.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise B x C or B x C x H x W by the statistics of all processes (train) or the running ones."""
+        if input.is_cuda or not self.training or world_size() == 1:
+            return super().forward(input)
+        dims = [d for d in range(input.dim()) if d != 1]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        x = input if input.dtype == torch.float64 else input.float()
+        values = x.new_full((1,), x.numel() // x.shape[1])
+        sums = _Sum.apply(torch.cat([x.sum(dims), values]))
+        count = sums[-1].detach()
+        average = sums[:-1] / count
+        centered = x - average.view(shape)
+        var = _Sum.apply(centered.square().sum(dims)) / count
+        self._update_running(average.detach(), var.detach() * count / (count - 1))
+        normalized = centered * torch.rsqrt(var + self.eps).view(shape)
+        return (normalized * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+    @torch.no_grad()
+    def _update_running(self, average: Tensor, var: Tensor) -> None:
+        self.num_batches_tracked += 1  # type: ignore[operator]
+        self.running_mean.lerp_(average.to(self.running_mean), self.momentum)  # type: ignore
+        self.running_var.lerp_(var.to(self.running_var), self.momentum)  # type: ignore
+
+
+class _SyncBatchNormAct(SyncBatchNormAct, SyncBatchNorm):
+    """timm's norm-and-activation layer over our norm."""
+
+
+def synchronize_batchnorm(module: nn.Module) -> nn.Module:
+    """Make every BatchNorm of a module take its statistics over all processes.
+
+    Parameters and buffers and their names stay as they are.
+
+    Args:
+        module: changed in place; use what is returned, since a lone BatchNorm is replaced.
+    """
+    ours = {nn.SyncBatchNorm: SyncBatchNorm, SyncBatchNormAct: _SyncBatchNormAct}
+    module = convert_sync_batchnorm(module)
+    for child in module.modules():
+        child.__class__ = ours.get(type(child), type(child))  # timm converts; only the CPU path is new
+    return module

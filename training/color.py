@@ -1,0 +1,232 @@
+"""The colours of a view, SlotCon, section 3: drawn by a data-loader worker, applied in batches on any device.
+
+The augmentations and their strengths are those of BYOL: colour jitter, grey scale, Gaussian blur, solarise. The usual
+8-bit pipeline rounds to whole grey levels after each of them; here pixels stay float32 until the network sees them.
+The distribution is the same, single pixels differ by a level or so.
+"""
+
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# B images, n of them that an operation touches, S x S pixels, P parameters of an image.
+# Every operation takes float32 (n, 3, S, S) in [0, 1] and returns the same; amounts are float32 (n,).
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB
+STD = (0.229, 0.224, 0.225)
+
+JITTER, GREY = 0.8, 0.2  # probabilities, equal in both views
+BLUR = {1: 1.0, 2: 0.1}  # probabilities by view
+SOLARISE = {1: 0.0, 2: 0.2}
+LOWEST = (0.6, 0.6, 0.8, -0.1)  # brightness, contrast, saturation, hue
+HIGHEST = (1.4, 1.4, 1.2, 0.1)
+SIGMAS = (0.1, 2.0)  # pixels
+RADIUS = 8  # of the blur in pixels: four times the largest sigma
+
+
+class Column(IntEnum):
+    """The columns of an image's parameters, float32 (P,)."""
+
+    BRIGHTNESS = 0  # factor, 1 changes nothing
+    CONTRAST = 1  # factor
+    SATURATION = 2  # factor
+    HUE = 3  # turns of the colour circle, 0 changes nothing
+    FIRST = 4  # which of the four columns above is applied first; -1 for no jitter
+    SECOND = 5
+    THIRD = 6
+    FOURTH = 7
+    GREY = 8  # 1 or 0
+    SIGMA = 9  # of the Gaussian blur in pixels; 0 for no blur
+    SOLARISE = 10  # 1 or 0
+
+
+TURNS = (Column.FIRST, Column.SECOND, Column.THIRD, Column.FOURTH)
+
+
+def draw(view: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw the colour parameters of one view.
+
+    Args:
+        view: 1 or 2: view 1 is always blurred and never solarised, view 2 seldom blurred and sometimes solarised.
+        rng: the source of all randomness.
+
+    Returns:
+        float32 (P,), the columns as in `Column`.
+
+    Raises:
+        ValueError: if `view` is neither 1 nor 2.
+
+    """
+    if view not in BLUR:
+        raise ValueError(f"view={view}: the views are numbered 1 and 2.")
+    parameters = np.zeros(len(Column), dtype=np.float32)
+    parameters[: Column.FIRST] = rng.uniform(LOWEST, HIGHEST)
+    parameters[Column.FIRST : Column.GREY] = rng.permutation(4) if rng.random() < JITTER else -1
+    parameters[Column.GREY] = rng.random() < GREY
+    parameters[Column.SIGMA] = rng.uniform(*SIGMAS) if rng.random() < BLUR[view] else 0
+    parameters[Column.SOLARISE] = rng.random() < SOLARISE[view]
+    return parameters
+
+
+@torch.no_grad()
+def apply(images: Tensor, parameters: Tensor) -> Tensor:
+    """Change the colours of each image as its parameters say, and normalise: jitter, grey, blur, solarise.
+
+    Which images an operation touches is worked out on the host, hence the parameters on the CPU: the device is never
+    waited for, and no operation costs more than a pass over its own images. Autocast does not reach in here.
+
+    Args:
+        images: uint8 (B, 3, S, S), RGB, on any device; never written to.
+        parameters: float32 (B, P) on the CPU, rows of `draw`.
+
+    Returns:
+        float32 (B, 3, S, S) on the device of `images`, normalised as by `normalize`.
+
+    Raises:
+        ValueError: if a shape, a dtype or the device of the parameters is another.
+
+    """
+    _check(images, parameters)
+    pixels = images.to(torch.float32).div_(255)
+    steps = [(operation, column, chosen.nonzero().flatten()) for operation, column, chosen in _steps(parameters)]
+    counts = [len(chosen) for _, _, chosen in steps]
+    all_rows = _send(torch.cat([chosen for _, _, chosen in steps]), images.device)
+    amounts = _send(parameters.T, images.device)
+    with torch.autocast(images.device.type, enabled=False):
+        for (operation, column, _), rows in zip(steps, all_rows.split(counts), strict=True):
+            if len(rows):
+                amount = () if column is None else (amounts[column].index_select(0, rows),)
+                pixels.index_copy_(0, rows, operation(pixels.index_select(0, rows), *amount))
+    return _standardize_(pixels)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Scale 8-bit RGB to [0, 1] and standardise it with ImageNet's mean and deviation.
+
+    Args:
+        images: uint8 (..., 3, H, W); never written to.
+
+    Returns:
+        float32, the same shape and device.
+
+    """
+    return _standardize_(images.to(torch.float32).div_(255))
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Scale each image by its factor."""
+    return (images * _per_image(factor)).clamp_(0, 1)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend each image with its mean grey: factor 0 gives the mean, 1 the image."""
+    factor = _per_image(factor)
+    return (images * factor).add_((1 - factor) * _luma(images).mean((-2, -1), keepdim=True)).clamp_(0, 1)
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Blend each image with its grey scale: factor 0 gives the grey scale, 1 the image."""
+    factor = _per_image(factor)
+    return (images * factor).add_(_luma(images).mul_(1 - factor)).clamp_(0, 1)
+
+
+def hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the colours of each image around the colour circle by a fraction of it, in [-0.5, 0.5].
+
+    With the hue h in [0, 6), 0 red, 2 green, 4 blue, a channel whose own hue is c is
+    `min + (max - min) * clip(2 - distance(h, c), 0, 1)`, the distance taken around the circle.
+    """
+    red, green, blue = images.unbind(1)
+    low, high = torch.aminmax(images, dim=1)
+    chroma = high.sub(low)
+    h = torch.where(high == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
+    h = torch.where(high == red, green - blue, h)
+    h.div_(chroma.clamp(min=torch.finfo(chroma.dtype).tiny)).add_(6 * turns.view(-1, 1, 1))
+    h.sub_(h.div(6).floor_(), alpha=6)
+    channels = torch.stack(((h - 3).abs_().sub_(1), 2 - (h - 2).abs_(), 2 - (h - 4).abs_()), dim=1)
+    return channels.clamp_(0, 1).mul_(chroma.unsqueeze(1)).add_(low.unsqueeze(1))
+
+
+def grey(images: Tensor) -> Tensor:
+    """Give all three channels the grey scale of ITU-R 601-2, in torchvision's weights."""
+    return _luma(images).expand_as(images)
+
+
+def blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image with a Gaussian of its own sigma in pixels, the border pixels repeated outwards.
+
+    Two batched matrix products, one along each axis, with the S x S matrix of the image's sigma.
+    """
+    matrices = _blur_matrices(sigma, images.shape[-1]).unsqueeze(1)
+    return matrices @ images @ matrices.mT
+
+
+def solarise(images: Tensor) -> Tensor:
+    """Invert what is brighter than half.
+
+    On whole grey levels this inverts 128 to 255, as PIL does; halfway between 127 and 128 both sides agree.
+    """
+    return torch.minimum(images, 1 - images)
+
+
+OPERATIONS = {
+    Column.BRIGHTNESS: brightness,
+    Column.CONTRAST: contrast,
+    Column.SATURATION: saturation,
+    Column.HUE: hue,
+}
+
+
+def _steps(parameters: Tensor) -> Iterator[tuple[Callable[..., Tensor], Column | None, Tensor]]:
+    """Yield the operations in order, the column of their amount if they have one, and bool (B,), whom they touch."""
+    for turn in TURNS:
+        for column, operation in OPERATIONS.items():
+            yield operation, column, parameters[:, turn] == column
+    yield grey, None, parameters[:, Column.GREY] > 0
+    yield blur, Column.SIGMA, parameters[:, Column.SIGMA] > 0
+    yield solarise, None, parameters[:, Column.SOLARISE] > 0
+
+
+def _blur_matrices(sigma: Tensor, size: int) -> Tensor:
+    """Return float32 (n, S, S): row i holds the weights of all pixels of a line in its blurred pixel i."""
+    offsets = torch.arange(-RADIUS, RADIUS + 1, device=sigma.device)
+    weights = torch.softmax(-(offsets**2) / (2 * sigma.view(-1, 1) ** 2), dim=1)
+    place = torch.arange(size, device=sigma.device)
+    sources = (place + offsets.view(-1, 1)).clamp_(0, size - 1)
+    shifts = (sources.unsqueeze(-1) == place).to(weights.dtype)  # (offsets, S, S): pixel i from pixel i + offset
+    return (weights @ shifts.flatten(1)).view(-1, size, size)
+
+
+def _luma(images: Tensor) -> Tensor:
+    red, green, blue = images.split(1, dim=1)
+    return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
+def _per_image(amount: Tensor) -> Tensor:
+    return amount.view(-1, 1, 1, 1)
+
+
+def _standardize_(pixels: Tensor) -> Tensor:
+    for channel, mean, std in zip(pixels.unbind(-3), MEAN, STD, strict=True):
+        channel.sub_(mean).div_(std)
+    return pixels
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device without waiting for it, which takes pinned memory on CUDA."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def _check(images: Tensor, parameters: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"images must be uint8 (B, 3, S, S), not {images.dtype} {tuple(images.shape)}.")
+    if parameters.shape != (len(images), len(Column)):
+        raise ValueError(
+            f"parameters must be ({len(images)}, {len(Column)}), a row of color.draw for each image, "
+            f"not {tuple(parameters.shape)}."
+        )
+    if parameters.device.type != "cpu":
+        raise ValueError(f"parameters are on {parameters.device}: leave them on the CPU, move only the images.")

@@ -1,0 +1,246 @@
+"""Two overlapping views of a picture, and where they meet: the geometry of SlotCon, section 3 and appendix A.1.
+
+A data-loader worker cuts and resizes 8-bit crops and draws the parameters of their colours; the colours themselves
+are changed later, in batches, by `training.color`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from training import color
+
+# H W pixels of the picture, S pixels of a view, P parameters of a view's colours.
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in a view's own unit square
+Range = tuple[float, float]
+
+SCALE: Range = (0.08, 1.0)
+RATIO: Range = (3 / 4, 4 / 3)
+DRAWS = 10
+LEAST_OVERLAP = 0.01  # of the second crop's area
+
+
+class Crop(NamedTuple):
+    """A rectangle of whole pixels in the picture."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def draw_crop(
+    height: int, width: int, rng: np.random.Generator, *, scale: Range = SCALE, ratio: Range = RATIO
+) -> Crop:
+    """Draw a random resized crop, distributed as torchvision's `RandomResizedCrop`.
+
+    The area is uniform over `scale` (fractions of the picture), the aspect ratio width / height log-uniform over
+    `ratio`, the position uniform. After ten draws that do not fit, it is the central crop of the nearest legal ratio.
+
+    Args:
+        height: pixels of the picture, at least 1; `width` likewise.
+        width: see `height`.
+        rng: the source of all randomness.
+        scale: smallest and largest area, as fractions of the picture, in (0, 1].
+        ratio: smallest and largest width / height.
+
+    Returns:
+        A crop of at least one pixel that lies inside the picture.
+
+    """
+    for _ in range(DRAWS):
+        _, crop = _draw(height, width, rng, scale, ratio)
+        if crop is not None:
+            return crop
+    legal_height = min(height, max(1, round(width / ratio[0])))
+    legal_width = min(width, max(1, round(height * ratio[1])))
+    return Crop((height - legal_height) // 2, (width - legal_width) // 2, legal_height, legal_width)
+
+
+def draw_second_crop(
+    height: int,
+    width: int,
+    first: Crop,
+    rng: np.random.Generator,
+    *,
+    scale: Range = SCALE,
+    ratio: Range = RATIO,
+) -> Crop:
+    """Draw view 2's crop: as view 1's, given that it shares at least 1 % of its area with `first`.
+
+    Ten draws are accepted or rejected as a whole. After those, only the size is drawn as usual, and the position is
+    uniform over exactly those places where the two crops share enough, so one more draw always ends it. Such a place
+    exists unless `first` is smaller than 1 % of the size drawn, which takes a `scale` that spans a factor of 100;
+    then the second crop is `first` itself. Hence the two views of a picture always meet (SlotCon, appendix A.1).
+
+    Args:
+        height: pixels of the picture, at least 1; `width` likewise.
+        width: see `height`.
+        first: view 1's crop of the same picture.
+        rng: the source of all randomness.
+        scale: smallest and largest area, as fractions of the picture, in (0, 1].
+        ratio: smallest and largest width / height.
+
+    Returns:
+        A crop inside the picture whose intersection with `first` is at least one pixel.
+
+    """
+    for _ in range(DRAWS):
+        area, crop = _draw(height, width, rng, scale, ratio)
+        if crop is not None and _shared_area(first, crop) >= LEAST_OVERLAP * area:
+            return crop
+    size = draw_crop(height, width, rng, scale=scale, ratio=ratio)
+    return _place_over(first, size.height, size.width, height, width, rng)
+
+
+def shared_boxes(first: Crop, second: Crop) -> tuple[Box, Box]:
+    """Express the intersection of two crops in the unit square of each, before any flip.
+
+    Raises:
+        ValueError: if the crops share no pixel.
+
+    """
+    if not _shared_area(first, second):
+        raise ValueError(f"{first} and {second} share no pixel: draw the second with draw_second_crop.")
+    top, left = max(first.top, second.top), max(first.left, second.left)
+    bottom = min(first.top + first.height, second.top + second.height)
+    right = min(first.left + first.width, second.left + second.width)
+
+    def inside(crop: Crop) -> Box:
+        return (
+            (left - crop.left) / crop.width,
+            (top - crop.top) / crop.height,
+            (right - crop.left) / crop.width,
+            (bottom - crop.top) / crop.height,
+        )
+
+    return inside(first), inside(second)
+
+
+def mirror(box: Box) -> Box:
+    """Return where a box of the unit square lies after a horizontal flip."""
+    x1, y1, x2, y2 = box
+    return 1 - x2, y1, 1 - x1, y2
+
+
+@dataclass(frozen=True)
+class TwoViews:
+    """Turn a picture into two views, as SlotCon, section 3 has them: the augmentations of BYOL, crops that meet.
+
+    Attributes:
+        size: S, the side of a view in pixels.
+        scale: smallest and largest area of a crop, as fractions of the picture, in (0, 1].
+        ratio: smallest and largest width / height of a crop.
+        geometric: False makes both views one identical crop without flips, so that they differ in colour alone
+            (the geometric ablation of SlotCon, appendix).
+
+    Raises:
+        ValueError: if a size or a range is impossible.
+
+    """
+
+    size: int = 224
+    scale: Range = SCALE
+    ratio: Range = RATIO
+    geometric: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse impossible sizes and ranges."""
+        if self.size < 1:
+            raise ValueError(f"size={self.size}: a view needs at least 1 pixel, 224 in the paper.")
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale={self.scale}: give (smallest, largest) fractions of the picture in (0, 1].")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio={self.ratio}: give (smallest, largest) width / height, both above 0.")
+
+    def __call__(self, picture: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Draw the two views of a picture.
+
+        Args:
+            picture: uint8 (3, H, W), RGB.
+            rng: the source of all randomness: the same generator state gives the same views.
+
+        Returns:
+            `views` uint8 (2, 3, S, S), not yet coloured; `boxes` float32 (2, 4), the shared region x1, y1, x2, y2 in
+            each view's unit square, flips included; `flips` bool (2,); `color` float32 (2, P) for `color.apply`.
+
+        Raises:
+            ValueError: if `picture` is not a uint8 RGB picture of at least one pixel.
+
+        """
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
+            raise ValueError(
+                f"TwoViews takes a uint8 picture of shape (3, H, W), not {picture.dtype} of "
+                f"{tuple(picture.shape)}: decode it in RGB and do not scale it."
+            )
+        crops = self._draw_crops(*picture.shape[1:], rng)
+        flips = [self.geometric and bool(rng.random() < 0.5) for _ in crops]
+        views, boxes = [], []
+        for crop, box, flipped in zip(crops, shared_boxes(*crops), flips, strict=True):
+            view = _resize(picture, crop, self.size)
+            views.append(view.flip(-1) if flipped else view)
+            boxes.append(mirror(box) if flipped else box)
+        return {
+            "views": torch.stack(views),
+            "boxes": torch.tensor(boxes),
+            "flips": torch.tensor(flips),
+            "color": torch.from_numpy(np.stack([color.draw(view, rng) for view in (1, 2)])),
+        }
+
+    def _draw_crops(self, height: int, width: int, rng: np.random.Generator) -> tuple[Crop, Crop]:
+        first = draw_crop(height, width, rng, scale=self.scale, ratio=self.ratio)
+        if not self.geometric:
+            return first, first
+        return first, draw_second_crop(height, width, first, rng, scale=self.scale, ratio=self.ratio)
+
+
+def _draw(
+    height: int, width: int, rng: np.random.Generator, scale: Range, ratio: Range
+) -> tuple[float, Crop | None]:
+    """Draw an area in pixels and a crop of about this area, or None where it does not fit the picture."""
+    area = height * width * rng.uniform(*scale)
+    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+    if not (0 < h <= height and 0 < w <= width):
+        return area, None
+    return area, Crop(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+
+
+def _shared_area(first: Crop, second: Crop) -> int:
+    """Pixels that two crops share."""
+    rows = min(first.top + first.height, second.top + second.height) - max(first.top, second.top)
+    columns = min(first.left + first.width, second.left + second.width) - max(first.left, second.left)
+    return max(0, rows) * max(0, columns)
+
+
+def _place_over(first: Crop, h: int, w: int, height: int, width: int, rng: np.random.Generator) -> Crop:
+    """Place an h x w crop uniformly over the places that share enough with `first`; `first` where there is none."""
+    rows = _overlaps(first.top, first.height, h, height)
+    columns = _overlaps(first.left, first.width, w, width)
+    least = math.ceil(LEAST_OVERLAP * h * w)
+    # For each left edge, how many top edges share enough: a count per column spares the H x W table of places.
+    tops = len(rows) - np.searchsorted(np.sort(rows), -(-least // np.maximum(columns, 1)))
+    tops = np.where(columns > 0, tops, 0)
+    if not tops.any():
+        return first
+    left = int(rng.choice(len(tops), p=tops / tops.sum()))
+    top = int(rng.choice(np.flatnonzero(rows * columns[left] >= least)))
+    return Crop(top, left, h, w)
+
+
+def _overlaps(start: int, length: int, moving: int, extent: int) -> np.ndarray:
+    """Return the pixels that [start, start + length) shares with a segment of `moving` pixels at each legal place."""
+    places = np.arange(extent - moving + 1)
+    return np.maximum(0, np.minimum(places + moving, start + length) - np.maximum(places, start))
+
+
+def _resize(picture: Tensor, crop: Crop, size: int) -> Tensor:
+    """Cut a crop and resize it to (3, S, S): antialiased bicubic, in integers from uint8 to uint8."""
+    return F.resized_crop(picture, *crop, size=[size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
