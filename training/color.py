@@ -1,8 +1,8 @@
-"""The colours of a view, SlotCon, section 3: drawn by a data-loader worker, applied in batches on any device.
+"""The colours of a view (SlotCon, section 3): drawn by a data-loader worker, applied in batches on any device.
 
-The augmentations and their strengths are those of BYOL: colour jitter, grey scale, Gaussian blur, solarise. The usual
-8-bit pipeline rounds to whole grey levels after each of them; here pixels stay float32 until the network sees them.
-The distribution is the same, single pixels differ by a level or so.
+The augmentations and their probabilities are those of BYOL: colour jitter, grey scale, Gaussian blur, solarise.
+The usual 8-bit pipeline rounds to whole grey levels after each of them; here pixels stay float32 from end to
+end. The distribution is the same, single pixels differ by a level or so.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,7 +50,7 @@ def draw(view: int, rng: np.random.Generator) -> np.ndarray:
     """Draw the colour parameters of one view.
 
     Args:
-        view: 1 or 2: view 1 is always blurred and never solarised, view 2 seldom blurred and sometimes solarised.
+        view: 1, always blurred and never solarised, or 2, seldom blurred and sometimes solarised.
         rng: the source of all randomness.
 
     Returns:
@@ -75,8 +75,8 @@ def draw(view: int, rng: np.random.Generator) -> np.ndarray:
 def apply(images: Tensor, parameters: Tensor) -> Tensor:
     """Change the colours of each image as its parameters say, and normalise: jitter, grey, blur, solarise.
 
-    Which images an operation touches is worked out on the host, hence the parameters on the CPU: the device is never
-    waited for, and no operation costs more than a pass over its own images. Autocast does not reach in here.
+    Which images an operation touches is worked out on the host, hence the parameters on the CPU: the device is
+    never waited for, and an operation passes over its own images only. Autocast does not reach in here.
 
     Args:
         images: uint8 (B, 3, S, S), RGB, on any device; never written to.
@@ -91,15 +91,14 @@ def apply(images: Tensor, parameters: Tensor) -> Tensor:
     """
     _check(images, parameters)
     pixels = images.to(torch.float32).div_(255)
-    steps = [(operation, column, chosen.nonzero().flatten()) for operation, column, chosen in _steps(parameters)]
-    counts = [len(chosen) for _, _, chosen in steps]
-    all_rows = _send(torch.cat([chosen for _, _, chosen in steps]), images.device)
+    operations, columns, chosen = zip(*_steps(parameters), strict=True)
+    rows = _send(torch.cat(chosen), images.device).split([len(rows) for rows in chosen])
     amounts = _send(parameters.T, images.device)
     with torch.autocast(images.device.type, enabled=False):
-        for (operation, column, _), rows in zip(steps, all_rows.split(counts), strict=True):
-            if len(rows):
-                amount = () if column is None else (amounts[column].index_select(0, rows),)
-                pixels.index_copy_(0, rows, operation(pixels.index_select(0, rows), *amount))
+        for operation, column, own in zip(operations, columns, rows, strict=True):
+            if len(own):
+                amount = () if column is None else (amounts[column].index_select(0, own),)
+                pixels.index_copy_(0, own, operation(pixels.index_select(0, own), *amount))
     return _standardize_(pixels)
 
 
@@ -140,7 +139,8 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
     `min + (max - min) * clip(2 - distance(h, c), 0, 1)`, the distance taken around the circle.
     """
     red, green, blue = images.unbind(1)
-    low, high = torch.aminmax(images, dim=1)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    high = torch.maximum(torch.maximum(red, green), blue)
     chroma = high.sub(low)
     h = torch.where(high == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
     h = torch.where(high == red, green - blue, h)
@@ -158,10 +158,12 @@ def grey(images: Tensor) -> Tensor:
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image with a Gaussian of its own sigma in pixels, the border pixels repeated outwards.
 
-    Two batched matrix products, one along each axis, with the S x S matrix of the image's sigma.
+    Two batched matrix products, one along each axis, with the S x S matrix of the image's sigma. The kernel
+    ends `RADIUS` pixels from its centre and sums to one.
     """
-    matrices = _blur_matrices(sigma, images.shape[-1]).unsqueeze(1)
-    return matrices @ images @ matrices.mT
+    matrices = _blur_matrices(sigma, images.shape[-1])
+    along_rows = (images.flatten(1, 2) @ matrices.mT).view(images.shape)
+    return matrices.unsqueeze(1) @ along_rows
 
 
 def solarise(images: Tensor) -> Tensor:
@@ -181,13 +183,17 @@ OPERATIONS = {
 
 
 def _steps(parameters: Tensor) -> Iterator[tuple[Callable[..., Tensor], Column | None, Tensor]]:
-    """Yield the operations in order, the column of their amount if they have one, and bool (B,), whom they touch."""
+    """Yield the operations in order, with the column of the amount, if any, and the rows of the images touched."""
     for turn in TURNS:
         for column, operation in OPERATIONS.items():
-            yield operation, column, parameters[:, turn] == column
-    yield grey, None, parameters[:, Column.GREY] > 0
-    yield blur, Column.SIGMA, parameters[:, Column.SIGMA] > 0
-    yield solarise, None, parameters[:, Column.SOLARISE] > 0
+            yield operation, column, _rows(parameters[:, turn] == column)
+    yield grey, None, _rows(parameters[:, Column.GREY] > 0)
+    yield blur, Column.SIGMA, _rows(parameters[:, Column.SIGMA] > 0)
+    yield solarise, None, _rows(parameters[:, Column.SOLARISE] > 0)
+
+
+def _rows(chosen: Tensor) -> Tensor:
+    return chosen.nonzero().flatten()
 
 
 def _blur_matrices(sigma: Tensor, size: int) -> Tensor:
@@ -196,8 +202,8 @@ def _blur_matrices(sigma: Tensor, size: int) -> Tensor:
     weights = torch.softmax(-(offsets**2) / (2 * sigma.view(-1, 1) ** 2), dim=1)
     place = torch.arange(size, device=sigma.device)
     sources = (place + offsets.view(-1, 1)).clamp_(0, size - 1)
-    shifts = (sources.unsqueeze(-1) == place).to(weights.dtype)  # (offsets, S, S): pixel i from pixel i + offset
-    return (weights @ shifts.flatten(1)).view(-1, size, size)
+    shifts = sources.unsqueeze(-1) == place  # (offsets, S, S): pixel i is taken from pixel i + offset
+    return (weights @ shifts.flatten(1).to(weights.dtype)).view(-1, size, size)
 
 
 def _luma(images: Tensor) -> Tensor:
@@ -221,12 +227,15 @@ def _send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _check(images: Tensor, parameters: Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise ValueError(f"images must be uint8 (B, 3, S, S), not {images.dtype} {tuple(images.shape)}.")
-    if parameters.shape != (len(images), len(Column)):
+    shape = tuple(images.shape)
+    if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        raise ValueError(f"images must be uint8 (B, 3, S, S), not {images.dtype} {shape}: crop them first.")
+    if parameters.shape != (shape[0], len(Column)):
         raise ValueError(
-            f"parameters must be ({len(images)}, {len(Column)}), a row of color.draw for each image, "
+            f"parameters must be ({shape[0]}, {len(Column)}), one row of color.draw per image, "
             f"not {tuple(parameters.shape)}."
         )
     if parameters.device.type != "cpu":
-        raise ValueError(f"parameters are on {parameters.device}: leave them on the CPU, move only the images.")
+        raise ValueError(
+            f"parameters are on {parameters.device}: leave them on the CPU, move the images only."
+        )

@@ -1,7 +1,7 @@
-"""Two overlapping views of a picture, and where they meet: the geometry of SlotCon, section 3 and appendix A.1.
+"""Two overlapping views of a picture, and where they meet: the geometry of SlotCon, section 3 and A.1.
 
-A data-loader worker cuts and resizes 8-bit crops and draws the parameters of their colours; the colours themselves
-are changed later, in batches, by `training.color`.
+A data-loader worker cuts and resizes 8-bit crops and draws the parameters of their colours; the colours
+themselves are changed later, in batches, by `training.color`.
 """
 
 import math
@@ -41,12 +41,12 @@ def draw_crop(
 ) -> Crop:
     """Draw a random resized crop, distributed as torchvision's `RandomResizedCrop`.
 
-    The area is uniform over `scale` (fractions of the picture), the aspect ratio width / height log-uniform over
-    `ratio`, the position uniform. After ten draws that do not fit, it is the central crop of the nearest legal ratio.
+    The area is uniform over `scale`, the aspect ratio log-uniform over `ratio`, the position uniform. After ten
+    draws that do not fit the picture, it is the central crop of the nearest legal ratio.
 
     Args:
-        height: pixels of the picture, at least 1; `width` likewise.
-        width: see `height`.
+        height: H, pixels of the picture, at least 1.
+        width: W, likewise.
         rng: the source of all randomness.
         scale: smallest and largest area, as fractions of the picture, in (0, 1].
         ratio: smallest and largest width / height.
@@ -75,14 +75,14 @@ def draw_second_crop(
 ) -> Crop:
     """Draw view 2's crop: as view 1's, given that it shares at least 1 % of its area with `first`.
 
-    Ten draws are accepted or rejected as a whole. After those, only the size is drawn as usual, and the position is
-    uniform over exactly those places where the two crops share enough, so one more draw always ends it. Such a place
-    exists unless `first` is smaller than 1 % of the size drawn, which takes a `scale` that spans a factor of 100;
-    then the second crop is `first` itself. Hence the two views of a picture always meet (SlotCon, appendix A.1).
+    Ten draws are accepted or rejected as a whole. After those the size alone is drawn as usual, and the position
+    uniformly over exactly those places where the crops share enough: one more draw always ends it. There is such
+    a place unless `first` is tiny beside the size drawn, which the default ranges cannot produce; the second crop
+    is then `first` itself. So the views of a picture always meet, as their alignment needs (SlotCon, A.1).
 
     Args:
-        height: pixels of the picture, at least 1; `width` likewise.
-        width: see `height`.
+        height: H, pixels of the picture, at least 1.
+        width: W, likewise.
         first: view 1's crop of the same picture.
         rng: the source of all randomness.
         scale: smallest and largest area, as fractions of the picture, in (0, 1].
@@ -132,14 +132,14 @@ def mirror(box: Box) -> Box:
 
 @dataclass(frozen=True)
 class TwoViews:
-    """Turn a picture into two views, as SlotCon, section 3 has them: the augmentations of BYOL, crops that meet.
+    """Turn a picture into two views (SlotCon, section 3): the augmentations of BYOL, on crops that meet.
 
     Attributes:
         size: S, the side of a view in pixels.
         scale: smallest and largest area of a crop, as fractions of the picture, in (0, 1].
         ratio: smallest and largest width / height of a crop.
-        geometric: False makes both views one identical crop without flips, so that they differ in colour alone
-            (the geometric ablation of SlotCon, appendix).
+        geometric: False makes both views one identical crop without flips, so that they differ in colour
+            alone: the paper's ablation of geometric augmentations.
 
     Raises:
         ValueError: if a size or a range is impossible.
@@ -156,7 +156,7 @@ class TwoViews:
         if self.size < 1:
             raise ValueError(f"size={self.size}: a view needs at least 1 pixel, 224 in the paper.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale={self.scale}: give (smallest, largest) fractions of the picture in (0, 1].")
+            raise ValueError(f"scale={self.scale}: give (smallest, largest) area, as fractions in (0, 1].")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio={self.ratio}: give (smallest, largest) width / height, both above 0.")
 
@@ -168,8 +168,9 @@ class TwoViews:
             rng: the source of all randomness: the same generator state gives the same views.
 
         Returns:
-            `views` uint8 (2, 3, S, S), not yet coloured; `boxes` float32 (2, 4), the shared region x1, y1, x2, y2 in
-            each view's unit square, flips included; `flips` bool (2,); `color` float32 (2, P) for `color.apply`.
+            `views` uint8 (2, 3, S, S), not yet coloured; `boxes` float32 (2, 4), the shared region as x1, y1,
+            x2, y2 in each view's unit square, flips included; `flips` bool (2,); `color` float32 (2, P), what
+            `color.apply` is to do with the views.
 
         Raises:
             ValueError: if `picture` is not a uint8 RGB picture of at least one pixel.
@@ -189,7 +190,7 @@ class TwoViews:
             boxes.append(mirror(box) if flipped else box)
         return {
             "views": torch.stack(views),
-            "boxes": torch.tensor(boxes),
+            "boxes": torch.tensor(boxes, dtype=torch.float32),
             "flips": torch.tensor(flips),
             "color": torch.from_numpy(np.stack([color.draw(view, rng) for view in (1, 2)])),
         }
@@ -221,11 +222,11 @@ def _shared_area(first: Crop, second: Crop) -> int:
 
 
 def _place_over(first: Crop, h: int, w: int, height: int, width: int, rng: np.random.Generator) -> Crop:
-    """Place an h x w crop uniformly over the places that share enough with `first`; `first` where there is none."""
+    """Place an h x w crop uniformly where it shares enough with `first`; return `first` if that is nowhere."""
     rows = _overlaps(first.top, first.height, h, height)
     columns = _overlaps(first.left, first.width, w, width)
     least = math.ceil(LEAST_OVERLAP * h * w)
-    # For each left edge, how many top edges share enough: a count per column spares the H x W table of places.
+    # For each left edge the number of top edges that share enough, which spares an H x W table of places.
     tops = len(rows) - np.searchsorted(np.sort(rows), -(-least // np.maximum(columns, 1)))
     tops = np.where(columns > 0, tops, 0)
     if not tops.any():
@@ -236,11 +237,11 @@ def _place_over(first: Crop, h: int, w: int, height: int, width: int, rng: np.ra
 
 
 def _overlaps(start: int, length: int, moving: int, extent: int) -> np.ndarray:
-    """Return the pixels that [start, start + length) shares with a segment of `moving` pixels at each legal place."""
+    """Return how many pixels of [start, start + length) a segment of `moving` pixels covers, place by place."""
     places = np.arange(extent - moving + 1)
     return np.maximum(0, np.minimum(places + moving, start + length) - np.maximum(places, start))
 
 
 def _resize(picture: Tensor, crop: Crop, size: int) -> Tensor:
     """Cut a crop and resize it to (3, S, S): antialiased bicubic, in integers from uint8 to uint8."""
-    return F.resized_crop(picture, *crop, size=[size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return F.resized_crop(picture, *crop, [size, size], InterpolationMode.BICUBIC, antialias=True)

@@ -1,0 +1,253 @@
+import copy
+
+import pytest
+import slow
+import torch
+from torch import nn
+
+from slotcon_hub import SlotCon, SlotConConfig
+from slotcon_hub.layers import SlotPredictor
+
+TINY = SlotConConfig(num_prototypes=6, hidden_dim=16, out_dim=8)
+
+
+class TinyBackbone(nn.Module):
+    """A map of 6 channels and stride 8, with a norm that does not mix samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 8, stride=8)
+        self.norm = nn.GroupNorm(2, 6)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).tanh()
+
+
+def make_batch(images: int = 4, size: int = 32, dtype=torch.float64):
+    views = tuple(torch.randn(images, 3, size, size, dtype=dtype) for _ in range(2))
+    boxes = tuple(
+        torch.tensor([[0.1, 0.2, 0.9, 0.8], [0.0, 0.0, 0.5, 1.0]] * images, dtype=dtype)[:images] for _ in range(2)
+    )
+    flips = torch.arange(images) % 2 == 0, torch.arange(images) % 3 == 0
+    return views, boxes, flips
+
+
+def make_model(config: SlotConConfig = TINY) -> SlotCon:
+    model = SlotCon(TinyBackbone(), config).double()
+    with torch.no_grad():
+        for p in model.student.parameters():  # student and teacher differ, as they do after a step
+            p.add_(torch.randn_like(p) * 0.05)
+    return model
+
+
+def slow_losses(model: SlotCon, views, boxes, flips) -> tuple[torch.Tensor, torch.Tensor]:
+    c = model.config
+    s, t, zs, zt = [], [], [], []
+    for view in views:
+        for net, z, scores in ((model.student, zs, s), (model.teacher, zt, t)):
+            z.append(net.projector(net.backbone(view)))
+            scores.append(slow.cosine_scores(z[-1], net.prototypes.weight))
+    group, slot = 0, 0
+    for a, b in ((0, 1), (1, 0)):
+        aligned = slow.align(s[a], boxes[a], flips[a]), slow.align(t[b], boxes[b], flips[b])
+        group = group + slow.grouping_loss(*aligned, model.center, c.student_temp, c.teacher_temp)
+        slots = slow.group_slots(zs[a], s[a], c.teacher_temp), slow.group_slots(zt[b], t[b], c.teacher_temp)
+        slot = slot + slow.slot_loss(*slots, s[a], t[b], model.predictor, c.contrast_temp)
+    return group, slot
+
+
+@pytest.mark.parametrize("images", [2, 5])
+@pytest.mark.parametrize("weight", [0.5, 0.2])
+def test_losses_equal_loops(images, weight):
+    model = make_model(SlotConConfig(num_prototypes=6, hidden_dim=16, out_dim=8, group_loss_weight=weight))
+    model.center.normal_(std=0.1)
+    batch = make_batch(images)
+    group, slot = slow_losses(copy.deepcopy(model), *batch)
+    out = model(*batch)
+    torch.testing.assert_close(out.group_loss, group.detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(out.slot_loss, slot.detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(out.loss, weight * group + (1 - weight) * slot, rtol=1e-9, atol=1e-9)
+
+
+def test_statistics_equal_counting():
+    model = make_model()
+    batch = make_batch(5)
+    with torch.no_grad():
+        students = [slow.active_slots(model.student(v)[1]) for v in batch[0]]
+        teachers = [slow.active_slots(model.teacher(v)[1]) for v in batch[0]]
+    out = model(*batch)
+    counts = [len(active) for view in teachers for active in view]
+    pairs = [len(students[a][i] & teachers[1 - a][i]) for a in (0, 1) for i in range(5)]
+    assert out.active_slots.item() == pytest.approx(sum(counts) / len(counts))
+    assert out.positive_pairs.item() == pytest.approx(sum(pairs) / len(pairs))
+    assert out.excluded_terms.item() == pytest.approx(6 - sum(pairs) / len(pairs))
+    usage = [sum(k in active for view in teachers for active in view) for k in range(6)]
+    assert out.usage.tolist() == usage
+
+
+def test_gradients_reach_the_student_and_predictor_and_nothing_else():
+    model = make_model()
+    model(*make_batch()).loss.backward()
+    for name, p in model.named_parameters():
+        if name.startswith("teacher."):
+            assert p.grad is None, name
+        else:
+            assert p.grad is not None, name
+            # A bias before a BatchNorm is without effect; its gradient is rounding.
+            assert name.endswith(("mlp.0.bias", "mlp.3.bias")) or p.grad.abs().sum() > 0, name
+
+
+def test_gradients_are_those_of_finite_differences():
+    model = make_model()
+    batch = make_batch(3)
+    model(*batch).loss.backward()
+    weight = model.student.prototypes.weight
+    direction = torch.randn_like(weight)
+    step = 1e-6
+
+    def loss_at(amount: float) -> float:
+        moved = copy.deepcopy(model)
+        moved.center.zero_()
+        with torch.no_grad():
+            moved.student.prototypes.weight.add_(direction * amount)
+        return moved(*batch).loss.item()
+
+    slope = (loss_at(step) - loss_at(-step)) / (2 * step)
+    assert (weight.grad * direction).sum().item() == pytest.approx(slope, rel=1e-4)
+
+
+def test_center_closed_form_and_only_in_train_mode():
+    model = make_model()
+    model.center.fill_(0.3)
+    batch = make_batch()
+    with torch.no_grad():
+        mean = torch.cat([model.teacher(v)[1] for v in batch[0]]).mean((0, 2, 3))
+    model(*batch)
+    torch.testing.assert_close(model.center, (0.9 * 0.3 + 0.1 * mean)[None])
+    before = copy.deepcopy(model.state_dict())
+    model.eval()(*batch)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_teacher_closed_form():
+    model = make_model()
+    student = copy.deepcopy(model.student.state_dict())
+    teacher = copy.deepcopy(model.teacher.state_dict())
+    model.update_teacher(0.9)
+    names = dict(model.teacher.named_parameters())
+    for key, value in model.teacher.state_dict().items():
+        expected = 0.9 * teacher[key] + 0.1 * student[key] if key in names else teacher[key]
+        torch.testing.assert_close(value, expected)
+    moved = copy.deepcopy(model.teacher.state_dict())
+    model.eval()
+    model.update_teacher(0.5)
+    assert all(torch.equal(value, moved[key]) for key, value in model.teacher.state_dict().items())
+
+
+def test_teacher_starts_as_a_copy_and_its_norms_see_its_own_forwards():
+    model = SlotCon("slotcon_nano", TINY)
+    for a, b in zip(model.student.parameters(), model.teacher.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not b.requires_grad
+    views, boxes, flips = make_batch(2, 64, torch.float32)
+    model(views, boxes, flips)
+    norm = model.teacher.backbone.bn1
+    assert norm.num_batches_tracked == 2  # one forward a view
+    assert norm.running_mean.abs().sum() > 0
+
+
+def test_initialisation():
+    model = SlotCon("slotcon_r18", SlotConConfig(num_prototypes=512, hidden_dim=512))
+    for head in (model.student.projector, model.predictor):
+        for layer in (head.mlp[0], head.mlp[3], head.mlp[6]):
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
+            assert layer.bias.abs().max() == 0
+    assert model.student.prototypes.weight.std().item() == pytest.approx(1, rel=0.05)
+    assert model.center.abs().max() == 0
+    assert all(block.bn2.weight.abs().max() == 0 for block in model.student.backbone.layer3)
+
+
+def scores_with_active(active: list[list[set[int]]], k: int = 4) -> list[torch.Tensor]:
+    """Maps B x K x 1 x 3 whose active slots are the given sets (up to three of them), for each view."""
+    maps = []
+    for view in active:
+        scores = torch.zeros(len(view), k, 1, 3, dtype=torch.float64)
+        for image, slots in enumerate(view):
+            for cell in range(3):
+                scores[image, sorted(slots)[cell % len(slots)], 0, cell] = 1
+        maps.append(scores)
+    return maps
+
+
+@pytest.mark.parametrize(("student", "teacher", "queries"), [({0}, {1}, 0), ({0, 2}, {1, 2}, 1), ({0, 2}, {0, 2}, 2)])
+def test_few_queries(student, teacher, queries):
+    """No slot active in both views, exactly one, and two: finite, connected, and nothing is NaN."""
+    model = make_model()
+    model.predictor.mlp[1].running_mean.fill_(0.5)
+    from slotcon_hub import functional as SF
+
+    s, t = (SF.active_slots(m) for m in scores_with_active([[student], [teacher]]))
+    slots = [torch.randn(1, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    loss = model._contrast(tuple(slots[:2]), tuple(x.detach() for x in slots[2:]), torch.stack([s, s, t, t]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert (loss.item() == 0) == (queries == 0)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.predictor.parameters())
+    assert slots[0].grad is not None
+    moved = (model.predictor.mlp[1].running_mean != 0.5).any().item()
+    assert moved == (queries > 1)  # less than two queries have no variance: the running statistics serve
+    assert model.predictor.training
+
+
+def test_one_query_is_normalised_by_the_running_statistics():
+    predictor = SlotPredictor(4, 8)
+    slot = torch.randn(1, 4)
+    assert torch.equal(predictor(slot), copy.deepcopy(predictor).eval()(slot))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_prototypes": 1}, "use at least 2"),
+        ({"student_temp": 0}, "student_temp=0 must be positive"),
+        ({"group_loss_weight": 1.5}, "between 0 and 1"),
+        ({"teacher_momentum": -0.1}, "between 0 and 1"),
+    ],
+)
+def test_config_names_the_fix(values, words):
+    with pytest.raises(ValueError, match=words):
+        SlotConConfig(**values)
+
+
+def test_backbone_without_a_map_is_refused():
+    with pytest.raises(ValueError, match=r"returns shape \(1, 7\).*B x C x H x W map"):
+        SlotCon(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 7)), TINY)
+
+
+def wave(tensor: torch.Tensor, frequency: float) -> torch.Tensor:
+    """Fill with numbers that depend on no random generator."""
+    return tensor.copy_(torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) * frequency).view_as(tensor))
+
+
+def test_golden_numbers():
+    """A change that should not move the numbers does not: losses, gradient and centre, in float64."""
+    model = make_model()
+    with torch.no_grad():
+        for i, value in enumerate(model.state_dict().values()):
+            if value.is_floating_point():
+                wave(value, 1.1 + 0.01 * i)
+        for key, value in model.state_dict().items():
+            if key.endswith("running_var"):
+                value.fill_(1)
+        views, boxes, flips = make_batch(3)
+        for i, view in enumerate(views):
+            wave(view, 0.7 + 0.2 * i)
+    out = model(views, boxes, flips)
+    out.loss.backward()
+    gradient = model.student.backbone.conv.weight.grad
+    found = [out.group_loss, out.slot_loss, gradient.norm(), model.center.norm(), out.active_slots]
+    assert torch.stack(found).tolist() == pytest.approx(GOLDEN, rel=1e-8)
+
+
+GOLDEN = [2.736987175520301, 0.5633670000626403, 0.07495837233701877, 1.6023100663833112, 1.1666666666666667]
