@@ -7,7 +7,15 @@ import torch.distributed as dist
 from timm.layers import SyncBatchNormAct, convert_sync_batchnorm
 from torch import Tensor, nn
 
-__all__ = ["SyncBatchNorm", "gather_counts", "gather_rows", "mean", "rank", "synchronize_batchnorm", "world_size"]
+__all__ = [
+    "SyncBatchNorm",
+    "gather_counts",
+    "gather_rows",
+    "mean",
+    "rank",
+    "synchronize_batchnorm",
+    "world_size",
+]
 
 
 def world_size() -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slotcon_hub.functional import cosine_scores
 
-__all__ = ["ProjectionHead", "Prototypes", "PrototypeNetwork", "SlotPredictor"]
+__all__ = ["ProjectionHead", "PrototypeNetwork", "Prototypes", "SlotPredictor"]
 
 
 class ProjectionHead(nn.Module):

@@ -168,7 +168,12 @@ class SlotCon(nn.Module):
             num_queries = [c[direction] for c in counts]
             num_keys = [c[2 + direction] for c in counts]
             loss = loss + self._contrast_one(
-                students[direction], teachers[1 - direction], queries[direction], keys[direction], num_queries, num_keys
+                students[direction],
+                teachers[1 - direction],
+                queries[direction],
+                keys[direction],
+                num_queries,
+                num_keys,
             )
         return loss
 

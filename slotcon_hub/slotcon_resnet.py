@@ -72,9 +72,7 @@ default_cfgs = generate_default_cfgs(
         "slotcon_r34": _cfg(),
         "slotcon_r50": _cfg(),
         "slotcon_r101": _cfg(),
-        "slotcon_nano_proto": _proto_cfg(
-            **{**_NANO_INPUT, "first_conv": "backbone.conv1.0"}, num_classes=16
-        ),
+        "slotcon_nano_proto": _proto_cfg(**{**_NANO_INPUT, "first_conv": "backbone.conv1.0"}, num_classes=16),
         "slotcon_r18_proto": _proto_cfg(),
         "slotcon_r34_proto": _proto_cfg(),
         "slotcon_r50_proto": _proto_cfg(),

@@ -1,8 +1,8 @@
-"""The colours of a view (SlotCon, section 3): drawn by a data-loader worker, applied in batches on any device.
+"""The colours of a view (SlotCon, section 3): drawn by a data-loader worker, applied in batches anywhere.
 
-The augmentations and their probabilities are those of BYOL: colour jitter, grey scale, Gaussian blur, solarise.
-The usual 8-bit pipeline rounds to whole grey levels after each of them; here pixels stay float32 from end to
-end. The distribution is the same, single pixels differ by a level or so.
+The augmentations and their probabilities are those of BYOL: jitter, grey scale, Gaussian blur, solarise. The
+usual 8-bit pipeline rounds to whole grey levels after each of them; here pixels stay float32 from end to end.
+The distribution is the same, single pixels differ by a level or so.
 """
 
 from collections.abc import Callable, Iterator
@@ -75,8 +75,8 @@ def draw(view: int, rng: np.random.Generator) -> np.ndarray:
 def apply(images: Tensor, parameters: Tensor) -> Tensor:
     """Change the colours of each image as its parameters say, and normalise: jitter, grey, blur, solarise.
 
-    Which images an operation touches is worked out on the host, hence the parameters on the CPU: the device is
-    never waited for, and an operation passes over its own images only. Autocast does not reach in here.
+    Which images an operation touches is worked out on the host, hence the parameters on the CPU: the device
+    is never waited for, and an operation passes over its own images only. Autocast does not reach in here.
 
     Args:
         images: uint8 (B, 3, S, S), RGB, on any device; never written to.
@@ -93,11 +93,11 @@ def apply(images: Tensor, parameters: Tensor) -> Tensor:
     pixels = images.to(torch.float32).div_(255)
     operations, columns, chosen = zip(*_steps(parameters), strict=True)
     rows = _send(torch.cat(chosen), images.device).split([len(rows) for rows in chosen])
-    amounts = _send(parameters.T, images.device)
+    amounts = _send(parameters, images.device)
     with torch.autocast(images.device.type, enabled=False):
         for operation, column, own in zip(operations, columns, rows, strict=True):
             if len(own):
-                amount = () if column is None else (amounts[column].index_select(0, own),)
+                amount = () if column is None else (amounts[:, column].index_select(0, own),)
                 pixels.index_copy_(0, own, operation(pixels.index_select(0, own), *amount))
     return _standardize_(pixels)
 
@@ -183,7 +183,7 @@ OPERATIONS = {
 
 
 def _steps(parameters: Tensor) -> Iterator[tuple[Callable[..., Tensor], Column | None, Tensor]]:
-    """Yield the operations in order, with the column of the amount, if any, and the rows of the images touched."""
+    """Yield the operations in order, each with the column of its amount, if any, and the rows it touches."""
     for turn in TURNS:
         for column, operation in OPERATIONS.items():
             yield operation, column, _rows(parameters[:, turn] == column)
@@ -236,6 +236,4 @@ def _check(images: Tensor, parameters: Tensor) -> None:
             f"not {tuple(parameters.shape)}."
         )
     if parameters.device.type != "cpu":
-        raise ValueError(
-            f"parameters are on {parameters.device}: leave them on the CPU, move the images only."
-        )
+        raise ValueError(f"parameters are on {parameters.device}: leave them on the CPU, move the images only.")

@@ -50,9 +50,7 @@ TINTS = {
 BARK, GLASS, RUBBER, SNOW, HAZE = np.float32(
     [(0.36, 0.26, 0.18), (0.30, 0.40, 0.50), (0.10, 0.10, 0.11), (0.96, 0.97, 1.0), (0.80, 0.85, 0.90)]
 )[..., None, None]
-MORTAR, YELLOW, MUZZLE = np.float32([(0.85, 0.82, 0.78), (0.94, 0.85, 0.30), (0.80, 0.60, 0.55)])[
-    ..., None, None
-]
+MORTAR, YELLOW, MUZZLE = np.float32([(0.85, 0.82, 0.78), (0.94, 0.85, 0.30), (0.80, 0.60, 0.55)])[..., None, None]
 
 # Grounds from the horizon to the camera.
 LAYOUTS = (
@@ -131,9 +129,7 @@ def _sand(rng, x, depth):
 def _road(rng, x, depth):
     distance = 1 / (depth.clip(0) + 0.2)
     along, across = rng.uniform(4, 6) * distance, rng.uniform(4, 6) * (x - 0.75) * distance
-    slabs = rng.standard_normal((32, 32), np.float32)[
-        along.astype(int) % 32, np.floor(across).astype(int) % 32
-    ]
+    slabs = rng.standard_normal((32, 32), np.float32)[along.astype(int) % 32, np.floor(across).astype(int) % 32]
     joints = (along % 1 < 0.10 * distance.clip(1, 3)) | (across % 1 < 0.07 * distance.clip(1, 3))
     grain = rng.standard_normal(x.shape, np.float32)
     return _tint(rng, "road") * (1 + 0.07 * slabs + 0.03 * grain - 0.32 * joints)
@@ -246,8 +242,7 @@ def _landscape(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
 def _populate(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, depth: np.ndarray) -> None:
     """Stand 1 to 4 kinds of objects on their grounds, the far ones first; writes into `image` and `mask`."""
     spots = {
-        kind: np.flatnonzero(np.isin(mask, [CLASSES.index(g) for g in on]))
-        for kind, (*_, on) in OBJECTS.items()
+        kind: np.flatnonzero(np.isin(mask, [CLASSES.index(g) for g in on])) for kind, (*_, on) in OBJECTS.items()
     }
     present = [kind for kind in OBJECTS if len(spots[kind])]
     chosen = rng.permutation(present)[: rng.integers(1, 5)]
@@ -262,9 +257,7 @@ def _place(rng, image, mask, kind, foot, middle, near, light) -> None:
     painter, size, aspect, _ = OBJECTS[kind]
     size *= len(mask) * (0.42 + 0.7 * near) * rng.uniform(0.85, 1.15)
     reach = int(size * (aspect / 2 + 0.1))
-    box = np.s_[
-        max(0, foot - int(size)) : foot + 1 + int(0.12 * size), max(0, middle - reach) : middle + reach
-    ]
+    box = np.s_[max(0, foot - int(size)) : foot + 1 + int(0.12 * size), max(0, middle - reach) : middle + reach]
     image, mask = image[(slice(None), *box)], mask[box]
     y, x = np.mgrid[: mask.shape[0], : mask.shape[1]].astype(np.float32)
     x, y = (x + box[1].start - middle) / size, (foot + 0.5 - y - box[0].start) / size

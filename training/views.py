@@ -41,8 +41,8 @@ def draw_crop(
 ) -> Crop:
     """Draw a random resized crop, distributed as torchvision's `RandomResizedCrop`.
 
-    The area is uniform over `scale`, the aspect ratio log-uniform over `ratio`, the position uniform. After ten
-    draws that do not fit the picture, it is the central crop of the nearest legal ratio.
+    The area is uniform over `scale`, the aspect ratio log-uniform over `ratio`, the position uniform. After
+    ten draws that do not fit the picture, it is the central crop of the nearest legal ratio.
 
     Args:
         height: H, pixels of the picture, at least 1.
@@ -75,10 +75,11 @@ def draw_second_crop(
 ) -> Crop:
     """Draw view 2's crop: as view 1's, given that it shares at least 1 % of its area with `first`.
 
-    Ten draws are accepted or rejected as a whole. After those the size alone is drawn as usual, and the position
-    uniformly over exactly those places where the crops share enough: one more draw always ends it. There is such
-    a place unless `first` is tiny beside the size drawn, which the default ranges cannot produce; the second crop
-    is then `first` itself. So the views of a picture always meet, as their alignment needs (SlotCon, A.1).
+    Ten draws are accepted or rejected as a whole. After those the size alone is drawn as usual, and the
+    position uniformly over exactly those places where the crops share enough: one more draw always ends it.
+    There is such a place unless `first` is tiny beside the size drawn, which the default ranges do not bring
+    about; the second crop is then `first` itself. So two views always meet, as aligning them (SlotCon, A.1)
+    needs.
 
     Args:
         height: H, pixels of the picture, at least 1.
@@ -222,7 +223,7 @@ def _shared_area(first: Crop, second: Crop) -> int:
 
 
 def _place_over(first: Crop, h: int, w: int, height: int, width: int, rng: np.random.Generator) -> Crop:
-    """Place an h x w crop uniformly where it shares enough with `first`; return `first` if that is nowhere."""
+    """Place an h x w crop uniformly where it shares enough with `first`; `first` if that is nowhere."""
     rows = _overlaps(first.top, first.height, h, height)
     columns = _overlaps(first.left, first.width, w, width)
     least = math.ceil(LEAST_OVERLAP * h * w)
@@ -237,7 +238,7 @@ def _place_over(first: Crop, h: int, w: int, height: int, width: int, rng: np.ra
 
 
 def _overlaps(start: int, length: int, moving: int, extent: int) -> np.ndarray:
-    """Return how many pixels of [start, start + length) a segment of `moving` pixels covers, place by place."""
+    """Return the pixels of [start, start + length) that a segment of `moving` covers, place by place."""
     places = np.arange(extent - moving + 1)
     return np.maximum(0, np.minimum(places + moving, start + length) - np.maximum(places, start))
 

@@ -115,7 +115,12 @@ def test_a_coordinate_picture_comes_back_to_its_coordinates(flip_a, flip_b):
         boxes = torch.tensor([box], dtype=torch.float64)
         aligned.append(SF.align(coordinate_map(crop, cells, flip), boxes, torch.tensor([flip])))
     expected = coordinate_map(shared, cells, False)
-    inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))  # the outermost samples clamp at the border
+    inner = (
+        slice(None),
+        slice(None),
+        slice(2, -2),
+        slice(2, -2),
+    )  # the outermost samples clamp at the border
     for view in aligned:
         close(view[inner], expected[inner])
 

@@ -180,7 +180,9 @@ def scores_with_active(active: list[list[set[int]]], k: int = 4) -> list[torch.T
     return maps
 
 
-@pytest.mark.parametrize(("student", "teacher", "queries"), [({0}, {1}, 0), ({0, 2}, {1, 2}, 1), ({0, 2}, {0, 2}, 2)])
+@pytest.mark.parametrize(
+    ("student", "teacher", "queries"), [({0}, {1}, 0), ({0, 2}, {1, 2}, 1), ({0, 2}, {0, 2}, 2)]
+)
 def test_few_queries(student, teacher, queries):
     """No slot active in both views, exactly one, and two: finite, connected, and nothing is NaN."""
     model = make_model()

@@ -1,0 +1,149 @@
+"""A trained SlotCon as what is published: a plain timm backbone, and a prototype model. Always the teacher."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import save_for_hf
+from torch import nn
+
+from slotcon_hub.slotcon import SlotCon
+from slotcon_hub.slotcon_resnet import SlotConPrototypes, plain_timm
+
+__all__ = ["backbone_model", "export", "prototype_model"]
+
+_INPUT = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
+_INPUT |= {"num_classes", "pool_size", "first_conv", "classifier", "fixed_input_size"}
+
+
+def backbone_model(model: SlotCon) -> nn.Module:
+    """The teacher's backbone as a model of timm's own, without a classifier, in eval mode.
+
+    Raises:
+        ValueError: the backbone is not a timm model.
+    """
+    architecture, args = _origin(model)
+    plain, plain_args = plain_timm(architecture)
+    backbone = timm.create_model(plain, num_classes=0, **{**plain_args, **args})
+    backbone.load_state_dict(model.teacher.backbone.state_dict())
+    return backbone.eval()
+
+
+def prototype_model(model: SlotCon, global_pool: str = "avg") -> SlotConPrototypes:
+    """The teacher's backbone, projector and prototypes, in eval mode.
+
+    Args:
+        model: with a timm backbone.
+        global_pool: "" for the dense map of similarities.
+
+    Raises:
+        ValueError: the backbone is not a timm model.
+    """
+    architecture, args = _origin(model)
+    name = f"{architecture}_proto"
+    if not timm.is_model(name):
+        name, args = "slotcon_proto", {"backbone": architecture, **args}
+    config = model.config
+    prototypes = timm.create_model(
+        name,
+        num_classes=config.num_prototypes,
+        global_pool=global_pool,
+        hidden_dim=config.hidden_dim,
+        out_dim=config.out_dim,
+        **args,
+    )
+    prototypes.load_state_dict(model.teacher.state_dict())
+    return prototypes.eval()
+
+
+def export(model: SlotCon, folder: str | Path, *, input_size: int, trained: str) -> Path:
+    """Write ``backbone/`` and ``prototypes/``, each ``model.safetensors``, ``config.json`` and ``README.md``.
+
+    The backbone loads in plain timm, ``timm.create_model("local-dir:<folder>/backbone", pretrained=True)``; the
+    prototypes likewise once ``slotcon_hub`` is imported. All is written, or nothing.
+
+    Args:
+        model: with a timm backbone.
+        folder: replaced if it exists.
+        input_size: side of the views it was trained on, in pixels.
+        trained: one sentence for the README: on what, and for how long.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        architecture, args = _origin(model)
+        plain_args = {**plain_timm(architecture)[1], **args}
+        _save(backbone_model(model), staging / "backbone", input_size, trained, plain_args)
+        _save(prototype_model(model), staging / "prototypes", input_size, trained, None)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.chmod(staging, 0o755)
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def _origin(model: SlotCon) -> tuple[str, dict[str, Any]]:
+    """The timm architecture of the backbone, and the arguments it was made with."""
+    backbone = model.teacher.backbone
+    if not hasattr(backbone, "pretrained_cfg"):
+        raise ValueError(f"the backbone, {type(backbone).__name__}, is no timm model: only those can be exported")
+    args = {k: v for k, v in backbone._model_args.items() if k not in ("num_classes", "global_pool")}
+    return backbone.pretrained_cfg["architecture"], args
+
+
+def _save(net: nn.Module, folder: Path, input_size: int, trained: str, model_args: dict[str, Any] | None) -> None:
+    """Write a folder; ``model_args`` replaces timm's list of arguments where it says too much.
+
+    Of the preprocessing alone timm's configuration speaks for our weights; tag, licence and so on are those of
+    timm's own weights for this architecture.
+    """
+    save_for_hf(
+        net.to(memory_format=torch.contiguous_format),
+        str(folder),
+        safe_serialization=True,
+        data_config={"input_size": (net.in_chans, input_size, input_size)},
+    )
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_cfg"] = {k: v for k, v in config["pretrained_cfg"].items() if k in _INPUT}
+    if model_args is not None:
+        del config["model_args"]
+        config |= {"model_args": model_args} if model_args else {}
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "README.md").write_text(_readme(config, folder.name, trained))
+
+
+def _readme(config: dict[str, Any], kind: str, trained: str) -> str:
+    if kind == "backbone":
+        what = f"A {config['architecture']} backbone ({config['num_features']} channels, no classifier)"
+        needs, output = "import timm", "B x C features; model.forward_features(x) gives the map"
+    else:
+        what = f"A backbone with projector and {config['num_classes']} semantic prototypes"
+        needs, output = "import slotcon_hub\nimport timm", "B x K similarities; global_pool='' gives the map"
+    return f"""---
+library_name: timm
+tags:
+- slotcon
+---
+# SlotCon {kind}
+
+{what}, pre-trained without labels by SlotCon (Wen et al., NeurIPS 2022). {trained}
+
+```python
+{needs}
+
+model = timm.create_model("local-dir:<this folder>", pretrained=True).eval()
+model(x)  # {output}
+```
+"""

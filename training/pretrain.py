@@ -1,0 +1,235 @@
+"""Pre-train SlotCon: ``accelerate launch training/pretrain.py [recipe] [options]``.
+
+Without the name of a recipe it is the demo. ``fit`` is the loop.
+"""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from slotcon_hub import SlotCon, distributed
+from slotcon_hub.functional import teacher_momentum
+from training import checkpoint, color, run_folder, scenes
+from training.data import (
+    Pictures,
+    Steps,
+    TooManyUnreadable,
+    Unreadable,
+    ViewPairs,
+    make_loader,
+    open_pictures,
+)
+from training.monitor import Diverged, Monitor
+from training.optim import lr_at, make_optimizer
+from training.recipes import RECIPES, SCENES, Recipe
+from training.showcase import Showcase
+from training.views import TwoViews
+
+HELP = "usage: accelerate launch training/pretrain.py [recipe] [options]\n\nRecipes, each with its own --help:\n"
+
+
+@dataclass
+class Run:
+    """A run that is ready to go, or to go on."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+    accelerator: Accelerator
+    pictures: Pictures
+    showcase: Showcase
+    slotcon: SlotCon
+    model: nn.Module
+    """``slotcon`` as it is trained: wrapped by Accelerate."""
+    optimizer: Any
+    step: int = 0
+    """Steps behind us."""
+    taken: int = 0
+    """Those of them that moved the weights: fp16 skips a step whose gradients overflow."""
+    moved: bool = True
+    """Whether the last one did: if not, the teacher has nothing new to follow."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a recipe from the command line; what a user can cause ends in one sentence."""
+    try:
+        run = prepare(*parse(list(sys.argv[1:] if argv is None else argv)))
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    try:
+        fit(run)
+    except (Diverged, TooManyUnreadable) as error:
+        raise SystemExit(f"error: {error}") from None
+    if run.accelerator.is_main_process:
+        run_folder.finish(run.folder, run.slotcon, run.showcase, run.recipe, run.name)
+    run.accelerator.end_training()
+
+
+def parse(argv: list[str]) -> tuple[str, Recipe]:
+    """Read the name of a recipe, the demo if there is none, and the options that override it.
+
+    Raises:
+        ValueError: an unknown recipe, or values that cannot work.
+    """
+    if argv[:1] in (["-h"], ["--help"]):
+        print(HELP + "".join(f"\n  {name}\n      {text}" for name, (text, _) in RECIPES.items()))
+        raise SystemExit(0)
+    name, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("demo", argv)
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    description, default = RECIPES[name]
+    recipe = tyro.cli(Recipe, default=default, args=options, prog=f"pretrain.py {name}", description=description)
+    if recipe.data is None:
+        raise ValueError(f"{name} needs pictures: add --data <folder>. {description}")
+    return name, recipe
+
+
+def prepare(name: str, recipe: Recipe) -> Run:
+    """Open the data, build the model, and load the checkpoint to resume from.
+
+    Raises:
+        ValueError: something that the user can mend, in one sentence; nothing is written then.
+    """
+    processes = PartialState()
+    recipe.micro_batch(processes.num_processes)
+    missing = set(recipe.trackers) - {str(t) for t in get_available_trackers()}
+    if missing:
+        raise ValueError(f"tracker {', '.join(sorted(missing))} is not installed: install it or drop it")
+    with processes.main_process_first():
+        held_out = scenes.prepare() if recipe.data == SCENES else None
+    source = str(held_out.train) if held_out else str(recipe.data)
+    pictures = open_pictures(source, recipe.split, recipe.image_column)
+    recipe.steps_per_epoch(len(pictures))
+
+    set_seed(recipe.seed)
+    slotcon = SlotCon(recipe.backbone, recipe.slotcon)
+    if recipe.channels_last:
+        slotcon.to(memory_format=torch.channels_last)
+    if processes.num_processes > 1:
+        distributed.synchronize_batchnorm(slotcon)
+    optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
+    folder = run_folder.choose(name, recipe)
+    resumed = checkpoint.load(checkpoint.latest(folder), slotcon) if recipe.resume else None
+
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        log_with=list(recipe.trackers),
+        project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    model, optimizer = accelerator.prepare(slotcon, optimizer)
+    size = recipe.view_size
+    showcase = Showcase.of_scenes(held_out) if held_out else Showcase.of_pictures(pictures, size)
+    run = Run(name, recipe, folder, accelerator, pictures, showcase, slotcon, model, optimizer)
+    if resumed:
+        restore(run, *resumed)
+    if accelerator.is_main_process:
+        run_folder.describe(folder, name, recipe, len(pictures), accelerator)
+        if not resumed:
+            run_folder.before(folder, slotcon, showcase)
+    accelerator.init_trackers("slotcon", config={"recipe": name})
+    return run
+
+
+def fit(run: Run) -> None:
+    """Train from ``run.step`` to the end of the last epoch."""
+    recipe, accelerator, slotcon = run.recipe, run.accelerator, run.slotcon
+    steps_per_epoch = recipe.steps_per_epoch(len(run.pictures))
+    total_steps = recipe.epochs * steps_per_epoch
+    warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
+    steps = range(run.step, total_steps)
+    loader = iter(load(run, steps))
+    unreadable = Unreadable(run.pictures, accelerator)
+    monitor = Monitor(run.folder, accelerator, steps, recipe.batch_size, recipe.log_every)
+    slotcon.train()
+
+    for step in steps:
+        lr = lr_at(run.taken, base_lr=recipe.peak_lr, warmup_steps=warmup_steps, total_steps=total_steps)
+        momentum = teacher_momentum(run.taken, total_steps, recipe.slotcon.teacher_momentum)
+        for group in run.optimizer.param_groups:
+            group["lr"] = lr
+        if run.moved:
+            slotcon.update_teacher(momentum)
+        for micro in range(1, recipe.accumulation_steps + 1):
+            with monitor.waiting():
+                batch = next(loader)
+            unreadable.add(batch.pop("unreadable"))
+            whole = micro == recipe.accumulation_steps
+            with contextlib.nullcontext() if whole else accelerator.no_sync(run.model):
+                out = run.model(*to_device(batch, accelerator.device, recipe.channels_last))
+                accelerator.backward(out.loss / recipe.accumulation_steps)
+            monitor.add(out)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+
+        run.step = step + 1
+        run.moved = not accelerator.optimizer_step_was_skipped
+        run.taken += run.moved
+        if monitor.step(run.step, {"epoch": run.step / steps_per_epoch, "lr": lr, "teacher_momentum": momentum}):
+            unreadable.check()
+        if run.step % (recipe.save_every * steps_per_epoch) == 0 or run.step == total_steps:
+            save(run)
+    monitor.close()
+
+
+def load(run: Run, steps: range) -> Any:
+    """Make the loader of this process's micro-batches."""
+    recipe, accelerator = run.recipe, run.accelerator
+    views = TwoViews(recipe.view_size, (recipe.min_crop, 1.0), geometric=recipe.geometric)
+    plan = Steps(
+        len(run.pictures),
+        recipe.batch_size,
+        steps,
+        seed=recipe.seed,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        accumulation=recipe.accumulation_steps,
+    )
+    return make_loader(ViewPairs(run.pictures, views, recipe.seed), plan, recipe.workers)
+
+
+def to_device(
+    batch: dict[str, Tensor], device: torch.device, channels_last: bool
+) -> tuple[tuple[Tensor, ...], ...]:
+    """Send a batch to the device, colour its views there, and return views, boxes and flips as pairs."""
+    crops = batch["views"].to(device, non_blocking=True)
+    views = color.apply(crops.flatten(0, 1), batch["color"].flatten(0, 1))
+    if channels_last:
+        views = views.contiguous(memory_format=torch.channels_last)
+    boxes, flips = (batch[key].to(device, non_blocking=True) for key in ("boxes", "flips"))
+    return tuple(views.chunk(2)), tuple(boxes), tuple(flips)
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of the run."""
+    if run.accelerator.is_main_process:
+        scaler = run.accelerator.scaler
+        states = {
+            "optimizer": run.optimizer.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else {},
+        }
+        progress = {"taken": run.taken, "moved": run.moved, "recipe": run.name}
+        checkpoint.save(run.folder, run.step, run.slotcon, states, progress, run.recipe.keep)
+    run.accelerator.wait_for_everyone()
+
+
+def restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Continue from a checkpoint: optimiser, scaler and place; the weights are loaded already."""
+    run.optimizer.load_state_dict(states["optimizer"])
+    if run.accelerator.scaler and states["scaler"]:
+        run.accelerator.scaler.load_state_dict(states["scaler"])
+    run.step, run.taken, run.moved = progress["step"], progress["taken"], progress["moved"]
+
+
+if __name__ == "__main__":
+    main()

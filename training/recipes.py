@@ -1,0 +1,182 @@
+"""What a pre-training run is, as frozen values; one entry of ``RECIPES`` for each published run, and the demo.
+
+The arithmetic that the paper does by hand stands here beside the numbers: the learning rate follows the global
+batch (linear scaling, section 4.1), the steps follow the data.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from slotcon_hub import SlotConConfig
+from training.optim import OptimizerName
+
+__all__ = ["RECIPES", "Recipe"]
+
+SCENES = "scenes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A pre-training run: data, model, objective, optimisation, and what is kept of it.
+
+    Raises:
+        ValueError: for values that cannot work, naming the fix.
+    """
+
+    data: str | None = None
+    """Folder of pictures (searched at any depth), Parquet file or folder of them, hf:<name> for a data set of the
+    Hugging Face Hub, or "scenes" for the embedded synthetic ones."""
+    split: str = "train"
+    """Split of a Hub data set, or of Parquet files named after theirs."""
+    image_column: str = "image"
+    """Column of a table that holds the images."""
+
+    backbone: str = "slotcon_r50"
+    """Any timm model that returns a map once its head is removed."""
+    slotcon: Annotated[SlotConConfig, tyro.conf.arg(name="")] = field(default_factory=SlotConConfig)
+
+    view_size: int = 224
+    """Side of a view, in pixels."""
+    min_crop: float = 0.08
+    """Smallest area of a crop, as a fraction of the picture."""
+    geometric: bool = True
+    """Crop and flip the views independently; without it, both are one crop in two colours (ablation)."""
+
+    epochs: int = 800
+    """Passes over the data."""
+    batch_size: int = 512
+    """Pictures in an optimisation step, over all processes and accumulation steps."""
+    accumulation_steps: int = 1
+    """Micro-batches that a process makes of its share of the batch."""
+    optimizer: OptimizerName = "lars"
+    """LARS with trust coefficient 0.001, or SGD; momentum 0.9."""
+    base_lr: float = 1.0
+    """Peak learning rate for a batch of 256; the peak used is base_lr * batch_size / 256."""
+    weight_decay: float = 1e-5
+    """Of all parameters but biases and norms."""
+    warmup_epochs: float = 5
+    """Epochs in which the learning rate rises to its peak."""
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """Precision of the layers (losses stay in float32); None takes what accelerate is configured for."""
+    channels_last: bool = True
+    """Memory format of the network; the numbers stay the same."""
+    seed: int = 0
+    """Of initialisation, order and augmentation."""
+
+    output: Path | None = None
+    """Folder of the run; None makes runs/<recipe>-<date and time>."""
+    resume: bool = False
+    """Continue from the newest checkpoint in --output."""
+    workers: int = 8
+    """Processes that load pictures, for each training process."""
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+    save_every: int = 5
+    """Epochs between two checkpoints; there is always one at the end."""
+    keep: int = 2
+    """Checkpoints kept, the newest ones."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Accelerate's trackers, besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in ("view_size", "epochs", "accumulation_steps", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size={self.batch_size} leaves BatchNorm no variance: use at least 2")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} does not fit into epochs={self.epochs}: "
+                "shorten the warm-up, with --warmup-epochs"
+            )
+        if not 0 < self.min_crop <= 1:
+            raise ValueError(f"min_crop={self.min_crop} must be a fraction in (0, 1]")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers} must not be negative; 0 loads in the training process")
+        if self.resume and self.output is None:
+            raise ValueError("--resume needs --output, the folder of the run to continue")
+
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate of the global batch."""
+        return self.base_lr * self.batch_size / 256
+
+    def micro_batch(self, processes: int) -> int:
+        """Pictures in one forward of one process.
+
+        Raises:
+            ValueError: the batch does not divide.
+        """
+        parts = processes * self.accumulation_steps
+        if self.batch_size % parts:
+            nearest = max(self.batch_size // parts, 1) * parts
+            steps = f" of {self.accumulation_steps} accumulation steps" if self.accumulation_steps > 1 else ""
+            raise ValueError(
+                f"batch_size={self.batch_size} does not divide over {processes} processes{steps}: "
+                f"use --batch-size {nearest}"
+            )
+        return self.batch_size // parts
+
+    def steps_per_epoch(self, pictures: int) -> int:
+        """Optimisation steps in a pass over so many pictures; the rest of the last batch is left out.
+
+        Raises:
+            ValueError: there are less pictures than a batch takes.
+        """
+        if pictures < self.batch_size:
+            raise ValueError(
+                f"{pictures} pictures do not fill a batch: use --batch-size {pictures // 2 * 2} or less"
+                if pictures > 3
+                else f"{pictures} pictures are too few to pre-train on"
+            )
+        return pictures // self.batch_size
+
+
+COCO = Recipe()
+IN1K = replace(COCO, slotcon=SlotConConfig(num_prototypes=2048))
+
+RECIPES: dict[str, tuple[str, Recipe]] = {
+    "demo": (
+        "A small ResNet on synthetic scenes: minutes on two CPU cores, nothing to download.",
+        Recipe(
+            data=SCENES,
+            backbone="slotcon_nano",
+            slotcon=SlotConConfig(num_prototypes=16, hidden_dim=512, out_dim=128),
+            view_size=96,
+            epochs=5,
+            batch_size=64,
+            warmup_epochs=0.5,
+            workers=1,
+            log_every=5,
+        ),
+    ),
+    "coco_800ep": (
+        "COCO train2017 (118,287 pictures). Reported: 41.0 box AP, 37.0 mask AP (Mask R-CNN R50-FPN 1x); "
+        "143 s an epoch and 16.0 GB a GPU on 8 x RTX 3090 at batch 1024.",
+        COCO,
+    ),
+    "cocoplus_800ep": (
+        "COCO train2017 + unlabeled2017 (about 241,690 pictures). Reported: 41.8 box AP, 37.8 mask AP.",
+        COCO,
+    ),
+    "in1k_100ep": (
+        "ImageNet-1k train (1,281,167 pictures). Reported: 41.4 box AP, 37.2 mask AP.",
+        replace(IN1K, epochs=100),
+    ),
+    "in1k_200ep": (
+        "ImageNet-1k train (1,281,167 pictures). Reported: 41.8 box AP, 37.8 mask AP.",
+        replace(IN1K, epochs=200),
+    ),
+    "bdd100k_800ep": (
+        "BDD100K train (70,000 pictures). Reported: 73.9 mIoU on Cityscapes.",
+        replace(COCO, slotcon=SlotConConfig(num_prototypes=64)),
+    ),
+    "cocostuff27": (
+        "COCO train2017 with 27 prototypes, for unsupervised segmentation. Reported: 42.36 pixel accuracy on "
+        "COCO-Stuff-27; its length is not stated, 800 epochs here.",
+        replace(COCO, slotcon=SlotConConfig(num_prototypes=27)),
+    ),
+}

@@ -1,0 +1,112 @@
+"""The folder of a run: its name, what it says of the run, and what it holds at the end."""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from rich import print as show
+from rich.table import Table
+
+from slotcon_hub import SlotCon
+from slotcon_hub.export import export
+from training.recipes import Recipe
+from training.report import draw_curves
+from training.showcase import Showcase
+
+__all__ = ["before", "choose", "describe", "finish"]
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "huggingface-hub")
+
+
+def choose(name: str, recipe: Recipe) -> Path:
+    """Choose the folder of a run, the same on all processes; it is made when something is written.
+
+    Raises:
+        ValueError: it holds another run.
+    """
+    chosen = [recipe.output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"]
+    broadcast_object_list(chosen)
+    folder = chosen[0]
+    if not recipe.resume and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds a run already: add --resume to continue it, or choose another --output")
+    return folder
+
+
+def describe(folder: Path, name: str, recipe: Recipe, pictures: int, accelerator: Accelerator) -> None:
+    """Print the resolved configuration, and save it with versions, machine and revision as ``run.json``."""
+    steps = recipe.epochs * recipe.steps_per_epoch(pictures)
+    settings = asdict(recipe)
+    facts = {
+        "recipe": name,
+        "settings": settings,
+        "pictures": pictures,
+        "steps": steps,
+        "peak_lr": recipe.peak_lr,
+        "processes": accelerator.num_processes,
+        "micro_batch": recipe.micro_batch(accelerator.num_processes),
+        "mixed_precision": accelerator.mixed_precision,
+        "device": _device_name(accelerator.device),
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+        "revision": _revision(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    table = Table("setting", "value", title=f"{name} in {folder}", title_justify="left")
+    for key, value in {**{k: v for k, v in facts.items() if k != "settings"}, **settings}.items():
+        for inner, setting in value.items() if isinstance(value, dict) else [(key, value)]:
+            table.add_row(str(inner), str(setting))
+    show(table)
+
+
+def before(folder: Path, slotcon: SlotCon, showcase: Showcase) -> None:
+    """Measure the random initialisation, for comparison, and keep it as ``before.json``."""
+    found = showcase.measure(slotcon)
+    if found:
+        (folder / "before.json").write_text(json.dumps(asdict(found), indent=2) + "\n")
+
+
+def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, name: str) -> None:
+    """Write export, pictures and ``summary.json``, and print what a person wants to see."""
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    trained = f"Recipe {name}, {recipe.epochs} epochs, batch {recipe.batch_size}, views of {recipe.view_size} px."
+    export(slotcon, folder / "export", input_size=recipe.view_size, trained=trained)
+    found = showcase.measure(slotcon)
+    showcase.draw(slotcon, found, folder / "groups.png")
+    draw_curves(folder / "metrics.jsonl", folder / "curves.png")
+
+    table = Table("", "before", "after", title="\nresult", title_justify="left")
+    table.add_row("loss", "", f"{last['loss']:.3f}")
+    table.add_row("active slots per picture", "", f"{last['active_slots']:.1f}")
+    summary = {"loss": last["loss"], "active_slots": last["active_slots"]}
+    if found:
+        start = json.loads((folder / "before.json").read_text())
+        for key, title in (("miou", "held-out mIoU"), ("pixel_accuracy", "held-out pixel accuracy")):
+            table.add_row(title, f"{start[key]:.3f}", f"{getattr(found, key):.3f}")
+        summary |= {"before": start, "after": asdict(found)}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    show(table)
+    for text, path in (("curves", "curves.png"), ("groups", "groups.png"), ("weights", "export")):
+        show(f"{text}: {folder / path}")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def _revision() -> str | None:
+    """The git revision of this checkout, with a mark if it was changed; None outside one."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
