@@ -1,0 +1,41 @@
+"""A SlotCon small enough for loops and for several processes, and a batch for it."""
+
+import torch
+from torch import Tensor, nn
+
+from slotcon_hub import SlotCon, SlotConConfig
+
+TINY = SlotConConfig(num_prototypes=6, hidden_dim=16, out_dim=8)
+
+Batch = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+class TinyBackbone(nn.Module):
+    """A map of 6 channels and stride 8, with a norm that does not mix samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 8, stride=8)
+        self.norm = nn.GroupNorm(2, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).tanh()
+
+
+def make_batch(images: int = 4, size: int = 32, dtype: torch.dtype = torch.float64) -> Batch:
+    """Views, boxes and flips of random pictures."""
+    views = tuple(torch.randn(images, 3, size, size, dtype=dtype) for _ in range(2))
+    boxes = tuple(
+        torch.tensor([[0.1, 0.2, 0.9, 0.8], [0.0, 0.0, 0.5, 1.0]] * images, dtype=dtype)[:images] for _ in range(2)
+    )
+    flips = torch.arange(images) % 2 == 0, torch.arange(images) % 3 == 0
+    return views, boxes, flips
+
+
+def make_model(config: SlotConConfig = TINY) -> SlotCon:
+    """A float64 model whose student and teacher differ, as they do after a step."""
+    model = SlotCon(TinyBackbone(), config).double()
+    with torch.no_grad():
+        for p in model.student.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+    return model
