@@ -44,7 +44,8 @@ def read_checkpoint(path: str | Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        refused = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words advise to run the code
+        reason = f"it holds {refused[1]}" if refused else "it is damaged, or something else"
         raise ValueError(
             f"{path} is not a checkpoint of tensors and plain values, so it was not loaded ({reason}); "
             "download it again, and if it comes from somebody you do not know, leave it"
@@ -64,7 +65,9 @@ def from_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: a key is unknown, or a whole part is absent.
     """
-    model = checkpoint.get("model", checkpoint)
+    model = checkpoint.get("model", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+    if not isinstance(model, Mapping):
+        raise ValueError(f"an official SlotCon checkpoint holds named tensors, not a {type(model).__name__}")
     converted = {}
     for key, value in model.items():
         name = key.removeprefix("module.")

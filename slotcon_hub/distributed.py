@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from timm.layers import SyncBatchNormAct, convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = [
     "SyncBatchNorm",
@@ -39,9 +40,9 @@ def gather_counts(counts: Tensor) -> list[list[int]]:
     """
     if world_size() == 1:
         return [counts.tolist()]
-    gathered = counts.new_empty(world_size(), len(counts))
+    gathered = counts.new_empty(world_size() * len(counts))  # flat: gloo takes nothing else
     dist.all_gather_into_tensor(gathered, counts)
-    return gathered.tolist()
+    return gathered.view(world_size(), -1).tolist()
 
 
 def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
@@ -91,16 +92,21 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
+class SyncBatchNorm(_BatchNorm):
     """torch's synchronised BatchNorm, and the same on the CPU, where torch has none.
 
-    A process may bring no row at all; the processes together must bring more than one value a channel.
+    A process may bring no row at all; the processes together must bring more than one value a channel. It is no
+    heir of torch's: DistributedDataParallel refuses those on the CPU.
     """
+
+    process_group = None  # all processes
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise B x C or B x C x H x W by the statistics of all processes (train) or the running ones."""
         if input.is_cuda or not self.training or world_size() == 1:
-            return super().forward(input)
+            return nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
         dims = [d for d in range(input.dim()) if d != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input if input.dtype == torch.float64 else input.float()
@@ -116,13 +122,19 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
     @torch.no_grad()
     def _update_running(self, average: Tensor, var: Tensor) -> None:
-        self.num_batches_tracked += 1  # type: ignore[operator]
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
         self.running_mean.lerp_(average.to(self.running_mean), self.momentum)  # type: ignore
         self.running_var.lerp_(var.to(self.running_var), self.momentum)  # type: ignore
 
 
-class _SyncBatchNormAct(SyncBatchNormAct, SyncBatchNorm):
+class _SyncBatchNormAct(SyncBatchNorm):
     """timm's norm-and-activation layer over our norm."""
+
+    act: nn.Module
+    drop: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
 
 
 def synchronize_batchnorm(module: nn.Module) -> nn.Module:
@@ -133,7 +145,7 @@ def synchronize_batchnorm(module: nn.Module) -> nn.Module:
     Args:
         module: changed in place; use what is returned, since a lone BatchNorm is replaced.
     """
-    ours = {nn.SyncBatchNorm: SyncBatchNorm, SyncBatchNormAct: _SyncBatchNormAct}
+    ours: dict[type, type[nn.Module]] = {nn.SyncBatchNorm: SyncBatchNorm, SyncBatchNormAct: _SyncBatchNormAct}
     module = convert_sync_batchnorm(module)
     for child in module.modules():
         child.__class__ = ours.get(type(child), type(child))  # timm converts; only the CPU path is new

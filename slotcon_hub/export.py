@@ -49,7 +49,7 @@ def prototype_model(model: SlotCon, global_pool: str = "avg") -> SlotConPrototyp
     if not timm.is_model(name):
         name, args = "slotcon_proto", {"backbone": architecture, **args}
     config = model.config
-    prototypes = timm.create_model(
+    prototypes: Any = timm.create_model(
         name,
         num_classes=config.num_prototypes,
         global_pool=global_pool,
@@ -95,7 +95,7 @@ def export(model: SlotCon, folder: str | Path, *, input_size: int, trained: str)
 
 def _origin(model: SlotCon) -> tuple[str, dict[str, Any]]:
     """The timm architecture of the backbone, and the arguments it was made with."""
-    backbone = model.teacher.backbone
+    backbone: Any = model.teacher.backbone
     if not hasattr(backbone, "pretrained_cfg"):
         raise ValueError(f"the backbone, {type(backbone).__name__}, is no timm model: only those can be exported")
     args = {k: v for k, v in backbone._model_args.items() if k not in ("num_classes", "global_pool")}

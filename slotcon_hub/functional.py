@@ -94,9 +94,9 @@ def align(scores: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
         B x C x H x W.
     """
     images, _, height, width = scores.shape
-    scale = scores.new_tensor([width, height, width, height])
     index = torch.arange(images, device=scores.device, dtype=scores.dtype)
-    rois = torch.cat([index[:, None], boxes.to(scores) * scale], dim=1)
+    x1, y1, x2, y2 = boxes.to(scores).unbind(1)
+    rois = torch.stack([index, x1 * width, y1 * height, x2 * width, y2 * height], dim=1)
     aligned = roi_align(scores, rois, output_size=(height, width), aligned=True)
     return torch.where(flips[:, None, None, None], aligned.flip(-1), aligned)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slotcon_hub.distributed import SyncBatchNorm
 from slotcon_hub.functional import cosine_scores
 
 __all__ = ["ProjectionHead", "PrototypeNetwork", "Prototypes", "SlotPredictor"]
@@ -74,8 +75,9 @@ class SlotPredictor(nn.Module):
             Q x D.
         """
         training = self.training
-        synchronized = total is not None and isinstance(self.mlp[1], nn.SyncBatchNorm)
-        if (total if synchronized else len(slots)) < 2:
+        if total is None or not isinstance(self.mlp[1], SyncBatchNorm):
+            total = len(slots)
+        if total < 2:
             self.eval()
         try:
             return self.mlp(slots)

@@ -14,7 +14,7 @@ from slotcon_hub import distributed
 from slotcon_hub import functional as SF
 from slotcon_hub.layers import ProjectionHead, PrototypeNetwork, Prototypes, SlotPredictor
 
-__all__ = ["SlotCon", "SlotConConfig", "SlotConOutput"]
+__all__ = ["SlotCon", "SlotConConfig", "SlotConOutput", "map_channels"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -91,11 +91,13 @@ class SlotCon(nn.Module):
             config: of the objective.
 
         Raises:
-            ValueError: the backbone does not return a map.
+            ValueError: there is no such timm model, or the backbone does not return a map.
         """
         super().__init__()
         self.config = config = config or SlotConConfig()
         if isinstance(backbone, str):
+            if ":" not in backbone and not timm.is_model(backbone):
+                raise ValueError(f"there is no timm model {backbone!r}: timm.list_models() names those there are")
             backbone = timm.create_model(backbone, num_classes=0, global_pool="")
         projector = ProjectionHead(map_channels(backbone), config.hidden_dim, config.out_dim)
         prototypes = Prototypes(config.num_prototypes, config.out_dim)
@@ -128,7 +130,7 @@ class SlotCon(nn.Module):
         slot_loss = self._contrast(students, teachers, active)
 
         weight = self.config.group_loss_weight
-        pairs = (active[:2] & active[[3, 2]]).sum(-1, dtype=s1.dtype).mean()
+        pairs = (active[:2] & active[2:].flip(0)).sum(-1, dtype=s1.dtype).mean()
         return SlotConOutput(
             loss=weight * group_loss + (1 - weight) * slot_loss,
             group_loss=group_loss.detach(),
@@ -159,7 +161,7 @@ class SlotCon(nn.Module):
             teachers: two of B x K x D slots.
             active: 4 x B x K booleans: students of view 1 and 2, teachers of view 1 and 2.
         """
-        keys = active[[3, 2]]  # direction (1, 2) has the keys of the teacher's view 2, and the other way round
+        keys = active[2:].flip(0)  # direction (1, 2) has the keys of the teacher's view 2, and the other way round
         queries = active[:2] & keys
         # The number of queries and keys of every process and direction: shapes that the host must know.
         counts = distributed.gather_counts(torch.cat([queries.sum((1, 2)), keys.sum((1, 2))]))

@@ -116,7 +116,7 @@ class SlotConPrototypes(PrototypeNetwork):
             **kwargs: the backbone's own arguments, such as ``output_stride``.
         """
         dd = {"device": device, "dtype": dtype}
-        net = timm.create_model(backbone, num_classes=0, global_pool="", in_chans=in_chans, **dd, **kwargs)
+        net: Any = timm.create_model(backbone, num_classes=0, global_pool="", in_chans=in_chans, **dd, **kwargs)
         projector = ProjectionHead(net.num_features, hidden_dim, out_dim, **dd)
         super().__init__(net, projector, Prototypes(num_classes, out_dim, **dd))
         self.in_chans = in_chans
@@ -140,16 +140,17 @@ class SlotConPrototypes(PrototypeNetwork):
             unanchored = re.sub(r"(^|[|(])\^", r"\1", pattern)
             return rf"^backbone\.(?:{unanchored})"
 
-        def prefixed(patterns: str | Sequence[Any]) -> Any:
+        def prefixed(patterns: str | Sequence[tuple[str, Any]]) -> Any:
             if isinstance(patterns, str):
                 return inside(patterns)
             return [(inside(pattern), order) for pattern, order in patterns]
 
-        return {name: prefixed(p) for name, p in self.backbone.group_matcher(coarse=coarse).items()}
+        groups = self.backbone.group_matcher(coarse=coarse)  # type: ignore[operator]
+        return {name: prefixed(p) for name, p in groups.items()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory in the backbone."""
-        self.backbone.set_grad_checkpointing(enable)
+        self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
 
     def get_classifier(self) -> nn.Module:
         """The prototypes."""
@@ -167,13 +168,14 @@ class SlotConPrototypes(PrototypeNetwork):
 
     def forward_intermediates(self, x: Tensor, **kwargs: Any) -> Any:
         """Call the backbone's method of this name, with its arguments (``indices`` and so on)."""
-        return self.backbone.forward_intermediates(x, **kwargs)
+        return self.backbone.forward_intermediates(x, **kwargs)  # type: ignore[operator]
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the layers that the features at ``indices`` do not need, projector and prototypes with them."""
-        kept = self.backbone.prune_intermediate_layers(indices, prune_norm=prune_norm, prune_head=prune_head)
+        prune = self.backbone.prune_intermediate_layers
+        kept = prune(indices, prune_norm=prune_norm, prune_head=prune_head)  # type: ignore[operator]
         if prune_head:
             self.projector = nn.Identity()  # type: ignore[assignment]
             self._set_head(0, "")
@@ -193,7 +195,7 @@ class SlotConPrototypes(PrototypeNetwork):
         return self.forward_head(self.forward_features(x))
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """Refuse weights that would leave a part of the model random.
 
     timm loads without strictness when the number of classes differs from the checkpoint's; only the classifier
@@ -207,9 +209,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dic
     found = {k for k in state_dict if not k.startswith(classifier)}
     if needed != found:
         differing = sorted(needed ^ found)
+        named = ", ".join(differing[:3]) + ", ..." * (len(differing) > 3)
         raise ValueError(
-            f"these weights are not those of {model.pretrained_cfg['architecture']}: {len(needed - found)} keys are "
-            f"absent and {len(found - needed)} unknown ({', '.join(differing[:3])}{', ...' * (len(differing) > 3)})"
+            f"these weights are not those of {model.pretrained_cfg['architecture']}: {len(needed - found)} keys "
+            f"are absent and {len(found - needed)} unknown ({named})"
         )
     return state_dict
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+torch.set_num_threads(1)  # our tensors are tiny: more threads only wait for each other
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

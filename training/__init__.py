@@ -1,0 +1,1 @@
+"""Pre-training and evaluation: lives in the checkout, never in the wheel."""

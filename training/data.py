@@ -1,175 +1,26 @@
-"""Pictures to pre-train on, from folders, Parquet files or the Hugging Face Hub, as batches of view pairs.
+"""Batches of view pairs: a run's plan of which pictures come when, and the loader that follows it.
 
 Every sample is drawn from (seed, epoch, index) and every order from (seed, epoch), whatever the number of
 processes, workers or interruptions.
 """
 
-import io
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.io import ImageReadMode, decode_image
 
+from training.pictures import Pictures, decode
 from training.views import TwoViews
 
-__all__ = [
-    "ImageFiles",
-    "ImageTable",
-    "Pictures",
-    "Steps",
-    "TooManyUnreadable",
-    "Unreadable",
-    "ViewPairs",
-    "decode",
-    "make_loader",
-    "open_pictures",
-]
+__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "make_loader"]
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 SUBSTITUTES = 100  # pictures tried in the place of an unreadable one
 TOLERATED = 0.01  # share of the pictures that may be unreadable
-
-
-class Pictures(Protocol):
-    """Encoded pictures, by number."""
-
-    def __len__(self) -> int:
-        """Number of pictures."""
-
-    def name(self, index: int) -> str:
-        """What a person finds the picture by."""
-
-    def read(self, index: int) -> bytes:
-        """The encoded file; raises OSError where there is none."""
-
-
-class ImageFiles:
-    """All JPEG, PNG and WebP files below a folder, in order of their paths."""
-
-    def __init__(self, folder: Path) -> None:
-        """List the files.
-
-        Raises:
-            ValueError: the folder does not exist, or holds no picture.
-        """
-        if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}: give --data a folder of pictures")
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if not self.paths:
-            raise ValueError(f"{folder} holds no {', '.join(sorted(SUFFIXES))} file, at any depth")
-
-    def __len__(self) -> int:
-        """Number of files."""
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        """Path of a file."""
-        return str(self.paths[index])
-
-    def read(self, index: int) -> bytes:
-        """Bytes of a file."""
-        return self.paths[index].read_bytes()
-
-
-class ImageTable:
-    """The image column of a ``datasets`` table, left encoded."""
-
-    def __init__(self, table: Any, column: str) -> None:
-        """Take a table.
-
-        Raises:
-            ValueError: it has no such column, or no row.
-        """
-        import datasets
-
-        if column not in table.column_names:
-            raise ValueError(f"there is no column {column!r}: give --image-column one of {table.column_names}")
-        if not len(table):
-            raise ValueError("the data set has no rows")
-        self.column = column
-        self.table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return len(self.table)
-
-    def name(self, index: int) -> str:
-        """Row number, and the path if the table knows one."""
-        path = self.table[index][self.column]["path"]
-        return f"row {index}" + (f" ({path})" if path else "")
-
-    def read(self, index: int) -> bytes:
-        """Bytes of an image; those of its file where the table holds paths."""
-        image = self.table[index][self.column]
-        return image["bytes"] or Path(image["path"]).read_bytes()
-
-
-def open_pictures(data: str, split: str = "train", column: str = "image") -> Pictures:
-    """Open what ``--data`` names.
-
-    Args:
-        data: a folder of pictures, a Parquet file or a folder of them, or ``hf:`` and the name of a data set on
-            the Hugging Face Hub.
-        split: of a Hub data set, or of a folder of Parquet files named after their split.
-        column: that holds the images of a table.
-
-    Raises:
-        ValueError: there is nothing to read, in one sentence.
-    """
-    path = Path(data).expanduser()
-    parquet = sorted(path.rglob("*.parquet")) if path.is_dir() else []
-    if path.suffix == ".parquet" or parquet:
-        return ImageTable(_load_parquet(path, parquet, split), column)
-    if data.startswith("hf:"):
-        return ImageTable(_load_hub(data.removeprefix("hf:"), split), column)
-    return ImageFiles(path)
-
-
-def _load_parquet(path: Path, files: Sequence[Path], split: str) -> Any:
-    import datasets
-
-    files = [f for f in files if f.name.startswith(split)] or files or [path]
-    if not files[0].is_file():
-        raise ValueError(f"there is no file {files[0]}")
-    return datasets.load_dataset("parquet", data_files=[str(f) for f in files], split="train")
-
-
-def _load_hub(name: str, split: str) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, split=split)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"the data set {name!r}, split {split!r}, could not be loaded: {reason}") from None
-
-
-def decode(data: bytes) -> Tensor:
-    """Decode a picture of any colour mode to RGB, uint8 3 x H x W.
-
-    Raises:
-        OSError: it is truncated, or no picture.
-    """
-    try:
-        picture = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-        if picture.dtype == torch.uint8:
-            return picture
-    except (RuntimeError, ValueError):
-        pass  # PIL reads more, such as CMYK and 16 bits a channel
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(str(error)) from None
 
 
 class ViewPairs(Dataset[dict[str, Any]]):

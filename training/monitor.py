@@ -96,7 +96,8 @@ class Monitor:
         self.waited, self.since = 0.0, time.perf_counter()
 
     def _line(self, step: int, schedule: dict[str, float]) -> None:
-        assert self.sums is not None and self.usage is not None, "a step without a forward"
+        assert self.sums is not None
+        assert self.usage is not None
         means = self.accelerator.reduce(self.sums / self.forwards, "mean").tolist()
         usage = self.accelerator.reduce(self.usage, "sum").double()
         seconds = time.perf_counter() - self.since

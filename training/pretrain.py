@@ -4,6 +4,7 @@ Without the name of a recipe it is the demo. ``fit`` is the loop.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,23 +15,16 @@ import torch
 import tyro
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import set_seed
+from accelerate.utils import parse_flag_from_env, set_seed
 from torch import Tensor, nn
 
 from slotcon_hub import SlotCon, distributed
 from slotcon_hub.functional import teacher_momentum
 from training import checkpoint, color, run_folder, scenes
-from training.data import (
-    Pictures,
-    Steps,
-    TooManyUnreadable,
-    Unreadable,
-    ViewPairs,
-    make_loader,
-    open_pictures,
-)
+from training.data import Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader
 from training.monitor import Diverged, Monitor
 from training.optim import lr_at, make_optimizer
+from training.pictures import Pictures, open_pictures
 from training.recipes import RECIPES, SCENES, Recipe
 from training.showcase import Showcase
 from training.views import TwoViews
@@ -100,7 +94,9 @@ def prepare(name: str, recipe: Recipe) -> Run:
     Raises:
         ValueError: something that the user can mend, in one sentence; nothing is written then.
     """
-    processes = PartialState()
+    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if int(os.environ.get("WORLD_SIZE", 1)) != processes.num_processes:
+        raise ValueError("several processes were launched without GPUs for them: set ACCELERATE_USE_CPU=true")
     recipe.micro_batch(processes.num_processes)
     missing = set(recipe.trackers) - {str(t) for t in get_available_trackers()}
     if missing:

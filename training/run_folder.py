@@ -27,15 +27,16 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "safetenso
 
 
 def choose(name: str, recipe: Recipe) -> Path:
-    """Choose the folder of a run, the same on all processes; it is made when something is written.
+    """Choose the folder of a run, on the main process for all; it is made when something is written.
 
     Raises:
-        ValueError: it holds another run.
+        ValueError: it holds another run; on all processes alike.
     """
-    chosen = [recipe.output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"]
-    broadcast_object_list(chosen)
-    folder = chosen[0]
-    if not recipe.resume and folder.is_dir() and any(folder.iterdir()):
+    folder = recipe.output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    used = not recipe.resume and folder.is_dir() and any(folder.iterdir())
+    chosen = [(folder, used)]
+    folder, used = broadcast_object_list(chosen)[0]
+    if used:
         raise ValueError(f"{folder} holds a run already: add --resume to continue it, or choose another --output")
     return folder
 

@@ -13,8 +13,8 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from slotcon_hub import SlotCon
 from slotcon_hub.export import prototype_model
 from training import scenes
-from training.data import Pictures, decode
 from training.evaluation.segmentation import Segmentation, evaluate, labelled_pictures, segment
+from training.pictures import Pictures, decode
 from training.report import colors, draw_groups
 
 __all__ = ["Showcase"]

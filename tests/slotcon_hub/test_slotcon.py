@@ -9,6 +9,7 @@ from torch import nn
 from slotcon_hub import SlotCon, SlotConConfig
 from slotcon_hub.layers import SlotPredictor
 
+
 def slow_losses(model: SlotCon, views, boxes, flips) -> tuple[torch.Tensor, torch.Tensor]:
     c = model.config
     s, t, zs, zt = [], [], [], []

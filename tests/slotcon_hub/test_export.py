@@ -1,0 +1,235 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from tiny import TinyBackbone
+from torch import Tensor, nn
+
+from slotcon_hub import SlotCon, SlotConConfig
+from slotcon_hub import export as export_module
+from slotcon_hub.distributed import synchronize_batchnorm
+from slotcon_hub.export import backbone_model, export, prototype_model
+
+SMALL = SlotConConfig(num_prototypes=5, hidden_dim=12, out_dim=7)
+SIDE = 64
+FILES = {"model.safetensors", "config.json", "README.md"}
+
+PLAIN_TIMM = """
+import sys, timm, torch
+folder, pictures, out = sys.argv[1:]
+x = torch.load(pictures, weights_only=True)
+found = {}
+for name in folder.split(","):
+    model = timm.create_model(f"local-dir:{name}/backbone", pretrained=True).eval()
+    with torch.no_grad():
+        found[name] = {"map": model.forward_features(x), "features": model(x), "state": model.state_dict()}
+assert "slotcon_hub" not in sys.modules
+torch.save(found, out)
+"""
+
+
+def trained(backbone: str | nn.Module) -> SlotCon:
+    """A model in which student and teacher differ, and nothing is at its default."""
+    model = SlotCon(backbone, SMALL)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.05)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_(std=0.1)
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 2)
+            elif name.endswith("num_batches_tracked"):
+                buffer.fill_(17)
+    return model.train()
+
+
+def write(model: SlotCon, folder: Path) -> Path:
+    return export(model, folder, input_size=SIDE, trained="On random numbers, for no epoch.")
+
+
+def pictures() -> Tensor:
+    return torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
+
+
+@torch.no_grad()
+def of_teacher(model: SlotCon) -> tuple[Tensor, Tensor]:
+    """The teacher's map and raw scores, evaluated."""
+    teacher, x = model.teacher.float().eval(), pictures()
+    return teacher.backbone(x), teacher(x)[1]
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+VARIANTS = {
+    "slotcon_nano": lambda: trained("slotcon_nano"),
+    "slotcon_r18": lambda: trained("slotcon_r18"),
+    "resnet18": lambda: trained("resnet18"),
+    "channels_last": lambda: trained("slotcon_nano").to(memory_format=torch.channels_last),
+    "synchronized": lambda: synchronize_batchnorm(trained("slotcon_nano")),
+    "stride": lambda: trained(timm.create_model("slotcon_nano", num_classes=0, global_pool="", output_stride=8)),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[SlotCon, Path, dict[str, Tensor]]]:
+    """By variant: the model, its export, and what plain timm makes of that without this package."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("exports")
+    models = {name: make() for name, make in VARIANTS.items()}
+    folders = [str(write(model, root / name)) for name, model in models.items()]
+    torch.save(pictures(), root / "pictures.pt")
+    subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            PLAIN_TIMM,
+            ",".join(folders),
+            root / "pictures.pt",
+            root / "found.pt",
+        ],
+        check=True,
+        cwd=root,
+    )
+    found = torch.load(root / "found.pt", weights_only=True)
+    return {name: (models[name], root / name, found[str(root / name)]) for name in models}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_backbone_is_the_teacher_in_plain_timm(exported, variant):
+    model, _, plain = exported[variant]
+    features, _ = of_teacher(model)
+    close(plain["map"], features)
+    close(plain["features"], features.mean((2, 3)))
+    teacher = model.teacher.backbone.state_dict()
+    assert set(plain["state"]) == set(teacher)
+    assert all(torch.equal(value, teacher[key]) for key, value in plain["state"].items())
+    assert not torch.equal(plain["state"]["bn1.weight"], model.student.backbone.state_dict()["bn1.weight"])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_prototypes_are_the_teacher(exported, variant):
+    model, folder, _ = exported[variant]
+    _, scores = of_teacher(model)
+    with torch.no_grad():
+        pooled = timm.create_model(f"local-dir:{folder}/prototypes", pretrained=True).eval()
+        dense = timm.create_model(f"local-dir:{folder}/prototypes", pretrained=True, global_pool="").eval()
+        close(dense(pictures()), scores)
+        close(pooled(pictures()), scores.mean((2, 3)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_exactly_these_files(exported, variant):
+    _, folder, _ = exported[variant]
+    files = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
+    assert files == {f"{kind}/{file}" for kind in ("backbone", "prototypes") for file in FILES}
+    assert not [f for f in folder.parent.iterdir() if f.name.startswith(".")]
+    assert os.access(folder, os.R_OK | os.X_OK)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    for file in folder.rglob("*.safetensors"):
+        load_file(file)
+    for readme in folder.rglob("README.md"):
+        assert "On random numbers, for no epoch." in readme.read_text()
+
+
+@pytest.mark.parametrize(
+    ("variant", "architecture", "args"),
+    [
+        ("slotcon_r18", "resnet18", None),
+        ("resnet18", "resnet18", None),
+        ("slotcon_nano", "resnet10t", {"channels", "stem_width", "output_stride"}),
+        ("stride", "resnet10t", {"channels", "stem_width", "output_stride"}),
+    ],
+)
+def test_the_backbones_config_says_what_it_must_and_no_more(exported, variant, architecture, args):
+    config = json.loads((exported[variant][1] / "backbone" / "config.json").read_text())
+    assert config["architecture"] == architecture
+    assert (config["num_classes"], config["global_pool"]) == (0, "avg")
+    assert set(config["model_args"]) == args if args else "model_args" not in config
+    assert args is None or config["model_args"]["output_stride"] == (8 if variant == "stride" else 16)
+    assert config["pretrained_cfg"]["input_size"] == [3, SIDE, SIDE]
+    assert config["pretrained_cfg"]["mean"] == [0.485, 0.456, 0.406]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", ["backbone", "prototypes"])
+def test_nothing_is_said_of_timms_own_weights(exported, variant, kind):
+    config = json.loads((exported[variant][1] / kind / "config.json").read_text())
+    assert set(config["pretrained_cfg"]) <= {
+        *("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "num_classes"),
+        *("pool_size", "first_conv", "classifier", "fixed_input_size"),
+    }
+    assert not {"tag", "license", "hf_hub_id", "url", "labels", "label_names"} & set(config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_teacher_of_half_precision(tmp_path, dtype):
+    model = trained("slotcon_nano")
+    model.teacher.to(dtype)
+    folder = write(model, tmp_path / "export")
+    teacher = {k: v.float() for k, v in model.teacher.state_dict().items()}
+    for kind, prefix in (("backbone", "backbone."), ("prototypes", "")):
+        for key, value in load_file(folder / kind / "model.safetensors").items():
+            assert torch.equal(value.float(), teacher[prefix + key]), key
+
+
+def test_export_leaves_the_model_as_it_is(tmp_path):
+    model = trained("slotcon_nano").to(memory_format=torch.channels_last)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    write(model, tmp_path / "export")
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert model.teacher.backbone.conv1[0].weight.is_contiguous(memory_format=torch.channels_last)
+    backbone_model(model).bn1.weight.data.zero_()  # a copy, as the prototypes are
+    prototype_model(model).prototypes.weight.data.zero_()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_new_export_replaces_the_old_one_whole(tmp_path):
+    folder = write(trained("slotcon_nano"), tmp_path / "export")
+    (folder / "stale.txt").write_text("old")
+    before = contents(folder)
+    write(trained("slotcon_nano"), folder)
+    after = contents(folder)
+    assert set(before) - set(after) == {"stale.txt"}
+    assert before["backbone/model.safetensors"] != after["backbone/model.safetensors"]
+
+
+def test_a_failure_leaves_the_old_export(tmp_path, monkeypatch):
+    folder = write(trained("slotcon_nano"), tmp_path / "export")
+    before, real, calls = contents(folder), export_module.save_for_hf, []
+
+    def fails_at_the_second(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError("no space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(export_module, "save_for_hf", fails_at_the_second)
+    with pytest.raises(OSError, match="no space left"):
+        write(trained("slotcon_nano"), folder)
+    assert len(calls) == 2
+    assert contents(folder) == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_backbone_that_timm_does_not_know_is_named(tmp_path):
+    model = trained(TinyBackbone())
+    for what in (backbone_model, prototype_model, lambda m: write(m, tmp_path / "export")):
+        with pytest.raises(ValueError, match="the backbone, TinyBackbone, is no timm model"):
+            what(model)
+    assert not list(tmp_path.iterdir())

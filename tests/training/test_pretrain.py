@@ -1,0 +1,208 @@
+"""The whole chain in miniature: real pictures on the disk, real runs, what they leave behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+from safetensors.torch import load_file
+
+from training import pretrain, scenes
+
+ROOT = Path(__file__).parents[2]
+TINY = "--batch-size 4 --epochs 2 --warmup-epochs 1 --view-size 32 --num-prototypes 5 --hidden-dim 16 --out-dim 8"
+TINY += " --workers 0 --log-every 1 --save-every 1 --backbone slotcon_nano --seed 3"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    for i in range(10):
+        picture = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(picture).save(folder / ("deeper" if i % 2 else ".") / f"{i}.jpg", quality=95)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run in this process; Accelerate's state is made anew each time."""
+
+    def call(*args: object) -> Path:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        output = tmp_path / "run"
+        argv = [str(a) for a in args]
+        if "--output" in argv:
+            output = Path(argv[argv.index("--output") + 1])
+        else:
+            argv += ["--output", str(output)]
+        pretrain.main(argv)
+        return output
+
+    return call
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    return load_file(newest / "model.safetensors")
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_and_what_it_leaves(run, pictures, capsys):
+    folder = run("coco_800ep", "--data", pictures, *TINY.split())
+    facts = json.loads((folder / "run.json").read_text())
+    assert (facts["recipe"], facts["pictures"], facts["steps"], facts["processes"]) == ("coco_800ep", 10, 4, 1)
+    assert facts["settings"]["slotcon"]["num_prototypes"] == 5
+    assert facts["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert len(facts["revision"]) >= 40
+    found = lines(folder)
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["loss"]) for line in found)
+    assert all(line["loss"] == pytest.approx((line["group_loss"] + line["slot_loss"]) / 2) for line in found)
+    assert [round(line["lr"] * 1000, 3) for line in found[:3]] == [0.156, 7.891, 15.625]
+    assert found[0]["teacher_momentum"] == pytest.approx(0.99)
+    for name in ("curves.png", "groups.png"):
+        with Image.open(folder / name) as picture:
+            assert np.asarray(picture.convert("RGB")).std() > 10
+    assert any((folder / "slotcon").glob("events.out.tfevents.*"))
+    assert "num_prototypes" in capsys.readouterr().out
+    teacher = {k: v for k, v in weights(folder).items() if k.startswith("teacher.")}
+    exported = load_file(folder / "export/prototypes/model.safetensors")
+    assert_equal(exported, {k.removeprefix("teacher."): v for k, v in teacher.items()})
+    model = timm.create_model(f"local-dir:{folder}/export/backbone", pretrained=True)
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 256)
+
+
+def test_resumed_is_uninterrupted(run, pictures, tmp_path):
+    whole = run("demo", "--data", pictures, *TINY.split(), "--output", tmp_path / "whole")
+    part = run("demo", "--data", pictures, *TINY.split(), "--output", tmp_path / "part")
+    (newest,) = (part / "checkpoints").glob("step-*4")
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()  # as if it had been stopped after the first epoch
+    run("demo", "--data", pictures, *TINY.split(), "--output", part, "--resume")
+    assert_equal(weights(whole), weights(part))
+    ours = ["loss", "group_loss", "slot_loss", "active_slots", "lr"]
+    assert [[line[k] for k in ours] for line in lines(part)] == [[line[k] for k in ours] for line in lines(whole)]
+
+
+def test_demo_measures_before_and_after(run, tmp_path, monkeypatch):
+    small = scenes.prepare(tmp_path / "cache", train=8, val=3)
+    monkeypatch.setattr(scenes, "prepare", lambda: small)
+    folder = run("demo", *TINY.split())
+    summary = json.loads((folder / "summary.json").read_text())
+    for side in ("before", "after"):
+        assert 0 < summary[side]["miou"] < 1
+        assert 0 < summary[side]["pixel_accuracy"] < 1
+    with Image.open(folder / "groups.png") as picture:
+        assert picture.height > picture.width / 3
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_accumulation_and_precision(run, pictures, precision):
+    options = ["--accumulation-steps", "2", "--mixed-precision", precision, "--optimizer", "sgd"]
+    folder = run("demo", "--data", pictures, *TINY.split(), *options)
+    assert json.loads((folder / "run.json").read_text())["mixed_precision"] == precision
+    assert all(np.isfinite(line["loss"]) for line in lines(folder))
+
+
+def launch(*args: object, processes: int = 1, script: str = "training/pretrain.py") -> subprocess.CompletedProcess:
+    accelerate = str(Path(sys.executable).parent / "accelerate")
+    several = ["--multi_gpu", "--num_processes", str(processes)] if processes > 1 else []
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [accelerate, "launch", *several, *script.split(), *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_two_processes_really_are_two(pictures, tmp_path):
+    output = tmp_path / "run"
+    done = launch("demo", "--data", pictures, *TINY.split(), "--output", output, processes=2)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((output / "run.json").read_text())
+    assert (facts["processes"], facts["micro_batch"]) == (2, 2)
+    assert [line["step"] for line in lines(output)] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["loss"]) for line in lines(output))
+
+
+def test_launched_as_a_module_and_the_errors_of_a_launch(pictures, tmp_path):
+    done = launch("demo", "--data", tmp_path / "nowhere", script="-m training.pretrain")
+    assert done.returncode != 0
+    assert "error: there is no folder" in done.stderr
+    assert "pretrain.py" not in done.stderr.split("error:")[0]  # no traceback of ours
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["imagenet"], "there is no recipe 'imagenet': choose one of demo, coco_800ep"),
+        (["coco_800ep"], "coco_800ep needs pictures: add --data"),
+        (["demo", "--data", "{empty}"], "holds no .*file, at any depth"),
+        (["demo", "--data", "{pictures}", "--batch-size", "64"], "10 pictures do not fill a batch"),
+        (["demo", "--data", "{pictures}", "--num-prototypes", "1"], "use at least 2"),
+        (["demo", "--data", "{pictures}", *TINY.split(), "--trackers", "aim"], "tracker aim is not installed"),
+        (["demo", "--data", "{pictures}", *TINY.split(), "--backbone", "resnet5000"], "resnet5000"),
+        (["demo", "--data", "{pictures}", *TINY.split(), "--resume"], "holds no checkpoint to resume from"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(run, pictures, tmp_path, args, words):
+    (tmp_path / "empty").mkdir()
+    args = [a.format(empty=tmp_path / "empty", pictures=pictures) for a in args]
+    with pytest.raises(SystemExit, match=words) as stop:
+        run(*args)
+    assert str(stop.value).startswith("error: ")
+    assert "\n" not in str(stop.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_in_use_is_left_alone(run, pictures, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/precious").touch()
+    with pytest.raises(SystemExit, match="holds a run already: add --resume"):
+        run("demo", "--data", pictures, *TINY.split())
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious"]
+
+
+def test_resuming_with_another_shape_is_refused(run, pictures):
+    folder = run("demo", "--data", pictures, *TINY.split())
+    with pytest.raises(SystemExit, match=r"is of another model .* resume with the recipe"):
+        run("demo", "--data", pictures, *TINY.split(), "--resume", "--num-prototypes", "6", "--output", folder)
+
+
+def test_unreadable_pictures_stop_the_run_with_a_list(run, pictures, tmp_path):
+    (pictures / "bad.jpg").write_bytes(b"not a picture")
+    with pytest.raises(SystemExit, match=r"(?s)1 of 11 pictures cannot be read, more than 1%.*bad\.jpg"):
+        run("demo", "--data", pictures, *TINY.split())
+
+
+def test_one_unreadable_picture_among_many_is_skipped_and_named(run, pictures, capsys):
+    for i in range(120):
+        (pictures / f"copy-{i}.jpg").write_bytes((pictures / "0.jpg").read_bytes())
+    (pictures / "bad.jpg").write_bytes(b"not a picture")
+    run("demo", "--data", pictures, *TINY.split(), "--batch-size", "64")
+    assert capsys.readouterr().err.count("skipped, since it cannot be read: ") == 1
+
+
+def test_help(capsys):
+    for argv in (["--help"], ["demo", "--help"]):
+        with pytest.raises(SystemExit):
+            pretrain.main(argv)
+    text = capsys.readouterr().out
+    assert "in1k_200ep" in text
+    assert "--num-prototypes" in text
