@@ -46,7 +46,9 @@ def gather_counts(counts: Tensor) -> list[list[int]]:
 
 
 def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
-    """Concatenate the rows of all processes, which may hold different numbers of them. No gradient flows.
+    """Concatenate the rows of all processes, which may hold different numbers of them.
+
+    No gradient flows between processes.
 
     Args:
         rows: n x D, the rows of this process.
@@ -68,7 +70,7 @@ def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
 
 
 def mean(value: Tensor) -> Tensor:
-    """Mean of a tensor over the processes. No gradient flows."""
+    """Mean of a tensor over the processes. No gradient flows between them."""
     if world_size() == 1:
         return value
     total = value.detach().clone()
@@ -95,8 +97,8 @@ class _Sum(torch.autograd.Function):
 class SyncBatchNorm(_BatchNorm):
     """torch's synchronised BatchNorm, and the same on the CPU, where torch has none.
 
-    A process may bring no row at all; the processes together must bring more than one value a channel. It is no
-    heir of torch's: DistributedDataParallel refuses those on the CPU.
+    A process may bring no row at all; the processes together must bring more than one value a channel.
+    Affine, with running statistics and a momentum, as timm's models have them. It is no heir of torch's: DistributedDataParallel refuses those on the CPU.
     """
 
     process_group = None  # all processes

@@ -1,7 +1,6 @@
 """A trained SlotCon as what is published: a plain timm backbone, and a prototype model. Always the teacher."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -78,18 +77,18 @@ def export(model: SlotCon, folder: str | Path, *, input_size: int, trained: str)
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    staging = scratch / "new"
     try:
         architecture, args = _origin(model)
         plain_args = {**plain_timm(architecture)[1], **args}
         _save(backbone_model(model), staging / "backbone", input_size, trained, plain_args)
         _save(prototype_model(model), staging / "prototypes", input_size, trained, None)
         if folder.exists():
-            shutil.rmtree(folder)
-        os.chmod(staging, 0o755)
+            folder.rename(scratch / "old")
         staging.rename(folder)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 

@@ -229,9 +229,7 @@ def map_channels(backbone: nn.Module) -> int:
     """
     weight = next(backbone.parameters(), torch.zeros(()))
     size = getattr(backbone, "pretrained_cfg", {}).get("input_size", (3, 64, 64))
-    training = backbone.training
-    features = backbone.eval()(weight.new_zeros(1, *size))
-    backbone.train(training)
+    features = copy.deepcopy(backbone).eval()(weight.new_zeros(1, *size))  # a copy: asking changes nothing
     if not isinstance(features, Tensor) or features.dim() != 4:
         found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"the backbone returns {found}: SlotCon needs one that returns a B x C x H x W map")

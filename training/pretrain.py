@@ -6,6 +6,7 @@ Without the name of a recipe it is the demo. ``fit`` is the loop.
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,9 @@ def prepare(name: str, recipe: Recipe) -> Run:
         project_dir=folder,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
-    model, optimizer = accelerator.prepare(slotcon, optimizer)
+    with warnings.catch_warnings():  # Accelerate knows this option of DDP by its older name alone
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        model, optimizer = accelerator.prepare(slotcon, optimizer)
     size = recipe.view_size
     showcase = Showcase.of_scenes(held_out) if held_out else Showcase.of_pictures(pictures, size)
     run = Run(name, recipe, folder, accelerator, pictures, showcase, slotcon, model, optimizer)
