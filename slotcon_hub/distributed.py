@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = [
-    "SyncBatchNorm",
+    "SYNCHRONIZED",
+    "CpuSyncBatchNorm",
     "gather_counts",
     "gather_rows",
     "mean",
@@ -94,21 +95,19 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class SyncBatchNorm(_BatchNorm):
-    """torch's synchronised BatchNorm, and the same on the CPU, where torch has none.
+class CpuSyncBatchNorm(_BatchNorm):
+    """BatchNorm over all processes on the CPU, for which torch has none; affine, with running statistics.
 
     A process may bring no row at all; the processes together must bring more than one value a channel.
-    Affine, with running statistics and a momentum, as timm's models have them. It is no heir of torch's: DistributedDataParallel refuses those on the CPU.
     """
 
-    process_group = None  # all processes
-    _check_input_dim = nn.SyncBatchNorm._check_input_dim
-    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any B x C x ... will do."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise B x C or B x C x H x W by the statistics of all processes (train) or the running ones."""
-        if input.is_cuda or not self.training or world_size() == 1:
-            return nn.SyncBatchNorm.forward(self, input)  # type: ignore[arg-type]
+        if not self.training or world_size() == 1:
+            return super().forward(input)
         dims = [d for d in range(input.dim()) if d != 1]
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input if input.dtype == torch.float64 else input.float()
@@ -129,8 +128,8 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(var.to(self.running_var), self.momentum)  # type: ignore
 
 
-class _SyncBatchNormAct(SyncBatchNorm):
-    """timm's norm-and-activation layer over our norm."""
+class _CpuSyncBatchNormAct(CpuSyncBatchNorm):
+    """The same, followed by the activation of timm's norm-and-activation layer."""
 
     act: nn.Module
     drop: nn.Module
@@ -139,16 +138,22 @@ class _SyncBatchNormAct(SyncBatchNorm):
         return self.act(self.drop(super().forward(input)))
 
 
-def synchronize_batchnorm(module: nn.Module) -> nn.Module:
+SYNCHRONIZED = (nn.SyncBatchNorm, CpuSyncBatchNorm)
+"""The norms whose statistics are those of all processes."""
+
+
+def synchronize_batchnorm(module: nn.Module, device_type: str) -> nn.Module:
     """Make every BatchNorm of a module take its statistics over all processes.
 
     Parameters and buffers and their names stay as they are.
 
     Args:
         module: changed in place; use what is returned, since a lone BatchNorm is replaced.
+        device_type: where the module will be trained, such as "cuda"; for "cpu" the norms are ours.
     """
-    ours: dict[type, type[nn.Module]] = {nn.SyncBatchNorm: SyncBatchNorm, SyncBatchNormAct: _SyncBatchNormAct}
     module = convert_sync_batchnorm(module)
-    for child in module.modules():
-        child.__class__ = ours.get(type(child), type(child))  # timm converts; only the CPU path is new
+    if device_type == "cpu":
+        ours: dict[type, type] = {nn.SyncBatchNorm: CpuSyncBatchNorm, SyncBatchNormAct: _CpuSyncBatchNormAct}
+        for child in module.modules():
+            child.__class__ = ours.get(type(child), type(child))  # the attributes are the same
     return module

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slotcon_hub.distributed import SyncBatchNorm
+from slotcon_hub.distributed import SYNCHRONIZED
 from slotcon_hub.functional import cosine_scores
 
 __all__ = ["ProjectionHead", "PrototypeNetwork", "Prototypes", "SlotPredictor"]
@@ -75,7 +75,7 @@ class SlotPredictor(nn.Module):
             Q x D.
         """
         training = self.training
-        if total is None or not isinstance(self.mlp[1], SyncBatchNorm):
+        if total is None or not isinstance(self.mlp[1], SYNCHRONIZED):
             total = len(slots)
         if total < 2:
             self.eval()

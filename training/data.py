@@ -20,6 +20,7 @@ from training.views import TwoViews
 __all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "make_loader"]
 
 SUBSTITUTES = 100  # pictures tried in the place of an unreadable one
+ORDERS, SAMPLES = 0, 1  # streams of random numbers that never meet
 TOLERATED = 0.01  # share of the pictures that may be unreadable
 
 
@@ -37,7 +38,7 @@ class ViewPairs(Dataset[dict[str, Any]]):
         them a black one, since such data end the run at its next line of metrics.
         """
         epoch, index = key
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = np.random.default_rng([self.seed, SAMPLES, epoch, index])
         unreadable: list[int] = []
         picture = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
         while len(unreadable) < SUBSTITUTES:
@@ -130,7 +131,7 @@ class Steps(Sampler[list[tuple[int, int]]]):
         for step in self.steps:
             epoch, place = divmod(step, steps_per_epoch)
             if epoch != current:
-                current, order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.length)
+                current, order = epoch, np.random.default_rng([self.seed, ORDERS, epoch]).permutation(self.length)
             batch = order[place * self.batch_size :][: self.batch_size]
             parts = np.split(batch, self.accumulation * self.processes)
             for part in parts[self.rank :: self.processes]:

@@ -120,6 +120,8 @@ def open_pictures(data: str, split: str = "train", column: str = "image") -> Pic
     Raises:
         ValueError: there is nothing to read, in one sentence.
     """
+    if data == "hf:":
+        raise ValueError("hf: is followed by the name of a data set: give --data hf:<owner>/<name>")
     if data.startswith("hf:"):
         return ImageTable(_load_table(data, split, data.removeprefix("hf:")), column)
     path = Path(os.path.expanduser(data))

@@ -113,7 +113,7 @@ def prepare(name: str, recipe: Recipe) -> Run:
     if recipe.channels_last:
         slotcon.to(memory_format=torch.channels_last)
     if processes.num_processes > 1:
-        distributed.synchronize_batchnorm(slotcon)
+        distributed.synchronize_batchnorm(slotcon, processes.device.type)
     optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
     folder = run_folder.choose(name, recipe)
     resumed = checkpoint.load(checkpoint.latest(folder), slotcon) if recipe.resume else None

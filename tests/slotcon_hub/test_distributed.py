@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from slotcon_hub import SlotCon, SlotConConfig, distributed
 from slotcon_hub import functional as SF
-from slotcon_hub.distributed import SyncBatchNorm, synchronize_batchnorm
+from slotcon_hub.distributed import CpuSyncBatchNorm, synchronize_batchnorm
 
 TIMEOUT = 90  # seconds until processes that wait for each other count as hung
 IMAGES = 2  # of each process
@@ -172,7 +172,7 @@ def check_gathers(rank: int, world: int) -> dict[str, Any]:
 def check_norms(rank: int, world: int) -> dict[str, Any]:
     found = {}
     for name, shapes in NORM_SHAPES.items():
-        norm = synchronize_batchnorm(make_norm(shapes[rank]))
+        norm = synchronize_batchnorm(make_norm(shapes[rank]), "cpu")
         inputs = [norm_input(shapes[rank], 10 * step + rank) for step in (1, 2)]
         weights = [norm_input(shapes[rank], 100 * step + rank) for step in (1, 2)]
         found[name] = norm_results(norm, inputs, weights)
@@ -180,7 +180,7 @@ def check_norms(rank: int, world: int) -> dict[str, Any]:
 
 
 def check_low_precision(rank: int, world: int) -> dict[str, Any]:
-    norm = synchronize_batchnorm(nn.BatchNorm2d(4))
+    norm = synchronize_batchnorm(nn.BatchNorm2d(4), "cpu")
     x = (norm_input((2, 4, 3, 3), rank) * 50).bfloat16().requires_grad_()
     y = norm(x)
     y.float().square().sum().backward()
@@ -189,7 +189,7 @@ def check_low_precision(rank: int, world: int) -> dict[str, Any]:
 
 def check_timm(rank: int, world: int) -> dict[str, Any]:
     x = norm_input((3, 3, 8, 8), 7)
-    return timm_results(synchronize_batchnorm(make_timm()), x[:1] if rank == 0 else x[1:])
+    return timm_results(synchronize_batchnorm(make_timm(), "cpu"), x[:1] if rank == 0 else x[1:])
 
 
 def check_slotcon(rank: int, world: int) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def check_slotcon(rank: int, world: int) -> dict[str, Any]:
     for norms in (False, True):
         model = make_slotcon(norms)
         if norms:
-            synchronize_batchnorm(model)
+            synchronize_batchnorm(model, "cpu")
         wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
         out = wrapped(*part_of(whole_batch(world), rank))
         found[f"norms {norms}"] = slotcon_results(model, out.loss, out.slot_loss)
@@ -211,7 +211,7 @@ def check_patterns(rank: int, world: int) -> dict[str, Any]:
         for synchronized in (True, False):
             model = make_slotcon(norms=True)
             if synchronized:
-                synchronize_batchnorm(model)
+                synchronize_batchnorm(model, "cpu")
             wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
             said = iter(activity(patterns[rank]))
             SF.active_slots = lambda scores, said=said: next(said)
@@ -407,12 +407,12 @@ def test_synchronize_batchnorm_keeps_names_and_tensors(make):
     plain = make()
     names = {n: type(m) for n, m in plain.named_modules()}
     state, parameters = plain.state_dict(), dict(plain.named_parameters())
-    changed = synchronize_batchnorm(plain)
+    changed = synchronize_batchnorm(plain, "cpu")
     norms = [n for n, kind in names.items() if issubclass(kind, nn.modules.batchnorm._BatchNorm)]
     assert norms
     modules = dict(changed.named_modules())
     assert set(modules) == set(names)
-    assert all(isinstance(modules[n], SyncBatchNorm) for n in norms)
+    assert all(isinstance(modules[n], CpuSyncBatchNorm) for n in norms)
     assert list(changed.state_dict()) == list(state)
     assert all(v.data_ptr() == state[n].data_ptr() for n, v in changed.state_dict().items())
     assert all(p is parameters[n] for n, p in changed.named_parameters())  # an optimiser goes on with them
@@ -421,7 +421,7 @@ def test_synchronize_batchnorm_keeps_names_and_tensors(make):
 @pytest.mark.parametrize("training", [True, False])
 def test_synchronized_norms_of_one_process_are_plain(training):
     plain = make_timm().train(training)
-    changed = synchronize_batchnorm(copy.deepcopy(plain))
+    changed = synchronize_batchnorm(copy.deepcopy(plain), "cpu")
     assert changed[1].training is training
     x = norm_input((3, 3, 8, 8), 7)
     close(changed(x), plain(x))

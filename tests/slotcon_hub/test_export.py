@@ -74,7 +74,7 @@ VARIANTS = {
     "slotcon_r18": lambda: trained("slotcon_r18"),
     "resnet18": lambda: trained("resnet18"),
     "channels_last": lambda: trained("slotcon_nano").to(memory_format=torch.channels_last),
-    "synchronized": lambda: synchronize_batchnorm(trained("slotcon_nano")),
+    "synchronized": lambda: synchronize_batchnorm(trained("slotcon_nano"), "cpu"),
     "stride": lambda: trained(timm.create_model("slotcon_nano", num_classes=0, global_pool="", output_stride=8)),
 }
 
