@@ -62,7 +62,7 @@ def describe(folder: Path, name: str, recipe: Recipe, pictures: int, accelerator
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
     table = Table("setting", "value", title=f"{name} in {folder}", title_justify="left")
-    for key, value in {**{k: v for k, v in facts.items() if k != "settings"}, **settings}.items():
+    for key, value in {**settings, **{k: v for k, v in facts.items() if k != "settings"}}.items():
         for inner, setting in value.items() if isinstance(value, dict) else [(key, value)]:
             table.add_row(str(inner), str(setting))
     show(table)
