@@ -126,6 +126,7 @@ class Monitor:
                 file.write(json.dumps(line) + "\n")
 
     def _drop_lines_from(self, step: int) -> None:
-        """Forget what was measured after the checkpoint that the run continues from."""
-        lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in lines))
+        """Forget what was measured after the checkpoint that the run continues from, and a line cut short."""
+        whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(line + "\n" for line in kept))

@@ -96,7 +96,9 @@ def test_resumed_is_uninterrupted(run, pictures, tmp_path):
     (newest,) = (part / "checkpoints").glob("step-*4")
     for path in newest.iterdir():
         path.unlink()
-    newest.rmdir()  # as if it had been stopped after the first epoch
+    newest.rmdir()  # as if it had been stopped after the first epoch, in the middle of a line
+    with (part / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
     run("demo", "--data", pictures, *TINY.split(), "--output", part, "--resume")
     assert_equal(weights(whole), weights(part))
     ours = ["loss", "group_loss", "slot_loss", "active_slots", "lr"]
@@ -197,6 +199,13 @@ def test_one_unreadable_picture_among_many_is_skipped_and_named(run, pictures, c
     (pictures / "bad.jpg").write_bytes(b"not a picture")
     run("demo", "--data", pictures, *TINY.split(), "--batch-size", "64")
     assert capsys.readouterr().err.count("skipped, since it cannot be read: ") == 1
+
+
+def test_a_loss_that_is_no_number_stops_the_run(run, pictures, tmp_path):
+    options = ["--optimizer", "sgd", "--base-lr", "1e30", "--warmup-epochs", "0"]
+    with pytest.raises(SystemExit, match=r"the loss is (nan|inf) \(group_loss=.*at step \d: lower --base-lr"):
+        run("demo", "--data", pictures, *TINY.split(), *options)
+    assert len(lines(tmp_path / "run")) < 4
 
 
 def test_help(capsys):
