@@ -1,16 +1,21 @@
-"""State dicts from one naming to another: pure functions, and the one reader of untrusted checkpoint files."""
+"""State dicts from one naming to another: pure functions; tensors are shared with the input, not copied."""
 
-import argparse
-import pickle
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-__all__ = ["from_official", "read_checkpoint"]
+__all__ = [
+    "from_backbone_only",
+    "from_official",
+    "recognise",
+    "teacher_backbone",
+    "teacher_prototypes",
+    "to_detectron2",
+    "to_mmseg",
+    "to_torchvision",
+]
 
 # The authors' names, as published, and ours.
 _OFFICIAL = {
@@ -24,32 +29,48 @@ _OFFICIAL = {
     r"center$": "center",
 }
 
+Kind = Literal["official", "slotcon", "prototypes", "backbone"]
+_PARTS: dict[Kind, set[str]] = {
+    "official": {"encoder_q", "encoder_k"},
+    "slotcon": {"student", "teacher"},
+    "prototypes": {"backbone", "projector", "prototypes"},
+}
+_AROUND_BACKBONE = re.compile(r"^(?:(?:module|encoder_k|backbone)\.)+")
+_RESNET = re.compile(r"(?:conv1|bn1|layer[1-4])\.")
+# The ResNets that everybody has: no deep stem, no pooling in the shortcut, no attention.
+_PLAIN_RESNET = re.compile(
+    r"(?:conv1|bn1|layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01]))"
+    r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"
+)
 
-def read_checkpoint(path: str | Path) -> Any:
-    """Read a checkpoint pickle without running any code in it.
 
-    Tensors, plain containers and the ``argparse.Namespace`` of the authors' files are all that is accepted.
+def recognise(checkpoint: Mapping[str, Any]) -> Kind:
+    """Tell what a loaded checkpoint holds, by its names alone.
 
     Args:
-        path: a file written by ``torch.save``.
+        checkpoint: a state dict, or a mapping with one under ``model``, ``state_dict`` or ``teacher``.
+
+    Returns:
+        "official": an authors' full checkpoint, for :func:`from_official`; "slotcon": the state of a
+        :class:`SlotCon`, as our runs write it, for :func:`teacher_backbone` and :func:`teacher_prototypes`;
+        "prototypes": a backbone with projector and prototypes; "backbone": a ResNet alone, for
+        :func:`from_backbone_only`.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds anything else, such as code.
+        ValueError: it is none of these.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words advise to run the code
-        reason = f"it holds {refused[1]}" if refused else "it is damaged, or something else"
-        raise ValueError(
-            f"{path} is not a checkpoint of tensors and plain values, so it was not loaded ({reason}); "
-            "download it again, and if it comes from somebody you do not know, leave it"
-        ) from None
+    state = _unwrap(checkpoint)
+    heads = {name.removeprefix("module.").split(".")[0] for name in state}
+    for kind, parts in _PARTS.items():
+        if parts <= heads:
+            return kind
+    if any(_RESNET.match(_AROUND_BACKBONE.sub("", name)) for name in state):
+        return "backbone"
+    found = ", ".join(sorted(heads)[:5]) or "nothing"
+    raise ValueError(
+        f"this is no checkpoint of SlotCon, which holds encoder_q and encoder_k (the authors'), student and "
+        f"teacher (ours), backbone, projector and prototypes, or a ResNet's conv1 and layers: it holds {found}"
+    )
 
 
 def from_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -82,3 +103,141 @@ def from_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             "teacher, predictor and centre; a backbone-only file cannot be continued from"
         )
     return converted
+
+
+def from_backbone_only(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Turn a backbone-only file, such as the authors' teacher encoder, into the state dict of a timm ResNet.
+
+    Args:
+        checkpoint: torchvision's or timm's names, bare or after ``module.``, ``encoder_k.`` or ``backbone.``; the
+            mapping itself, or under ``model``, ``state_dict`` or ``teacher``.
+
+    Returns:
+        The backbone without a classifier: ``fc`` is left out.
+
+    Raises:
+        ValueError: a key is not a ResNet's or comes twice, or there is none.
+    """
+    converted: dict[str, Tensor] = {}
+    for key, value in _unwrap(checkpoint).items():
+        name = _AROUND_BACKBONE.sub("", key)
+        if name in ("fc.weight", "fc.bias"):
+            continue
+        if not _RESNET.match(name) or not isinstance(value, Tensor):
+            raise ValueError(
+                f"{key!r} is not part of a backbone-only file: recognise(...) tells what this one holds"
+            )
+        if name in converted:
+            raise ValueError(f"{key!r} comes twice, under two prefixes: the file holds more than one backbone")
+        converted[name] = value
+    if not converted:
+        raise ValueError("the checkpoint holds no key of a ResNet backbone, such as conv1.weight")
+    return converted
+
+
+def teacher_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the teacher's backbone, the released one, out of the state dict of a :class:`SlotCon`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return _inside(state, "teacher.backbone.")
+
+
+def teacher_prototypes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the teacher, backbone, projector and prototypes, out of the state dict of a :class:`SlotCon`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return _inside(state, "teacher.")
+
+
+def to_torchvision(backbone_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn a backbone into the state dict of a torchvision ResNet, without ``fc``: the names are the same.
+
+    Args:
+        backbone_state: of a plain ResNet in timm's names, without a classifier.
+
+    Raises:
+        ValueError: the backbone is no plain ResNet, or there is none.
+    """
+    if not any(_RESNET.match(key) for key in backbone_state):
+        raise ValueError(
+            "these weights hold no key of a ResNet backbone, such as conv1.weight: of the state of a SlotCon, "
+            "convert teacher_backbone(state)"
+        )
+    for key in backbone_state:
+        if not _PLAIN_RESNET.fullmatch(key):
+            raise ValueError(
+                f"{key!r} has no twin in torchvision, Detectron2 or MMSegmentation, where only plain ResNets go "
+                "(no deep stem as in slotcon_nano, no classifier): use this network through timm or ONNX"
+            )
+    return dict(backbone_state)
+
+
+def to_detectron2(backbone_state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Turn a backbone into what Detectron2 loads as ``MODEL.WEIGHTS``, once pickled to a ``.pkl`` file.
+
+    The network is torchvision's: RGB pictures in ``INPUT.FORMAT``, ``PIXEL_MEAN`` and ``PIXEL_STD`` of ImageNet
+    times 255, and ``MODEL.RESNETS.STRIDE_IN_1X1 False``.
+
+    Args:
+        backbone_state: of a plain ResNet in timm's names, without a classifier.
+
+    Returns:
+        ``{"model": {name: float32 array}, "__author__": ..., "matching_heuristics": True}``. BatchNorm's batch
+        counts, which Detectron2's frozen norms do not have, are left out.
+
+    Raises:
+        ValueError: the backbone is no plain ResNet, or there is none.
+    """
+    model = {
+        _detectron2_name(key): value.detach().float().cpu().numpy()
+        for key, value in to_torchvision(backbone_state).items()
+        if not key.endswith("num_batches_tracked")
+    }
+    return {"model": model, "__author__": "SlotCon", "matching_heuristics": True}
+
+
+def to_mmseg(backbone_state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Turn a backbone into a checkpoint for MMSegmentation and MMDetection, once written by ``torch.save``.
+
+    It is for ``ResNet`` with ``style="pytorch"``, not for ``ResNetV1c``, whose stem is deep, and goes into
+    ``init_cfg=dict(type="Pretrained", checkpoint=...)`` of the backbone.
+
+    Args:
+        backbone_state: of a plain ResNet in timm's names, without a classifier.
+
+    Raises:
+        ValueError: the backbone is no plain ResNet, or there is none.
+    """
+    return {"state_dict": to_torchvision(backbone_state)}
+
+
+def _detectron2_name(name: str) -> str:
+    """``layer1.0.bn2.bias`` to ``res2.0.conv2.norm.bias``; what is in no layer is in the stem."""
+    name = re.sub(r"bn(\d)", r"conv\1.norm", name)
+    name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+    layer = re.match(r"layer(\d)", name)
+    return f"res{int(layer[1]) + 1}{name[layer.end() :]}" if layer else f"stem.{name}"
+
+
+def _inside(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not found:
+        raise ValueError(f"these weights hold no {prefix.rstrip('.')}: they are not the state of a SlotCon")
+    return found
+
+
+def _unwrap(checkpoint: Any) -> Mapping[str, Any]:
+    """Find the named values in the mappings that savers put around them."""
+    while isinstance(checkpoint, Mapping):
+        inner = (checkpoint.get(key) for key in ("model", "state_dict", "teacher"))
+        wrapped = next((value for value in inner if isinstance(value, Mapping)), None)
+        if wrapped is None:
+            break
+        checkpoint = wrapped
+    if not isinstance(checkpoint, Mapping) or not all(isinstance(key, str) for key in checkpoint):
+        raise ValueError(f"a checkpoint holds named tensors, which this {type(checkpoint).__name__} does not")
+    return checkpoint

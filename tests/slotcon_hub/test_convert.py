@@ -10,7 +10,8 @@ import torchvision
 from torch import Tensor
 
 from slotcon_hub import SlotCon, SlotConConfig
-from slotcon_hub.convert import from_official, read_checkpoint
+from slotcon_hub.checkpoints import read_checkpoint
+from slotcon_hub.convert import from_official
 
 SMALL = SlotConConfig(num_prototypes=5, hidden_dim=12, out_dim=7)
 

@@ -1,0 +1,38 @@
+"""The one reader of checkpoint files of unknown origin."""
+
+import argparse
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["read_checkpoint"]
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Read a checkpoint pickle without running any code in it.
+
+    Tensors, plain containers and the ``argparse.Namespace`` of the authors' files are all that is accepted.
+
+    Args:
+        path: a file written by ``torch.save``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds anything else, such as code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words advise to run the code
+        reason = f"it holds {refused[1]}" if refused else "it is damaged, or something else"
+        raise ValueError(
+            f"{path} is not a checkpoint of tensors and plain values, so it was not loaded ({reason}); "
+            "download it again, and if it comes from somebody you do not know, leave it"
+        ) from None
