@@ -149,7 +149,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
                 num_prototypes=16, hidden_dim=512, out_dim=128, teacher_temp=0.04, teacher_momentum=0.95
             ),
             view_size=96,
-            epochs=4,
+            epochs=3,
             batch_size=64,
             base_lr=8.0,
             warmup_epochs=0.5,
