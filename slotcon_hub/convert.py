@@ -91,7 +91,7 @@ def from_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         raise ValueError(f"an official SlotCon checkpoint holds named tensors, not a {type(model).__name__}")
     converted = {}
     for key, value in model.items():
-        name = key.removeprefix("module.")
+        name = str(key).removeprefix("module.")
         prefix = next((p for p in _OFFICIAL if re.match(p, name)), None)
         if prefix is None or not isinstance(value, Tensor):
             raise ValueError(f"{key!r} is not part of an official SlotCon checkpoint: is this file one?")

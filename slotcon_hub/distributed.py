@@ -31,7 +31,7 @@ def rank() -> int:
 
 
 def gather_counts(counts: Tensor) -> list[list[int]]:
-    """Every process's row counts, on the host; the one place where SlotCon waits for its device.
+    """Every process's row counts, on the host; the one place where SlotCon itself waits for its device.
 
     Args:
         counts: n integers, the same n on all processes.

@@ -8,7 +8,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import save_for_hf
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import get_model_args, save_for_hf
 from torch import nn
 
 from slotcon_hub.slotcon import SlotCon
@@ -17,7 +18,13 @@ from slotcon_hub.slotcon_resnet import SlotConPrototypes, plain_timm
 __all__ = ["backbone_model", "export", "prototype_model"]
 
 _INPUT = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
-_INPUT |= {"num_classes", "pool_size", "first_conv", "classifier", "fixed_input_size"}
+_INPUT |= {"num_classes", "first_conv", "classifier", "fixed_input_size"}
+_PREPROCESSING: dict[str, Any] = {  # of pre-training, whatever the architecture's own weights had
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+}
 
 
 def backbone_model(model: SlotCon) -> nn.Module:
@@ -86,7 +93,11 @@ def export(model: SlotCon, folder: str | Path, *, input_size: int, trained: str)
         _save(prototype_model(model), staging / "prototypes", input_size, trained, None)
         if folder.exists():
             folder.rename(scratch / "old")
-        staging.rename(folder)
+        try:
+            staging.rename(folder)
+        except OSError:
+            (scratch / "old").rename(folder)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return folder
@@ -97,7 +108,8 @@ def _origin(model: SlotCon) -> tuple[str, dict[str, Any]]:
     backbone: Any = model.teacher.backbone
     if not hasattr(backbone, "pretrained_cfg"):
         raise ValueError(f"the backbone, {type(backbone).__name__}, is no timm model: only those can be exported")
-    args = {k: v for k, v in backbone._model_args.items() if k not in ("num_classes", "global_pool")}
+    usual = {"num_classes": 0, "global_pool": "", "in_chans": 3}
+    args = {k: v for k, v in get_model_args(backbone).items() if usual.get(k) != v}
     return backbone.pretrained_cfg["architecture"], args
 
 
@@ -111,7 +123,7 @@ def _save(net: nn.Module, folder: Path, input_size: int, trained: str, model_arg
         net.to(memory_format=torch.contiguous_format),
         str(folder),
         safe_serialization=True,
-        data_config={"input_size": (net.in_chans, input_size, input_size)},
+        data_config=_PREPROCESSING | {"input_size": (net.in_chans, input_size, input_size)},
     )
     path = folder / "config.json"
     config = json.loads(path.read_text())

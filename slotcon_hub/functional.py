@@ -34,8 +34,8 @@ def cosine_scores(z: Tensor, prototypes: Tensor) -> Tensor:
     Returns:
         B x K x H x W in [-1, 1].
     """
-    weight = F.normalize(prototypes, dim=1)[:, :, None, None]
-    return F.conv2d(F.normalize(z, dim=1), weight)
+    # A product of matrices: unlike a convolution, torch keeps it in full float32 on GPUs.
+    return torch.einsum("bdhw,kd->bkhw", F.normalize(z, dim=1), F.normalize(prototypes, dim=1))
 
 
 def assign(scores: Tensor, temperature: float, eps: float = 1e-6) -> Tensor:

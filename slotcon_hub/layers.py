@@ -4,6 +4,8 @@ Dimensions: B images, C backbone channels, K prototypes, D embedding channels, H
 Sections are those of the SlotCon paper (arXiv 2205.15288).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +14,14 @@ from torch import Tensor, nn
 from slotcon_hub.distributed import SYNCHRONIZED
 from slotcon_hub.functional import cosine_scores
 
-__all__ = ["ProjectionHead", "PrototypeNetwork", "Prototypes", "SlotPredictor"]
+__all__ = [
+    "ProjectionHead",
+    "PrototypeNetwork",
+    "Prototypes",
+    "SlotPredictor",
+    "evaluating",
+    "map_channels",
+]
 
 
 class ProjectionHead(nn.Module):
@@ -64,7 +73,7 @@ class SlotPredictor(nn.Module):
     def forward(self, slots: Tensor, total: int | None = None) -> Tensor:
         """Predict the teacher's slots from the student's.
 
-        A batch of less than two slots has no variance: it is normalised by the running statistics, which it
+        A batch of fewer than two slots has no variance: it is normalised by the running statistics, which it
         does not move.
 
         Args:
@@ -74,15 +83,12 @@ class SlotPredictor(nn.Module):
         Returns:
             Q x D.
         """
-        training = self.training
         if total is None or not isinstance(self.mlp[1], SYNCHRONIZED):
             total = len(slots)
         if total < 2:
-            self.eval()
-        try:
-            return self.mlp(slots)
-        finally:
-            self.train(training)
+            with evaluating(self.mlp):
+                return self.mlp(slots)
+        return self.mlp(slots)
 
 
 class Prototypes(nn.Module):
@@ -117,6 +123,37 @@ class PrototypeNetwork(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = z if z.dtype == torch.float64 else z.float()
             return z, self.prototypes(z)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode, and each of its parts back into its own mode afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+@torch.no_grad()
+def map_channels(backbone: nn.Module) -> int:
+    """Ask a backbone, with one small picture, for the channels C of the B x C x H x W map that it returns.
+
+    Raises:
+        ValueError: it returns something else.
+    """
+    config = getattr(backbone, "pretrained_cfg", {})
+    size = config["input_size"][1:] if config.get("fixed_input_size") else (64, 64)
+    weight = next(backbone.parameters(), torch.zeros(()))
+    with evaluating(backbone):
+        features = backbone(weight.new_zeros(1, getattr(backbone, "in_chans", 3), *size))
+    layout = getattr(backbone, "output_fmt", "NCHW")
+    if not isinstance(features, Tensor) or features.dim() != 4 or layout != "NCHW":
+        found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"the backbone returns {found}: SlotCon needs one that returns a B x C x H x W map")
+    return features.shape[1]
 
 
 def _init_weights(module: nn.Module) -> None:

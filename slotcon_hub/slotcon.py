@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from slotcon_hub import distributed
 from slotcon_hub import functional as SF
-from slotcon_hub.layers import ProjectionHead, PrototypeNetwork, Prototypes, SlotPredictor
+from slotcon_hub.layers import ProjectionHead, PrototypeNetwork, Prototypes, SlotPredictor, map_channels
 
-__all__ = ["SlotCon", "SlotConConfig", "SlotConOutput", "map_channels"]
+__all__ = ["SlotCon", "SlotConConfig", "SlotConOutput"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -96,9 +96,7 @@ class SlotCon(nn.Module):
         super().__init__()
         self.config = config = config or SlotConConfig()
         if isinstance(backbone, str):
-            if ":" not in backbone and not timm.is_model(backbone):
-                raise ValueError(f"there is no timm model {backbone!r}: timm.list_models() names those there are")
-            backbone = timm.create_model(backbone, num_classes=0, global_pool="")
+            backbone = _create_backbone(backbone)
         projector = ProjectionHead(map_channels(backbone), config.hidden_dim, config.out_dim)
         prototypes = Prototypes(config.num_prototypes, config.out_dim)
         self.student = PrototypeNetwork(backbone, projector, prototypes)
@@ -196,9 +194,10 @@ class SlotCon(nn.Module):
         # A query's positive is the key of its own image and slot: its place among the keys of this process.
         place = is_key.flatten().cumsum(0)[query_rows] - 1 + sum(num_keys[:rank])
         slots = student.flatten(0, 1)[query_rows]
-        predicted = self.predictor(slots, sum(num_queries))
+        # In float32: torch's SyncBatchNorm takes a process without queries for one in half precision.
         with torch.autocast(slots.device.type, enabled=False):
-            return SF.slot_contrast(predicted.to(slots), keys, place, self.config.contrast_temp)
+            predicted = self.predictor(slots, sum(num_queries))
+            return SF.slot_contrast(predicted, keys, place, self.config.contrast_temp)
 
     @torch.no_grad()
     def _update_center(self, *scores: Tensor) -> None:
@@ -220,17 +219,11 @@ class SlotCon(nn.Module):
             torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
 
 
-@torch.no_grad()
-def map_channels(backbone: nn.Module) -> int:
-    """Ask a backbone, with one small picture, for the channels C of the B x C x H x W map that it returns.
-
-    Raises:
-        ValueError: it returns something else.
-    """
-    weight = next(backbone.parameters(), torch.zeros(()))
-    size = getattr(backbone, "pretrained_cfg", {}).get("input_size", (3, 64, 64))
-    features = copy.deepcopy(backbone).eval()(weight.new_zeros(1, *size))  # a copy: asking changes nothing
-    if not isinstance(features, Tensor) or features.dim() != 4:
-        found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"the backbone returns {found}: SlotCon needs one that returns a B x C x H x W map")
-    return features.shape[1]
+def _create_backbone(name: str) -> nn.Module:
+    """Make a timm model without its head; ValueError where timm cannot."""
+    try:
+        return timm.create_model(name, num_classes=0, global_pool="")
+    except (RuntimeError, OSError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"timm cannot make the backbone {name!r} ({error}): timm.list_models() names those there are"
+        ) from None

@@ -14,7 +14,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from slotcon_hub.layers import ProjectionHead, PrototypeNetwork, Prototypes
+from slotcon_hub.layers import ProjectionHead, PrototypeNetwork, Prototypes, map_channels
 
 __all__ = ["SlotConPrototypes", "plain_timm"]
 
@@ -117,10 +117,11 @@ class SlotConPrototypes(PrototypeNetwork):
         """
         dd = {"device": device, "dtype": dtype}
         net: Any = timm.create_model(backbone, num_classes=0, global_pool="", in_chans=in_chans, **dd, **kwargs)
-        projector = ProjectionHead(net.num_features, hidden_dim, out_dim, **dd)
+        channels = map_channels(net)
+        projector = ProjectionHead(channels, hidden_dim, out_dim, **dd)
         super().__init__(net, projector, Prototypes(num_classes, out_dim, **dd))
         self.in_chans = in_chans
-        self.num_features = net.num_features
+        self.num_features = channels
         self.head_hidden_size = out_dim
         self.feature_info = [{**info, "module": f"backbone.{info['module']}"} for info in net.feature_info]
         self._set_head(num_classes, global_pool)
@@ -160,8 +161,9 @@ class SlotConPrototypes(PrototypeNetwork):
         """Replace the prototypes by ``num_classes`` random ones (none for 0), and the pooling if one is named."""
         weight = next(self.projector.parameters())
         if num_classes > 0:
-            prototypes = Prototypes(num_classes, self.head_hidden_size, device=weight.device, dtype=weight.dtype)
-            self.prototypes = prototypes.train(self.training)
+            self.prototypes = Prototypes(
+                num_classes, self.head_hidden_size, device=weight.device, dtype=weight.dtype
+            )
         self._set_head(num_classes, self.global_pool.pool_type if global_pool is None else global_pool)
         self.global_pool.train(self.training)
         self.prototypes.train(self.training)

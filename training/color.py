@@ -18,9 +18,9 @@ from torch import Tensor
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB
 STD = (0.229, 0.224, 0.225)
 
-JITTER, GREY = 0.8, 0.2  # probabilities, equal in both views
+JITTER, GRAY = 0.8, 0.2  # probabilities, equal in both views
 BLUR = {1: 1.0, 2: 0.1}  # probabilities by view
-SOLARISE = {1: 0.0, 2: 0.2}
+SOLARIZE = {1: 0.0, 2: 0.2}
 LOWEST = (0.6, 0.6, 0.8, -0.1)  # brightness, contrast, saturation, hue
 HIGHEST = (1.4, 1.4, 1.2, 0.1)
 SIGMAS = (0.1, 2.0)  # pixels
@@ -38,9 +38,9 @@ class Column(IntEnum):
     SECOND = 5
     THIRD = 6
     FOURTH = 7
-    GREY = 8  # 1 or 0
+    GRAY = 8  # 1 or 0
     SIGMA = 9  # of the Gaussian blur in pixels; 0 for no blur
-    SOLARISE = 10  # 1 or 0
+    SOLARIZE = 10  # 1 or 0
 
 
 TURNS = (Column.FIRST, Column.SECOND, Column.THIRD, Column.FOURTH)
@@ -64,10 +64,10 @@ def draw(view: int, rng: np.random.Generator) -> np.ndarray:
         raise ValueError(f"view={view}: the views are numbered 1 and 2.")
     parameters = np.zeros(len(Column), dtype=np.float32)
     parameters[: Column.FIRST] = rng.uniform(LOWEST, HIGHEST)
-    parameters[Column.FIRST : Column.GREY] = rng.permutation(4) if rng.random() < JITTER else -1
-    parameters[Column.GREY] = rng.random() < GREY
+    parameters[Column.FIRST : Column.GRAY] = rng.permutation(4) if rng.random() < JITTER else -1
+    parameters[Column.GRAY] = rng.random() < GRAY
     parameters[Column.SIGMA] = rng.uniform(*SIGMAS) if rng.random() < BLUR[view] else 0
-    parameters[Column.SOLARISE] = rng.random() < SOLARISE[view]
+    parameters[Column.SOLARIZE] = rng.random() < SOLARIZE[view]
     return parameters
 
 
@@ -150,7 +150,7 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
     return channels.clamp_(0, 1).mul_(chroma.unsqueeze(1)).add_(low.unsqueeze(1))
 
 
-def grey(images: Tensor) -> Tensor:
+def gray(images: Tensor) -> Tensor:
     """Give all three channels the grey scale of ITU-R 601-2, in torchvision's weights."""
     return _luma(images).expand_as(images)
 
@@ -166,7 +166,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     return matrices.unsqueeze(1) @ along_rows
 
 
-def solarise(images: Tensor) -> Tensor:
+def solarize(images: Tensor) -> Tensor:
     """Invert what is brighter than half.
 
     On whole grey levels this inverts 128 to 255, as PIL does; halfway between 127 and 128 both sides agree.
@@ -187,9 +187,9 @@ def _steps(parameters: Tensor) -> Iterator[tuple[Callable[..., Tensor], Column |
     for turn in TURNS:
         for column, operation in OPERATIONS.items():
             yield operation, column, _rows(parameters[:, turn] == column)
-    yield grey, None, _rows(parameters[:, Column.GREY] > 0)
+    yield gray, None, _rows(parameters[:, Column.GRAY] > 0)
     yield blur, Column.SIGMA, _rows(parameters[:, Column.SIGMA] > 0)
-    yield solarise, None, _rows(parameters[:, Column.SOLARISE] > 0)
+    yield solarize, None, _rows(parameters[:, Column.SOLARIZE] > 0)
 
 
 def _rows(chosen: Tensor) -> Tensor:

@@ -64,12 +64,13 @@ class Monitor:
         self.usage = out.usage if self.usage is None else self.usage + out.usage
         self.forwards += 1
 
-    def step(self, step: int, schedule: dict[str, float]) -> bool:
-        """Count a step; every ``log_every`` steps, and after the last, write a line.
+    def step(self, step: int, values: dict[str, float], saving: bool) -> bool:
+        """Count a step; every ``log_every`` steps, after the last, and before a checkpoint, write a line.
 
         Args:
             step: steps behind us, this one included.
-            schedule: further values for the line.
+            values: further ones for the line.
+            saving: a checkpoint is about to be written, which a loss that is no number must prevent.
 
         Returns:
             Whether a line was written.
@@ -79,9 +80,9 @@ class Monitor:
         """
         self.bar.update()
         self.steps += 1
-        due = step % self.log_every == 0 or step == self.bar.total
+        due = saving or step % self.log_every == 0 or step == self.bar.total
         if due:
-            self._line(step, schedule)
+            self._line(step, values)
             self._reset()
         return due
 
@@ -95,17 +96,17 @@ class Monitor:
         self.forwards = self.steps = 0
         self.waited, self.since = 0.0, time.perf_counter()
 
-    def _line(self, step: int, schedule: dict[str, float]) -> None:
+    def _line(self, step: int, values: dict[str, float]) -> None:
         assert self.sums is not None
         assert self.usage is not None
         means = self.accelerator.reduce(self.sums / self.forwards, "mean").tolist()
-        usage = self.accelerator.reduce(self.usage, "sum").double()
+        usage = self.accelerator.reduce(self.usage, "sum").cpu().double()
         seconds = time.perf_counter() - self.since
         share = usage / usage.sum().clamp(min=1)
         line = {
             "step": step,
             **dict(zip(_MEANS, means, strict=True)),
-            **schedule,
+            **values,
             "dead_slots": int((usage == 0).sum()),
             "usage_entropy": float(-(share * share.clamp(min=1e-12).log()).sum() / math.log(len(share))),
             "images_per_second": self.steps * self.batch_size / seconds,
@@ -116,6 +117,11 @@ class Monitor:
             raise Diverged(
                 f"the loss is {line['loss']} ({parts}) at step {step}: lower --base-lr, or use bf16 in place of "
                 "fp16; the checkpoints before it are kept"
+            )
+        if line["active_slots"] < 1.01 or line["usage_entropy"] < 0.01:
+            self.bar.write(
+                f"warning: collapse at step {step}: {line['active_slots']:.2f} active slots a view, "
+                f"{line['dead_slots']} of {len(share)} without use since the last line"
             )
         self.bar.set_postfix(
             loss=f"{line['loss']:.3f}", active=f"{line['active_slots']:.1f}", dead=line["dead_slots"]

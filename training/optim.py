@@ -33,7 +33,7 @@ def make_optimizer(
     """Make the optimiser of a model's trainable parameters; the step sets its learning rate.
 
     Biases and the parameters of norms (all that have one dimension) get neither weight decay nor, with LARS,
-    an adapted rate, which timm couples to the decay.
+    an adapted rate.
 
     Args:
         model: whose parameters with ``requires_grad`` are optimised.
@@ -47,5 +47,6 @@ def make_optimizer(
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if name == "lars":
+        groups[0]["always_adapt"] = True  # without it, a decay of 0 would end the adaptation too
         return Lars(groups, lr=0.0, momentum=momentum, trust_coeff=0.001)
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum)

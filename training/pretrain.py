@@ -4,33 +4,37 @@ Without the name of a recipe it is the demo. ``fit`` is the loop.
 """
 
 import contextlib
+import copy
+import itertools
+import json
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import parse_flag_from_env, set_seed
 from torch import Tensor, nn
 
 from slotcon_hub import SlotCon, distributed
+from slotcon_hub.export import prototype_model
 from slotcon_hub.functional import teacher_momentum
 from training import checkpoint, color, run_folder, scenes
 from training.data import Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader
 from training.monitor import Diverged, Monitor
 from training.optim import lr_at, make_optimizer
 from training.pictures import Pictures, open_pictures
-from training.recipes import RECIPES, SCENES, Recipe
+from training.recipes import SCENES, Recipe, parse
 from training.showcase import Showcase
 from training.views import TwoViews
 
-HELP = "usage: accelerate launch training/pretrain.py [recipe] [options]\n\nRecipes, each with its own --help:\n"
+RESUMABLE = {"output", "resume", "workers", "log_every", "save_every", "keep", "trackers", "mixed_precision"}
+"""Settings that may change when a run is resumed."""
 
 
 @dataclass
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run a recipe from the command line; what a user can cause ends in one sentence."""
     try:
         run = prepare(*parse(list(sys.argv[1:] if argv is None else argv)))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     try:
         fit(run)
@@ -68,25 +72,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if run.accelerator.is_main_process:
         run_folder.finish(run.folder, run.slotcon, run.showcase, run.recipe, run.name)
     run.accelerator.end_training()
-
-
-def parse(argv: list[str]) -> tuple[str, Recipe]:
-    """Read the name of a recipe, the demo if there is none, and the options that override it.
-
-    Raises:
-        ValueError: an unknown recipe, or values that cannot work.
-    """
-    if argv[:1] in (["-h"], ["--help"]):
-        print(HELP + "".join(f"\n  {name}\n      {text}" for name, (text, _) in RECIPES.items()))
-        raise SystemExit(0)
-    name, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("demo", argv)
-    if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
-    description, default = RECIPES[name]
-    recipe = tyro.cli(Recipe, default=default, args=options, prog=f"pretrain.py {name}", description=description)
-    if recipe.data is None:
-        raise ValueError(f"{name} needs pictures: add --data <folder>. {description}")
-    return name, recipe
 
 
 def prepare(name: str, recipe: Recipe) -> Run:
@@ -108,12 +93,7 @@ def prepare(name: str, recipe: Recipe) -> Run:
     pictures = open_pictures(source, recipe.split, recipe.image_column)
     recipe.steps_per_epoch(len(pictures))
 
-    set_seed(recipe.seed)
-    slotcon = SlotCon(recipe.backbone, recipe.slotcon)
-    if recipe.channels_last:
-        slotcon.to(memory_format=torch.channels_last)
-    if processes.num_processes > 1:
-        distributed.synchronize_batchnorm(slotcon, processes.device.type)
+    slotcon = build(recipe, processes)
     optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
     folder = run_folder.choose(name, recipe)
     resumed = checkpoint.load(checkpoint.latest(folder), slotcon) if recipe.resume else None
@@ -124,6 +104,10 @@ def prepare(name: str, recipe: Recipe) -> Run:
         project_dir=folder,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ValueError("fp16 needs a GPU: use --mixed-precision bf16 or no")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError("accelerate is set to accumulate gradients: set that to 1, and use --accumulation-steps")
     with warnings.catch_warnings():  # Accelerate knows this option of DDP by its older name alone
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         model, optimizer = accelerator.prepare(slotcon, optimizer)
@@ -132,12 +116,46 @@ def prepare(name: str, recipe: Recipe) -> Run:
     run = Run(name, recipe, folder, accelerator, pictures, showcase, slotcon, model, optimizer)
     if resumed:
         restore(run, *resumed)
+    start = None if resumed else settled(run)
     if accelerator.is_main_process:
         run_folder.describe(folder, name, recipe, len(pictures), accelerator)
-        if not resumed:
-            run_folder.before(folder, slotcon, showcase)
-    accelerator.init_trackers("slotcon", config={"recipe": name})
+        if start:
+            run_folder.before(folder, start, showcase)
+    settings = {k: str(v) for k, v in comparable(run).items()}
+    accelerator.init_trackers("slotcon", config={"recipe": name, **settings})
     return run
+
+
+def build(recipe: Recipe, processes: PartialState) -> SlotCon:
+    """Build the model of a recipe, and make sure that it can be trained on its views and exported.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    set_seed(recipe.seed)
+    slotcon = SlotCon(recipe.backbone, recipe.slotcon)
+    prototypes = prototype_model(slotcon)
+    try:
+        prototypes(torch.zeros(1, 3, recipe.view_size, recipe.view_size))
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"{recipe.backbone} cannot take views of {recipe.view_size} pixels: {error}") from None
+    if recipe.channels_last:
+        slotcon.to(memory_format=torch.channels_last)
+    if processes.num_processes > 1:
+        distributed.synchronize_batchnorm(slotcon, processes.device.type)
+    return slotcon
+
+
+@torch.no_grad()
+def settled(run: Run, forwards: int = 20) -> SlotCon:
+    """The random initialisation with BatchNorm statistics of the data, as fair a start as one without training."""
+    slotcon = copy.deepcopy(run.slotcon)
+    slotcon.teacher.train()
+    for batch in itertools.islice(load(run, range(forwards)), forwards):
+        views, *_ = to_device(batch, run.accelerator.device, run.recipe.channels_last)
+        for view in views:
+            slotcon.teacher(view)
+    return slotcon
 
 
 def fit(run: Run) -> None:
@@ -174,9 +192,11 @@ def fit(run: Run) -> None:
         run.step = step + 1
         run.moved = not accelerator.optimizer_step_was_skipped
         run.taken += run.moved
-        if monitor.step(run.step, {"epoch": run.step / steps_per_epoch, "lr": lr, "teacher_momentum": momentum}):
+        saving = run.step % (recipe.save_every * steps_per_epoch) == 0 or run.step == total_steps
+        values = {"epoch": run.step / steps_per_epoch, "lr": lr, "teacher_momentum": momentum}
+        if monitor.step(run.step, {**values, "unreadable": len(unreadable.all)}, saving):
             unreadable.check()
-        if run.step % (recipe.save_every * steps_per_epoch) == 0 or run.step == total_steps:
+        if saving:
             save(run)
     monitor.close()
 
@@ -217,17 +237,33 @@ def save(run: Run) -> None:
             "optimizer": run.optimizer.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
         }
-        progress = {"taken": run.taken, "moved": run.moved, "recipe": run.name}
+        progress = {"taken": run.taken, "moved": run.moved, "settings": comparable(run)}
         checkpoint.save(run.folder, run.step, run.slotcon, states, progress, run.recipe.keep)
     run.accelerator.wait_for_everyone()
 
 
 def restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None:
-    """Continue from a checkpoint: optimiser, scaler and place; the weights are loaded already."""
+    """Continue from a checkpoint: optimiser, scaler and place; the weights are loaded already.
+
+    Raises:
+        ValueError: the run was started with other settings.
+    """
+    for setting, now in comparable(run).items():
+        then = progress["settings"].get(setting)
+        if then != now:
+            raise ValueError(
+                f"this run has {setting}={then}, not {now}: resume it with the recipe and options it has"
+            )
     run.optimizer.load_state_dict(states["optimizer"])
     if run.accelerator.scaler and states["scaler"]:
         run.accelerator.scaler.load_state_dict(states["scaler"])
     run.step, run.taken, run.moved = progress["step"], progress["taken"], progress["moved"]
+
+
+def comparable(run: Run) -> dict[str, Any]:
+    """The settings that a resumed run must share with the one that it continues, as plain values."""
+    settings = {k: v for k, v in asdict(run.recipe).items() if k not in RESUMABLE}
+    return json.loads(json.dumps({**settings, "pictures": len(run.pictures)}, default=str))
 
 
 if __name__ == "__main__":

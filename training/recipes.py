@@ -13,7 +13,7 @@ import tyro
 from slotcon_hub import SlotConConfig
 from training.optim import OptimizerName
 
-__all__ = ["RECIPES", "Recipe"]
+__all__ = ["RECIPES", "SCENES", "Recipe", "parse"]
 
 SCENES = "scenes"
 
@@ -50,7 +50,8 @@ class Recipe:
     batch_size: int = 512
     """Pictures in an optimisation step, over all processes and accumulation steps."""
     accumulation_steps: int = 1
-    """Micro-batches that a process makes of its share of the batch."""
+    """Micro-batches that a process makes of its share of the batch; the contrast sees one of them at a time, and
+    centre and BatchNorm move with each."""
     optimizer: OptimizerName = "lars"
     """LARS with trust coefficient 0.001, or SGD; momentum 0.9."""
     base_lr: float = 1.0
@@ -124,7 +125,7 @@ class Recipe:
         """Optimisation steps in a pass over so many pictures; the rest of the last batch is left out.
 
         Raises:
-            ValueError: there are less pictures than a batch takes.
+            ValueError: there are fewer pictures than a batch takes.
         """
         if pictures < self.batch_size:
             raise ValueError(
@@ -144,10 +145,14 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
         Recipe(
             data=SCENES,
             backbone="slotcon_nano",
-            slotcon=SlotConConfig(num_prototypes=16, hidden_dim=512, out_dim=128),
+            # Some hundred steps in place of 180,000: sharper targets, a teacher that follows sooner, a higher rate.
+            slotcon=SlotConConfig(
+                num_prototypes=16, hidden_dim=512, out_dim=128, teacher_temp=0.04, teacher_momentum=0.95
+            ),
             view_size=96,
-            epochs=5,
+            epochs=3,
             batch_size=64,
+            base_lr=8.0,
             warmup_epochs=0.5,
             workers=1,
             log_every=5,
@@ -180,3 +185,24 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
         replace(COCO, slotcon=SlotConConfig(num_prototypes=27)),
     ),
 }
+
+HELP = "usage: accelerate launch training/pretrain.py [recipe] [options]\n\nRecipes, each with its own --help:\n"
+
+
+def parse(argv: list[str]) -> tuple[str, Recipe]:
+    """Read the name of a recipe, the demo if there is none, and the options that override it.
+
+    Raises:
+        ValueError: an unknown recipe, or values that cannot work.
+    """
+    if argv[:1] in (["-h"], ["--help"]):
+        print(HELP + "".join(f"\n  {name}\n      {text}" for name, (text, _) in RECIPES.items()))
+        raise SystemExit(0)
+    name, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("demo", argv)
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    description, default = RECIPES[name]
+    recipe = tyro.cli(Recipe, default=default, args=options, prog=f"pretrain.py {name}", description=description)
+    if recipe.data is None:
+        raise ValueError(f"{name} needs pictures: add --data <folder>. {description}")
+    return name, recipe

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from rich import print as show
+from rich.markup import escape
 from rich.table import Table
 
 from slotcon_hub import SlotCon
@@ -33,11 +34,14 @@ def choose(name: str, recipe: Recipe) -> Path:
         ValueError: it holds another run; on all processes alike.
     """
     folder = recipe.output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    used = not recipe.resume and folder.is_dir() and any(folder.iterdir())
-    chosen = [(folder, used)]
-    folder, used = broadcast_object_list(chosen)[0]
-    if used:
-        raise ValueError(f"{folder} holds a run already: add --resume to continue it, or choose another --output")
+    problem = None
+    if folder.exists() and not folder.is_dir():
+        problem = f"{folder} is a file: choose another --output"
+    elif not recipe.resume and folder.is_dir() and any(folder.iterdir()):
+        problem = f"{folder} holds a run already: add --resume to continue it, or choose another --output"
+    folder, problem = broadcast_object_list([(folder, problem)])[0]
+    if problem:
+        raise ValueError(problem)
     return folder
 
 
@@ -61,15 +65,15 @@ def describe(folder: Path, name: str, recipe: Recipe, pictures: int, accelerator
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "run.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
-    table = Table("setting", "value", title=f"{name} in {folder}", title_justify="left")
+    table = Table("setting", "value", title=escape(f"{name} in {folder}"), title_justify="left")
     for key, value in {**settings, **{k: v for k, v in facts.items() if k != "settings"}}.items():
         for inner, setting in value.items() if isinstance(value, dict) else [(key, value)]:
-            table.add_row(str(inner), str(setting))
+            table.add_row(escape(str(inner)), escape(str(setting)))
     show(table)
 
 
 def before(folder: Path, slotcon: SlotCon, showcase: Showcase) -> None:
-    """Measure the random initialisation, for comparison, and keep it as ``before.json``."""
+    """Measure a model without training, for comparison, and keep it as ``before.json``."""
     found = showcase.measure(slotcon)
     if found:
         (folder / "before.json").write_text(json.dumps(asdict(found), indent=2) + "\n")
@@ -96,7 +100,7 @@ def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, n
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     show(table)
     for text, path in (("curves", "curves.png"), ("groups", "groups.png"), ("weights", "export")):
-        show(f"{text}: {folder / path}")
+        print(f"{text}: {folder / path}")
 
 
 def _device_name(device: torch.device) -> str:
@@ -108,6 +112,10 @@ def _revision() -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
-    command = [git, "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
+
+    def ask(*question: str) -> str:
+        command = [git, "-C", str(Path(__file__).parent), *question]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    revision = ask("rev-parse", "HEAD")
+    return f"{revision}-dirty" if revision and ask("status", "--porcelain") else revision or None

@@ -1,8 +1,8 @@
 """Little synthetic landscapes with semantic masks: the data set that the demo brings along.
 
 A scene is a landscape (sky, perhaps mountains, one or two grounds) with objects standing on it, seen through
-a cheap camera. Color families overlap on purpose: sky and sea are blue, grass, trees and flower beds green,
-sand and house walls tan, roads and mountains gray. What tells them apart is texture, shape and context.
+a cheap camera. Colour families overlap on purpose: sky and sea are blue, grass, trees and flower beds green,
+sand and house walls tan, roads and mountains grey. What tells them apart is texture, shape and context.
 """
 
 # H W pixels of the picture, h w pixels of the bounding box of one object, 3 color channels, float32 in [0, 1]

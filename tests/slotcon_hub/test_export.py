@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from tiny import TinyBackbone
+from tiny import TINY, TinyBackbone
 from torch import Tensor, nn
 
 from slotcon_hub import SlotCon, SlotConConfig
@@ -233,3 +233,17 @@ def test_a_backbone_that_timm_does_not_know_is_named(tmp_path):
         with pytest.raises(ValueError, match="the backbone, TinyBackbone, is no timm model"):
             what(model)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "test_convnext", "test_efficientnet"])
+def test_any_timm_backbone_with_a_map(name, tmp_path):
+    """Also those whose classifier sees another width than their map has, or that were trained on other colours."""
+    model = SlotCon(name, TINY).eval()
+    folder = export(model, tmp_path / "export", input_size=64, trained="Not trained.")
+    x = torch.randn(2, 3, 64, 64)
+    dense = timm.create_model(f"local-dir:{folder}/prototypes", pretrained=True, global_pool="").eval()
+    config = json.loads((folder / "backbone/config.json").read_text())["pretrained_cfg"]
+    with torch.no_grad():
+        torch.testing.assert_close(dense(x), model.teacher(x)[1])
+    assert config["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert config["interpolation"] == "bicubic"

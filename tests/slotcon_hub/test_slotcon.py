@@ -202,6 +202,20 @@ def wave(tensor: torch.Tensor, frequency: float) -> torch.Tensor:
     return tensor.copy_(torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) * frequency).view_as(tensor))
 
 
+def test_a_backbone_with_channels_last_is_refused():
+    with pytest.raises(ValueError, match="B x C x H x W map"):
+        SlotCon("swin_tiny_patch4_window7_224", TINY)
+
+
+def test_frozen_norms_stay_frozen():
+    predictor = SlotPredictor(4, 8)
+    predictor.mlp[1].eval()
+    for rows in (1, 3):
+        predictor(torch.randn(rows, 4))
+        assert predictor.training
+        assert not predictor.mlp[1].training
+
+
 def test_golden_numbers():
     """A change that should not move the numbers does not: losses, gradient and centre, in float64."""
     model = make_model()

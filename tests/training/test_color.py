@@ -15,7 +15,7 @@ from training.color import Column
 
 SIZE = 24
 UNTOUCHED = np.zeros(len(Column), dtype=np.float32)
-UNTOUCHED[Column.FIRST : Column.GREY] = -1
+UNTOUCHED[Column.FIRST : Column.GRAY] = -1
 REFERENCES = {
     color.brightness: F.adjust_brightness,
     color.contrast: F.adjust_contrast,
@@ -63,14 +63,14 @@ def test_jitter_equals_torchvision_image_by_image(operation):
 
 def test_grey_equals_torchvision():
     images = make_images(4) / 255
-    torch.testing.assert_close(color.grey(images), F.rgb_to_grayscale(images, 3), rtol=0, atol=1e-6)
+    torch.testing.assert_close(color.gray(images), F.rgb_to_grayscale(images, 3), rtol=0, atol=1e-6)
 
 
 def test_solarise_inverts_the_grey_levels_pil_inverts():
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     expected = np.asarray(ImageOps.solarize(Image.fromarray(levels), threshold=128))
     images = torch.from_numpy(levels).expand(1, 3, 16, 16)
-    changed = undo_normalize(color.apply(images, row(SOLARISE=1)[None])) * 255
+    changed = undo_normalize(color.apply(images, row(SOLARIZE=1)[None])) * 255
     assert np.array_equal(changed[0, 0].round().numpy(), expected)
 
 
@@ -118,9 +118,9 @@ def test_jitter_follows_each_images_own_order():
 
 def test_grey_blur_and_solarise_come_in_this_order_after_the_jitter():
     image = make_images(1)
-    parameters = row(BRIGHTNESS=1.4, FIRST=Column.BRIGHTNESS, GREY=1, SIGMA=1.5, SOLARISE=1)[None]
+    parameters = row(BRIGHTNESS=1.4, FIRST=Column.BRIGHTNESS, GRAY=1, SIGMA=1.5, SOLARIZE=1)[None]
     expected = F.rgb_to_grayscale(F.adjust_brightness(image / 255, 1.4), 3)
-    expected = color.solarise(color.blur(expected, torch.tensor([1.5])))
+    expected = color.solarize(color.blur(expected, torch.tensor([1.5])))
     torch.testing.assert_close(undo_normalize(color.apply(image, parameters)), expected, rtol=0, atol=2e-6)
 
 
@@ -157,7 +157,7 @@ def test_operations_do_not_write_to_their_images(operation):
     images = make_images(3) / 255
     before = images.clone()
     operation(images, torch.tensor([0.3, 0.4, 0.5]))
-    color.grey(images), color.solarise(images)
+    color.gray(images), color.solarize(images)
     assert torch.equal(images, before)
 
 
@@ -174,16 +174,16 @@ def test_parameters_are_distributed_as_in_the_paper(view, blurred, solarised):
     assert draws.dtype == np.float32
     jittered = draws[:, Column.FIRST] >= 0
     sigma = draws[:, Column.SIGMA]
-    grey, inverted = draws[:, Column.GREY] == 1, draws[:, Column.SOLARISE] == 1
+    grey, inverted = draws[:, Column.GRAY] == 1, draws[:, Column.SOLARIZE] == 1
     for expected, observed in [(0.8, jittered), (0.2, grey), (blurred, sigma > 0), (solarised, inverted)]:
         assert observed.mean() == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 20_000) ** 0.5)
     for column, low, high in [(0, 0.6, 1.4), (1, 0.6, 1.4), (2, 0.8, 1.2), (3, -0.1, 0.1)]:
         assert stats.kstest(draws[:, column], "uniform", (low, high - low)).pvalue > 1e-3
     assert stats.kstest(sigma[sigma > 0], "uniform", (0.1, 1.9)).pvalue > 1e-3
-    orders, counts = np.unique(draws[jittered, Column.FIRST : Column.GREY], axis=0, return_counts=True)
+    orders, counts = np.unique(draws[jittered, Column.FIRST : Column.GRAY], axis=0, return_counts=True)
     assert {tuple(order) for order in orders} == set(permutations(range(4)))
     assert stats.chisquare(counts).pvalue > 1e-3
-    assert (draws[~jittered, Column.FIRST : Column.GREY] == -1).all()
+    assert (draws[~jittered, Column.FIRST : Column.GRAY] == -1).all()
 
 
 def test_draw_is_a_function_of_the_generator():

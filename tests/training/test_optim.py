@@ -21,10 +21,11 @@ def test_schedule_without_warmup_starts_at_its_peak():
     assert lr_at(0, base_lr=3.0, warmup_steps=0, total_steps=10) == pytest.approx(3.0)
 
 
-def test_lars_step_closed_form():
+@pytest.mark.parametrize("decay", [0.1, 0.0])
+def test_lars_step_closed_form(decay):
     """Weights: trust ratio and decay; biases: plain momentum SGD."""
     layer = nn.Linear(3, 2).double()
-    optimizer = make_optimizer(layer, "lars", weight_decay=0.1)
+    optimizer = make_optimizer(layer, "lars", weight_decay=decay)
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     buffers = [torch.zeros_like(weight), torch.zeros_like(bias)]
     for lr in (0.5, 0.3):
@@ -33,8 +34,8 @@ def test_lars_step_closed_form():
         gradients = [torch.randn_like(weight), torch.randn_like(bias)]
         layer.weight.grad, layer.bias.grad = (g.clone() for g in gradients)
         optimizer.step()
-        trust = 0.001 * weight.norm() / (gradients[0].norm() + 0.1 * weight.norm())
-        buffers[0] = 0.9 * buffers[0] + trust * (gradients[0] + 0.1 * weight)
+        trust = 0.001 * weight.norm() / (gradients[0].norm() + decay * weight.norm())
+        buffers[0] = 0.9 * buffers[0] + trust * (gradients[0] + decay * weight)
         buffers[1] = 0.9 * buffers[1] + gradients[1]
         weight, bias = weight - lr * buffers[0], bias - lr * buffers[1]
         torch.testing.assert_close(layer.weight.detach(), weight)

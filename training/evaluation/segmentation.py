@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
-__all__ = ["Segmentation", "confusion_matrix", "evaluate", "labelled_pictures", "score", "segment"]
+__all__ = ["Segmentation", "confusion_matrix", "evaluate", "labeled_pictures", "score", "segment"]
 
 IGNORE = 255
 
@@ -102,7 +102,7 @@ def segment(model: nn.Module, pictures: Tensor) -> Tensor:
     return F.interpolate(scores, pictures.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
 
 
-def labelled_pictures(images: Path, masks: Path) -> Iterator[tuple[Tensor, Tensor]]:
+def labeled_pictures(images: Path, masks: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the pictures of a folder, uint8 3 x H x W, with the masks of the same name, uint8 H x W.
 
     Raises:

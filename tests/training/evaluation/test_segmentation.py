@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from training.evaluation.segmentation import confusion_matrix, evaluate, labelled_pictures, score, segment
+from training.evaluation.segmentation import confusion_matrix, evaluate, labeled_pictures, score, segment
 
 
 def slow_score(confusion: torch.Tensor) -> tuple[float, float, float]:
@@ -93,9 +93,9 @@ def test_evaluate_a_folder(tmp_path):
         truth = np.repeat([[3, 3, 1, 1]], 4, axis=0).astype(np.uint8)
         Image.fromarray(truth[:, ::-1] if flip else truth).save(tmp_path / "masks" / f"{i}.png")
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "images" / f"{i}.jpg")
-    found = evaluate(Columns(), labelled_pictures(tmp_path / "images", tmp_path / "masks"), 2, 4)
+    found = evaluate(Columns(), labeled_pictures(tmp_path / "images", tmp_path / "masks"), 2, 4)
     assert found.pixel_accuracy == pytest.approx(2 / 3)
     assert found.match == [3, 1]
     (tmp_path / "masks" / "1.png").unlink()
     with pytest.raises(ValueError, match=r"1\.jpg has no mask"):
-        list(labelled_pictures(tmp_path / "images", tmp_path / "masks"))
+        list(labeled_pictures(tmp_path / "images", tmp_path / "masks"))
