@@ -9,6 +9,7 @@ from torch import Tensor
 __all__ = [
     "from_backbone_only",
     "from_official",
+    "named_values",
     "recognise",
     "teacher_backbone",
     "teacher_prototypes",
@@ -59,7 +60,7 @@ def recognise(checkpoint: Mapping[str, Any]) -> Kind:
     Raises:
         ValueError: it is none of these.
     """
-    state = _unwrap(checkpoint)
+    state = named_values(checkpoint)
     heads = {name.removeprefix("module.").split(".")[0] for name in state}
     for kind, parts in _PARTS.items():
         if parts <= heads:
@@ -119,7 +120,7 @@ def from_backbone_only(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         ValueError: a key is not a ResNet's or comes twice, or there is none.
     """
     converted: dict[str, Tensor] = {}
-    for key, value in _unwrap(checkpoint).items():
+    for key, value in named_values(checkpoint).items():
         name = _AROUND_BACKBONE.sub("", key)
         if name in ("fc.weight", "fc.bias"):
             continue
@@ -230,8 +231,12 @@ def _inside(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return found
 
 
-def _unwrap(checkpoint: Any) -> Mapping[str, Any]:
-    """Find the named values in the mappings that savers put around them."""
+def named_values(checkpoint: Any) -> Mapping[str, Any]:
+    """Find the named values in the mappings that savers put around them: ``model``, ``state_dict``, ``teacher``.
+
+    Raises:
+        ValueError: there are none.
+    """
     while isinstance(checkpoint, Mapping):
         inner = (checkpoint.get(key) for key in ("model", "state_dict", "teacher"))
         wrapped = next((value for value in inner if isinstance(value, Mapping)), None)

@@ -15,7 +15,7 @@ from torch import nn
 from slotcon_hub.slotcon import SlotCon
 from slotcon_hub.slotcon_resnet import SlotConPrototypes, plain_timm
 
-__all__ = ["backbone_model", "export", "prototype_model"]
+__all__ = ["backbone_model", "export", "prototype_model", "save_model"]
 
 _INPUT = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
 _INPUT |= {"num_classes", "first_conv", "classifier", "fixed_input_size"}
@@ -89,8 +89,11 @@ def export(model: SlotCon, folder: str | Path, *, input_size: int, trained: str)
     try:
         architecture, args = _origin(model)
         plain_args = {**plain_timm(architecture)[1], **args}
-        _save(backbone_model(model), staging / "backbone", input_size, trained, plain_args)
-        _save(prototype_model(model), staging / "prototypes", input_size, trained, None)
+        save_model(backbone_model(model), staging / "backbone", input_size, plain_args)
+        save_model(prototype_model(model), staging / "prototypes", input_size)
+        for part in staging.iterdir():
+            config = json.loads((part / "config.json").read_text())
+            (part / "README.md").write_text(_readme(config, part.name, trained))
         if folder.exists():
             folder.rename(scratch / "old")
         try:
@@ -113,11 +116,17 @@ def _origin(model: SlotCon) -> tuple[str, dict[str, Any]]:
     return backbone.pretrained_cfg["architecture"], args
 
 
-def _save(net: nn.Module, folder: Path, input_size: int, trained: str, model_args: dict[str, Any] | None) -> None:
-    """Write a folder; ``model_args`` replaces timm's list of arguments where it says too much.
+def save_model(net: nn.Module, folder: Path, input_size: int, model_args: dict[str, Any] | None = None) -> None:
+    """Write ``model.safetensors`` and ``config.json``, which ``timm.create_model("local-dir:<folder>")`` loads.
 
     Of the preprocessing alone timm's configuration speaks for our weights; tag, licence and so on are those of
     timm's own weights for this architecture.
+
+    Args:
+        net: a timm model.
+        folder: made if it does not exist.
+        input_size: side of the pictures it is for, in pixels.
+        model_args: in place of timm's list of the arguments that the model was made with.
     """
     save_for_hf(
         net.to(memory_format=torch.contiguous_format),
@@ -132,7 +141,6 @@ def _save(net: nn.Module, folder: Path, input_size: int, trained: str, model_arg
         del config["model_args"]
         config |= {"model_args": model_args} if model_args else {}
     path.write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "README.md").write_text(_readme(config, folder.name, trained))
 
 
 def _readme(config: dict[str, Any], kind: str, trained: str) -> str:

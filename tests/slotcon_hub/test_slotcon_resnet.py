@@ -274,7 +274,7 @@ def test_weights_of_other_shapes_are_refused(source, tmp_path):
     key = next(k for k in state if k.endswith("layer4.0.conv1.weight"))
     write({**state, key: state[key][:-1].clone()}, tmp_path / "weights.pth")
     for kwargs in ({}, {"num_classes": 10}):
-        with pytest.raises(RuntimeError, match="size mismatch"):
+        with pytest.raises(ValueError, match=r"layer4\.0\.conv1\.weight is \(\d+, .*\) instead of"):
             load(source, tmp_path / "weights.pth", **kwargs)
 
 

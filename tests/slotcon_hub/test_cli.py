@@ -1,0 +1,105 @@
+"""The command as people type it: what it prints, and its exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from test_importing import backbone_only, official
+
+from slotcon_hub import weights
+from slotcon_hub.cli import main
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "store"
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, "-W", "error", "-c", "import sys; from slotcon_hub.cli import main; sys.exit(main())"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    return subprocess.run([*call, *arguments], env=env, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_what_import_prints_works(tmp_path, home, capsys):
+    assert main(["import", str(official(tmp_path)), "slotcon_r18.mine"]) == 0
+    out = capsys.readouterr().out
+    assert "an authors' full checkpoint; its teacher is in the store" in out
+    created = [line for line in out.splitlines() if "create_model" in line]
+    assert len(created) == 2
+    for line in created:
+        assert str(home) in line
+        eval(line, {"timm": timm})
+
+
+def test_a_published_name_is_printed_without_its_folder(tmp_path, capsys):
+    torch.save(timm.create_model("resnet50", num_classes=0).state_dict(), tmp_path / "r50.pth")
+    assert main(["import", str(tmp_path / "r50.pth"), "slotcon_r50"]) == 0
+    assert 'timm.create_model("slotcon_r50.coco_800ep", pretrained=True)' in capsys.readouterr().out
+
+
+def test_list_says_where_the_weights_are(tmp_path, home, capsys):
+    assert main(["import", str(backbone_only(tmp_path)), "slotcon_r18.mine"]) == 0
+    (home / "slotcon_r50.in1k_100ep").mkdir()
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"store: {home}"
+    table = lines[: lines.index("")]
+    assert len(table) == 1 + len(weights.ROWS) + 1
+    where = {tuple(line.split()[:2]): line[table[0].index("WEIGHTS") :] for line in table[1:]}
+    assert where["slotcon_r50", "in1k_100ep"] == where["slotcon_r18", "mine"] == "store"
+    assert where["slotcon_r50_proto", "in1k_100ep"] == "nowhere yet"
+    assert "2048        41.4 / 37.2" in lines[-5] + "".join(table)
+
+
+def test_errors_are_one_sentence_and_exit_1(tmp_path, home):
+    (tmp_path / "notes.txt").write_text("hello")
+    done = command("import", str(tmp_path / "notes.txt"), "slotcon_r18.mine")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("slotcon-hub: ")
+    assert done.stderr.count("\n") == 1
+    assert "is not a checkpoint" in done.stderr
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("blocked", ["a file", "a file above"])
+def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys, blocked):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / ("file" if blocked == "a file" else "file/store")))
+    assert main(["import", str(backbone_only(tmp_path)), "slotcon_r18.mine"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["list"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["export"], ["import"], ["import", "a"], ["list", "x"]])
+def test_wrong_usage_exits_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: slotcon-hub" in capsys.readouterr().err
+
+
+def test_help_names_the_commands():
+    done = command("--help")
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("usage: slotcon-hub", "import", "list", "SLOTCON_HUB_HOME"))
+    assert not done.stderr
+
+
+def test_the_organisation_can_be_another():
+    code = "import slotcon_hub, timm; print(timm.get_pretrained_cfg('slotcon_r50').hf_hub_id)"
+    env = {**os.environ, "SLOTCON_HUB_ORG": "people"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "people/slotcon_r50.coco_800ep"
+
+
+def test_the_commands_name_is_installed():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    assert 'slotcon-hub = "slotcon_hub.cli:main"' in text
