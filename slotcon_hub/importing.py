@@ -3,6 +3,7 @@
 Dimensions: K prototypes, D embedding channels.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +21,14 @@ from slotcon_hub.checkpoints import read_checkpoint
 from slotcon_hub.convert import from_backbone_only, from_official, named_values, recognise
 from slotcon_hub.export import save_model
 from slotcon_hub.pretrained import check
+from slotcon_hub.slotcon_resnet import plain_timm
 
 __all__ = ["Imported", "import_checkpoint", "resolve"]
 
 State = dict[str, Tensor]
 _SLOTCON = ("student.", "teacher.", "predictor.", "center")
+# Arguments of a model that its weights show, or that make no difference to them.
+_SHOWN = ("num_classes", "hidden_dim", "out_dim", "in_chans", "global_pool")
 _SIDE = 64  # of the picture that a model is tried on, in pixels
 
 
@@ -53,7 +57,9 @@ def import_checkpoint(checkpoint: str | Path, name: str) -> Imported:
         OSError: it cannot be written to.
     """
     architecture, tag = resolve(name)
-    kind, backbone, prototypes = _teacher(_read(Path(checkpoint)))
+    path = _file(Path(checkpoint))
+    _refuse_variants(path, architecture)
+    kind, backbone, prototypes = _teacher(_read(path))
     nets = {f"{architecture}.{tag}": _filled(timm.create_model(architecture), backbone, architecture)}
     if prototypes is not None:
         nets[f"{architecture}_proto.{tag}"] = _prototypes(f"{architecture}_proto", tag, prototypes)
@@ -81,18 +87,38 @@ def resolve(name: str) -> tuple[str, str]:
     return architecture, tag
 
 
+def _file(path: Path) -> Path:
+    """A file, or the one that counts in a folder."""
+    if not path.is_dir():
+        return path
+    exports = (path / "export" / "prototypes", path / "prototypes")
+    steps = sorted(path.glob("checkpoints/step-*"), reverse=True) + sorted(path.glob("step-*"), reverse=True)
+    places = [folder / store.WEIGHTS for folder in (*exports, path, *steps)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"the folder {path} holds neither {store.WEIGHTS} nor an export nor checkpoints of a run"
+        )
+    return found
+
+
+def _refuse_variants(path: Path, architecture: str) -> None:
+    """Refuse an export whose network differs from the architecture where weights do not show it, as in strides."""
+    try:
+        args = json.loads((path.parent / store.CONFIG).read_bytes())["model_args"]
+        told = {k: v for k, v in args.items() if k not in _SHOWN}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # it is no export, or one that says nothing of arguments
+    plain = json.loads(json.dumps(plain_timm(architecture)[1]))
+    if other := {k: v for k, v in told.items() if plain.get(k) != v}:
+        said = ", ".join(f"{k}={v!r}" for k, v in other.items())
+        raise ValueError(
+            f"{path.parent} is of a network made with {said}, which {architecture} is not: load it from where it "
+            f'is, with timm.create_model("local-dir:{path.parent}", pretrained=True)'
+        )
+
+
 def _read(path: Path) -> Any:
-    """Load a file, or the file that counts in a folder."""
-    if path.is_dir():
-        exports = (path / "export" / "prototypes", path / "prototypes")
-        steps = sorted(path.glob("checkpoints/step-*"), reverse=True) + sorted(path.glob("step-*"), reverse=True)
-        places = [folder / store.WEIGHTS for folder in (*exports, path, *steps)]
-        found = next((place for place in places if place.is_file()), None)
-        if found is None:
-            raise FileNotFoundError(
-                f"the folder {path} holds neither {store.WEIGHTS} nor an export nor checkpoints of a run"
-            )
-        path = found
     if path.suffix != ".safetensors" or not path.is_file():
         return read_checkpoint(path)
     try:

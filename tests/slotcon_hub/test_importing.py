@@ -97,6 +97,7 @@ def test_every_kind_is_recognised_and_loads(tmp_path, home, kind):
         inside = both.backbone.state_dict()
         assert all(torch.equal(inside[k], v) for k, v in loaded.items())
     file = store.verified(done.folders[NAME])
+    assert file.stat().st_mode == file.with_name(store.CONFIG).stat().st_mode  # a store may be shared
     assert {k: v.shape for k, v in load_file(file).items()} == {k: v.shape for k, v in loaded.items()}
 
 
@@ -115,6 +116,22 @@ def test_the_deep_stem_of_nano_comes_in(tmp_path):
     done = import_checkpoint(tmp_path / "nano.pth", "slotcon_nano.mine")
     loaded = timm.create_model(f"local-dir:{done.folders['slotcon_nano.mine']}", pretrained=True, in_chans=1)
     assert loaded(torch.zeros(1, 1, 64, 64)).shape == (1, 256)
+
+
+@pytest.mark.parametrize("part", ["backbone", "prototypes"])
+def test_a_network_of_another_stride_does_not_come_in_by_the_name_of_the_usual_one(tmp_path, home, part):
+    backbone = timm.create_model("slotcon_r18", num_classes=0, global_pool="", output_stride=16)
+    folder = export(SlotCon(backbone, SMALL), tmp_path / "export", input_size=64, trained="In a test.")
+    with pytest.raises(ValueError, match="made with output_stride=16, which slotcon_r18 is not") as error:
+        import_checkpoint(folder / part, NAME)
+    one_sentence(error.value)
+    assert not home.exists()
+
+
+def test_the_export_of_a_nano_comes_in(tmp_path):
+    folder = export(SlotCon("slotcon_nano", SMALL), tmp_path / "export", input_size=64, trained="In a test.")
+    assert len(import_checkpoint(folder, "slotcon_nano.mine").folders) == 2
+    assert len(import_checkpoint(folder / "backbone", "slotcon_nano.mine").folders) == 1
 
 
 def damaged(change):
