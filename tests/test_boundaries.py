@@ -37,8 +37,7 @@ def test_importing_the_package_brings_no_training_library():
 
 @pytest.mark.parametrize("file", sorted((ROOT / "slotcon_hub").rglob("*.py")), ids=lambda f: f.name)
 def test_the_package_imports_no_training_library(file):
-    allowed_on_demand = {"matplotlib"}  # of the figures, which ask for it when they are drawn
-    assert not {name.split(".")[0] for name in imported(file)} & (FOREIGN - allowed_on_demand)
+    assert not {name.split(".")[0] for name in imported(file)} & FOREIGN
 
 
 ROOMS = [f for room in ("evaluation", "transfer") for f in sorted((ROOT / "training" / room).rglob("*.py"))]
