@@ -47,7 +47,7 @@ def test_importing_the_package_brings_no_training_library():
 
 @pytest.mark.parametrize("file", sorted((ROOT / "slotcon_hub").rglob("*.py")), ids=lambda f: f.name)
 def test_the_package_imports_no_training_library(file):
-    allowed_on_demand = {"matplotlib", "onnxruntime"}  # of figures and exports, which ask for it when they are made
+    allowed_on_demand = {"onnxruntime"}  # of the exports, which ask for it when they are made
     assert not {name.split(".")[0] for name in imported(file)} & (FOREIGN - allowed_on_demand)
 
 

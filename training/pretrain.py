@@ -33,7 +33,17 @@ from training.recipes import SCENES, Recipe, parse
 from training.showcase import Showcase
 from training.views import TwoViews
 
-RESUMABLE = {"output", "resume", "workers", "log_every", "save_every", "keep", "trackers", "mixed_precision"}
+RESUMABLE = {
+    "output",
+    "resume",
+    "workers",
+    "threads",
+    "log_every",
+    "save_every",
+    "keep",
+    "trackers",
+    "mixed_precision",
+}
 """Settings that may change when a run is resumed."""
 
 
@@ -83,6 +93,9 @@ def prepare(name: str, recipe: Recipe) -> Run:
     processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if int(os.environ.get("WORLD_SIZE", 1)) != processes.num_processes:
         raise ValueError("several processes were launched without GPUs for them: set ACCELERATE_USE_CPU=true")
+    if processes.device.type == "cpu":
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(recipe.threads or max((os.cpu_count() or 1) // neighbours, 1))
     recipe.micro_batch(processes.num_processes)
     missing = set(recipe.trackers) - {str(t) for t in get_available_trackers()}
     if missing:

@@ -73,6 +73,9 @@ class Recipe:
     """Continue from the newest checkpoint in --output."""
     workers: int = 8
     """Processes that load pictures, for each training process."""
+    threads: int | None = None
+    """CPU threads of each process that trains on the CPU; None shares out all cores, where accelerate would take
+    one a process."""
     log_every: int = 10
     """Steps between two lines of metrics."""
     save_every: int = 5
@@ -95,6 +98,8 @@ class Recipe:
             )
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop={self.min_crop} must be a fraction in (0, 1]")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads={self.threads} must be at least 1")
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative; 0 loads in the training process")
         if self.resume and self.output is None:

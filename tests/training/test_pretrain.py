@@ -21,7 +21,7 @@ from training import pretrain, scenes
 
 ROOT = Path(__file__).parents[2]
 TINY = "--batch-size 4 --epochs 2 --warmup-epochs 1 --view-size 32 --num-prototypes 5 --hidden-dim 16 --out-dim 8"
-TINY += " --workers 0 --log-every 1 --save-every 1 --backbone slotcon_nano --seed 3"
+TINY += " --threads 1 --workers 0 --log-every 1 --save-every 1 --backbone slotcon_nano --seed 3"
 
 
 @pytest.fixture
@@ -249,6 +249,18 @@ def test_a_loss_that_is_no_number_stops_the_run(run, pictures, tmp_path):
     with pytest.raises(SystemExit, match=r"the loss is (nan|inf) \(group_loss=.*at step \d: lower --base-lr"):
         run("demo", "--data", pictures, *TINY.split(), *options)
     assert len(lines(tmp_path / "run")) < 4
+
+
+def test_training_on_the_cpu_takes_all_cores_unless_told(run, pictures, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    wrong = ["--backbone", "nonsense"]  # stops it right after
+    for options, neighbours in (([], "1"), ([], "4"), (["--threads", "3"], "1")):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", neighbours)
+        with pytest.raises(SystemExit, match="timm cannot make"):
+            run("demo", "--data", pictures, *TINY.replace("--threads 1", "").split(), *options, *wrong)
+    assert chosen == [6, 1, 3]
 
 
 def test_help(capsys):

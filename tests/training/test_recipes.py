@@ -59,6 +59,7 @@ def test_steps_follow_the_data():
         ({"epochs": 3}, "warmup_epochs=5 does not fit into epochs=3"),
         ({"min_crop": 0}, "min_crop=0 must be a fraction"),
         ({"workers": -1}, "workers=-1 must not be negative"),
+        ({"threads": 0}, "threads=0 must be at least 1"),
         ({"resume": True}, "--resume needs --output"),
     ],
 )

@@ -242,8 +242,8 @@ def test_each_view_draws_its_own_colours():
     drawn = torch.stack([two_views(picture, rng)["color"] for _ in range(200)])
     assert (drawn[:, 0, color.Column.SIGMA] > 0).all()
     assert (drawn[:, 1, color.Column.SIGMA] > 0).sum() < 50
-    assert not drawn[:, 0, color.Column.SOLARISE].any()
-    assert drawn[:, 1, color.Column.SOLARISE].any()
+    assert not drawn[:, 0, color.Column.SOLARIZE].any()
+    assert drawn[:, 1, color.Column.SOLARIZE].any()
 
 
 def test_views_are_a_function_of_the_generator():
