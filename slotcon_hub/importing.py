@@ -4,7 +4,6 @@ Dimensions: K prototypes, D embedding channels.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from slotcon_hub import store, weights
 from slotcon_hub.checkpoints import read_checkpoint
-from slotcon_hub.convert import from_backbone_only, from_official, named_values, recognise
+from slotcon_hub.convert import from_backbone_only, from_official, named_values, recognise, teacher_prototypes
 from slotcon_hub.export import save_model
 from slotcon_hub.pretrained import check
 from slotcon_hub.slotcon_resnet import plain_timm
@@ -138,12 +137,13 @@ def _teacher(checkpoint: Any) -> tuple[str, State, State | None]:
     if kind != "prototypes":
         if unknown := [name for name in state if not name.startswith(_SLOTCON)]:
             raise ValueError(f"{unknown[0]!r} is not part of a SlotCon: is this checkpoint one?")
-        state = _inside(state, "teacher.")
-    return kind, _inside(state, "backbone."), state
-
-
-def _inside(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        state = teacher_prototypes(state)
+    prefix = "backbone."
+    return (
+        kind,
+        {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
+        state,
+    )
 
 
 def _prototypes(architecture: str, tag: str, state: State) -> nn.Module:

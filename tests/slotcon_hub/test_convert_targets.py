@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from tiny import shaken
 from torch import Tensor, nn
 
 from slotcon_hub import SlotCon, SlotConConfig
@@ -25,19 +26,9 @@ SMALL = SlotConConfig(num_prototypes=5, hidden_dim=12, out_dim=7)
 TARGETS = [to_torchvision, to_detectron2, to_mmseg]
 
 
-@torch.no_grad()
 def trained(net: Any) -> Any:
     """The network with nothing left at its default."""
-    for p in net.parameters():
-        p.add_(torch.randn_like(p) * 0.02)
-    for name, buffer in net.named_buffers():
-        if name.endswith("running_mean"):
-            buffer.normal_(std=0.1)
-        elif name.endswith("running_var"):
-            buffer.uniform_(0.5, 2)
-        elif name.endswith("num_batches_tracked"):
-            buffer.fill_(17)
-    return net.eval()
+    return shaken(net, 0.02).eval()
 
 
 def backbone(name: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from tiny import TINY, TinyBackbone
+from tiny import TINY, TinyBackbone, shaken
 from torch import Tensor, nn
 
 from slotcon_hub import SlotCon, SlotConConfig
@@ -36,18 +36,7 @@ torch.save(found, out)
 
 def trained(backbone: str | nn.Module) -> SlotCon:
     """A model in which student and teacher differ, and nothing is at its default."""
-    model = SlotCon(backbone, SMALL)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.05)
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(std=0.1)
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 2)
-            elif name.endswith("num_batches_tracked"):
-                buffer.fill_(17)
-    return model.train()
+    return shaken(SlotCon(backbone, SMALL), 0.05).train()
 
 
 def write(model: SlotCon, folder: Path) -> Path:

@@ -1,5 +1,7 @@
 """A SlotCon small enough for loops and for several processes, and a batch for it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -39,3 +41,18 @@ def make_model(config: SlotConConfig = TINY) -> SlotCon:
         for p in model.student.parameters():
             p.add_(torch.randn_like(p) * 0.05)
     return model
+
+
+@torch.no_grad()
+def shaken(net: Any, std: float) -> Any:
+    """The network with noise on its parameters and statistics that are not the defaults."""
+    for p in net.parameters():
+        p.add_(torch.randn_like(p) * std)
+    for name, buffer in net.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_(std=0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+        elif name.endswith("num_batches_tracked"):
+            buffer.fill_(17)
+    return net
