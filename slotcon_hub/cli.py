@@ -102,6 +102,8 @@ def _list(options: argparse.Namespace) -> None:
 def _where(row: weights.Weights) -> str:
     if store.find(row.name) is not None:
         return "store"
+    if weights.packaged(row) is not None:
+        return "package"
     if isinstance(try_to_load_from_cache(weights.repository(row.name), store.WEIGHTS), str):
         return "Hub, downloaded"
-    return "nowhere yet" if row.sha256 is None else "Hub"
+    return "Hub" if weights.trusted(row) else "nowhere yet"

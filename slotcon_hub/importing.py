@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from slotcon_hub import store, weights
 from slotcon_hub.checkpoints import read_checkpoint
-from slotcon_hub.convert import from_backbone_only, from_official, named_values, recognise, teacher_prototypes
+from slotcon_hub.convert import (
+    from_backbone_only,
+    from_official,
+    named_values,
+    prototypes_backbone,
+    recognise,
+    teacher_prototypes,
+)
 from slotcon_hub.export import save_model
 from slotcon_hub.pretrained import check
 from slotcon_hub.slotcon_resnet import plain_timm
@@ -138,12 +145,7 @@ def _teacher(checkpoint: Any) -> tuple[str, State, State | None]:
         if unknown := [name for name in state if not name.startswith(_SLOTCON)]:
             raise ValueError(f"{unknown[0]!r} is not part of a SlotCon: is this checkpoint one?")
         state = teacher_prototypes(state)
-    prefix = "backbone."
-    return (
-        kind,
-        {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)},
-        state,
-    )
+    return kind, prototypes_backbone(state), state
 
 
 def _prototypes(architecture: str, tag: str, state: State) -> nn.Module:

@@ -2,8 +2,9 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["ORGANISATION", "ROWS", "Weights", "find", "repository"]
+__all__ = ["ORGANISATION", "ROWS", "Weights", "find", "packaged", "repository", "trusted"]
 
 ORGANISATION = os.environ.get("SLOTCON_HUB_ORG") or "slotcon"
 """Owner of the repositories on the Hub; ``SLOTCON_HUB_ORG`` names another, before the first import."""
@@ -28,7 +29,9 @@ class Weights:
     mask_ap: float
     """Mask AP of the same."""
     sha256: str | None = None
-    """Of ``model.safetensors``; None until it is published."""
+    """Of ``model.safetensors`` on the Hub; None until it is published."""
+    packaged_sha256: str | None = None
+    """Of the file that comes with this package; None where there is none."""
     # The authors' page names no licence for the weights alone, so none is claimed here. They were made for research
     # from pictures whose own terms apply: COCO's are Flickr's, ImageNet's allow non-commercial research only.
     licence: str = "other"
@@ -68,3 +71,22 @@ def find(architecture: str, tag: str | None = None) -> Weights | None:
 def repository(name: str) -> str:
     """The Hub's id of the weights of this name."""
     return f"{ORGANISATION}/{name}"
+
+
+def trusted(row: Weights) -> bool:
+    """Whether the Hub is asked for these weights: their SHA-256 is known, or the user has named the organisation.
+
+    A name on the Hub belongs to whoever takes it first, so that without either nobody vouches for what is there.
+    """
+    return row.sha256 is not None or bool(os.environ.get("SLOTCON_HUB_ORG"))
+
+
+def packaged(row: Weights) -> Path | None:
+    """The file of these weights in this package; None if it does not come with it.
+
+    One file serves a backbone and its prototype model: the whole teacher, in half precision.
+    """
+    if row.packaged_sha256 is None:
+        return None
+    teacher = f"{row.architecture.removesuffix('_proto')}_proto.{row.tag}.safetensors"
+    return Path(__file__).parent / "packaged" / teacher
