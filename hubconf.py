@@ -21,29 +21,30 @@ Args:
     pretrained: False for random weights; True for those of the default tag; a tag, such as "coco_800ep", of the
         published weights or of the local store; or the path of a checkpoint: the folder of a run or of an export,
         a file of safetensors, or an authors' .pth (no code in it is run). It is the teacher that is loaded.
-    **kwargs: timm's for this model: {kwargs}, features_only, out_indices, output_stride, in_chans.
+    **kwargs: timm's for this model: features_only, out_indices, output_stride, in_chans, {kwargs}.
 
 Returns:
-    A timm model in train mode, from B x 3 x H x W pictures, normalised by ImageNet's mean and standard deviation, to
-    {output};
-    with features_only=True, to a list of the backbone's maps, B x C x H/s x W/s for each stride s.
+    A timm model in train mode. It takes B x 3 x H x W pictures, normalised by ImageNet's mean and deviation, and
+    gives {output}.
+    With features_only=True it gives a list of the backbone's maps, B x C x H/s x W/s for each stride s.
 
 Raises:
     ValueError: there is neither such a tag nor such a path, or the weights are not those of this network.
     RuntimeError: the weights of the tag are not to be had; they are never random unasked.
 
 Example:
-    >>> model = torch.hub.load("<owner>/slotcon_hub", "{name}", {call}, trust_repo=True)
+    >>> repository = "<owner>/slotcon_hub"
+    >>> model = torch.hub.load(repository, "{name}", {call}, trust_repo=True)
     >>> {line}
 """
 _BACKBONE = {
     "kwargs": "num_classes",
-    "output": "B x C features (forward_features gives the B x C x H/s x W/s map)",
+    "output": "B x C features; its forward_features gives the B x C x H/s x W/s map",
     "call": "pretrained=True",
     "line": "features = model.eval()(pictures)",
 }
 _PROTOTYPES = {
-    "kwargs": 'num_classes (K), global_pool ("" for the map)',
+    "kwargs": 'num_classes (K), global_pool ("" gives a map)',
     "output": 'B x K similarities with the prototypes, or the B x K x H/s x W/s map with global_pool=""',
     "call": 'pretrained=True, global_pool=""',
     "line": "groups = model.eval()(pictures).argmax(1)",

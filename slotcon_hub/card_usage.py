@@ -25,7 +25,7 @@ def usage(name: str, repo_id: str, net: Any, *, transformers: bool) -> str:
     row = weights.find(architecture, tag)
     picture = torch.zeros(1, *net.pretrained_cfg["input_size"], device=next(net.parameters()).device)
     first = _prototypes if isinstance(net, SlotConPrototypes) else _backbone
-    parts = [first(repo_id, net, picture), _features(repo_id, net)]
+    parts = [first(repo_id, net, picture), _features(net)]
     if transformers:
         parts.append(_transformers(repo_id, net, picture))
     if architecture.startswith("slotcon_") and architecture != "slotcon_proto":  # which is no entry of torch.hub
@@ -44,7 +44,8 @@ import timm
 import torch
 from PIL import Image
 
-model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
+name = "hf-hub:{repo_id}"
+model = timm.create_model(name, pretrained=True).eval()
 {_PICTURE}  # {_shape(picture)}
 with torch.no_grad():
     features = model(picture)  # {_shape(net(picture))}
@@ -65,7 +66,8 @@ import timm
 import torch
 from PIL import Image
 
-model = timm.create_model("hf-hub:{repo_id}", pretrained=True, global_pool="").eval()
+name = "hf-hub:{repo_id}"
+model = timm.create_model(name, pretrained=True, global_pool="").eval()
 {_PICTURE}  # {_shape(picture)}
 with torch.no_grad():
     cells = model.forward_features(picture)  # {_shape(cells)}, of the backbone
@@ -85,13 +87,13 @@ transform = timm.data.create_transform(**config, is_training=False)
 picture = transform(Image.open("picture.jpg").convert("RGB")).unsqueeze(0)"""
 
 
-def _features(repo_id: str, net: Any) -> str:
+def _features(net: Any) -> str:
     strides = ", ".join(str(level["reduction"]) for level in net.feature_info)
     return f"""\
 Maps of the backbone's stages, of strides {strides}:
 
 ```python
-backbone = timm.create_model("hf-hub:{repo_id}", pretrained=True, features_only=True).eval()
+backbone = timm.create_model(name, pretrained=True, features_only=True).eval()
 maps = backbone(picture)
 ```
 """
@@ -104,8 +106,9 @@ With transformers:
 ```python
 from transformers import AutoImageProcessor, AutoModel
 
-processor = AutoImageProcessor.from_pretrained("{repo_id}")
-model = AutoModel.from_pretrained("{repo_id}").eval()
+name = "{repo_id}"
+processor = AutoImageProcessor.from_pretrained(name)
+model = AutoModel.from_pretrained(name).eval()
 with torch.no_grad():
     output = model(**processor(Image.open("picture.jpg").convert("RGB"), return_tensors="pt"))
 output.pooler_output  # {_shape(net(picture))}
