@@ -44,7 +44,7 @@ _BACKBONE = {
     "line": "features = model.eval()(pictures)",
 }
 _PROTOTYPES = {
-    "kwargs": 'num_classes (K), global_pool ("" gives a map)',
+    "kwargs": "num_classes, global_pool",
     "output": 'B x K similarities with the prototypes, or the B x K x H/s x W/s map with global_pool=""',
     "call": 'pretrained=True, global_pool=""',
     "line": "groups = model.eval()(pictures).argmax(1)",
