@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_model_args, save_for_hf
-from torch import nn
+from torch import Tensor, nn
 
 from slotcon_hub.slotcon import SlotCon
 from slotcon_hub.slotcon_resnet import SlotConPrototypes, plain_timm
 
-__all__ = ["backbone_model", "export", "prototype_model", "save_model"]
+__all__ = ["backbone_model", "export", "plain_backbone", "prototype_model", "save_model"]
 
 _INPUT = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
 _INPUT |= {"num_classes", "first_conv", "classifier", "fixed_input_size"}
@@ -34,9 +35,20 @@ def backbone_model(model: SlotCon) -> nn.Module:
         ValueError: the backbone is not a timm model.
     """
     architecture, args = _origin(model)
+    return plain_backbone(architecture, model.teacher.backbone.state_dict(), **args)
+
+
+def plain_backbone(architecture: str, state: Mapping[str, Tensor], **args: Any) -> nn.Module:
+    """A backbone as a model of timm's own, without a classifier, in eval mode.
+
+    Args:
+        architecture: any timm model; ours are translated.
+        state: its weights.
+        **args: that it was made with, beside those of the translation.
+    """
     plain, plain_args = plain_timm(architecture)
     backbone = timm.create_model(plain, num_classes=0, **{**plain_args, **args})
-    backbone.load_state_dict(model.teacher.backbone.state_dict())
+    backbone.load_state_dict(state)
     return backbone.eval()
 
 
