@@ -104,17 +104,17 @@ def _files(folder: Path, names: Iterable[str]) -> str:
 
 def _hashes(folder: Path, told: dict[str, str]) -> str:
     """Compare with the record, with what the Hub tells, and with the table where it knows these weights."""
-    recorded = json.loads((folder / store.RECORD).read_bytes())
+    recorded = _read(folder / store.RECORD)
     found = {file: store.sha256(folder / file) for file in RECORDED if (folder / file).is_file()}
     if differing := sorted(found.keys() ^ recorded.keys()):
         raise ValueError(f"{store.RECORD} and the folder differ in {', '.join(differing)}: publish it again")
     for file, digest in found.items():
         if digest != told.get(file, digest) or digest != recorded[file]:
             raise ValueError(
-                f"{(folder / file).resolve()} is not what was published (its SHA-256 differs): remove it and "
+                f"{file} is not what was published (its SHA-256 differs): remove {(folder / file).resolve()} and "
                 "download it again"
             )
-    name = _read(folder)["name"]
+    name = _read(folder / store.CONFIG)["name"]
     row = weights.find(*name.split(".", 1))
     if row is not None and row.sha256 not in (None, found[store.WEIGHTS]):
         raise ValueError(f"these are not the weights that slotcon_hub knows as {name} (their SHA-256 differs)")
@@ -122,7 +122,7 @@ def _hashes(folder: Path, told: dict[str, str]) -> str:
 
 
 def _config(folder: Path) -> str:
-    config = _read(folder)
+    config = _read(folder / store.CONFIG)
     absent = [key for key in _CONFIG_KEYS if key not in config]
     absent += [key for key in _PREPROCESSING if key not in config.get("pretrained_cfg", ())]
     if absent:
@@ -165,5 +165,11 @@ def _parity(folder: Path) -> str:
     return f"{apart:.1e} apart, where {parity.TOLERANCE:.0e} is allowed"
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / store.CONFIG).read_bytes())
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is damaged: publish it again")
+    return content

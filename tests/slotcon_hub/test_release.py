@@ -1,7 +1,6 @@
 """The folder that is published: what is in it, who can load it, and what is refused on the way."""
 
 import json
-from pathlib import Path
 
 import pytest
 import timm
