@@ -128,6 +128,7 @@ def _config(folder: Path) -> str:
     if absent:
         raise ValueError(f"{store.CONFIG} lacks {', '.join(absent)}: publish it again")
     name = config["name"]
+    store.folder(name)  # refuses what is no name
     architecture = name.partition(".")[0]
     if has_prototypes(name):
         expected = {"architecture": architecture}

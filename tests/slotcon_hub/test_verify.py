@@ -110,6 +110,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "config",
         "has architecture='slotcon_nano', and slotcon_nano.mine has 'resnet10t'",
     ),
+    "another name": (lambda f: edit_config(f, name="vit_tiny.mine"), "config", "is no name of weights"),
     "arguments": (lambda f: edit_config(f, model_args={"num_classes": 0}), "config", "has model_args="),
     "no preprocessing": (lambda f: edit_config(f, pretrained_cfg={}), "config", "lacks input_size, mean, std"),
     "a damaged configuration": (

@@ -61,9 +61,9 @@ def shaken(net: Any, std: float) -> Any:
     return net
 
 
-def fill_store(*names: str) -> dict[str, Any]:
+def fill_store(*names: str, seed: int = 0) -> dict[str, Any]:
     """Put a shaken network under each of these names, and return them."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     nets = {name: shaken(timm.create_model(name.split(".")[0]), 0.02).eval() for name in names}
 
     store.add({name: partial(save_model, net, input_size=64) for name, net in nets.items()})
