@@ -182,6 +182,10 @@ def test_something_else_stays_without_force(hub, capsys, files):
     before = repo.at()
     assert f"{REPO} holds something else than {NAME} (" in refused(capsys, NAME)
     assert repo.at() is before
+
+
+def test_force_replaces_all(hub):
+    repo = hub.add_repo(REPO, {"pytorch_model.bin": b"other", "old/notes.txt": b"mine"})
     assert main(["publish", NAME, "--force"]) == 0
     assert repo.at().files.keys() == PUBLISHED
     assert len(repo.commits) == 3
@@ -199,45 +203,52 @@ FAILING, BROKEN = r"the Hub fails, with 503: try again later", r"the connection 
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        ("token ''", "the Hub asks for a token that may write: log in with `hf auth login`, or set HF_TOKEN"),
+        ("", "the Hub asks for a token that may write: log in with `hf auth login`, or set HF_TOKEN"),
         (
-            "token 'hf_wrong'",
-            "the Hub does not accept the token: log in again with `hf auth login`, or set another",
+            "hf_wrong",
+            "the Hub does not accept the token: log in again with `hf auth login`, or set another HF_TOKEN",
         ),
-        ("token 'hf_other'", "the token does not allow this: use one that may write there"),
+        ("hf_other", "the token does not allow this: use one that may write there"),
         ("offline", "HF_HUB_OFFLINE is set: unset it"),
         ("unplugged", BROKEN),
-        ("fail 503 PUT /lfs/", FAILING),
-        ("fail 503 /commit/", FAILING),
-        ("fail 412 /commit/", "it was changed by somebody else meanwhile: run the command again"),
-        ("drop /commit/", BROKEN),
-        ("fail 503 GET /cdn/", FAILING),
-        ("drop GET /cdn/", BROKEN),
-        ("corrupt", r"model\.safetensors came back from slotcon/slotcon_nano\.mine other than it was sent"),
-        ("fail 503 /tag/", FAILING),
     ],
 )
-def test_a_failure_is_one_sentence_and_the_same_command_goes_on(hub, monkeypatch, capsys, state, sentence):
-    with monkeypatch.context() as patch:
-        kind, _, rest = state.partition(" ")
-        if kind == "token":
-            patch.setenv("HF_TOKEN", rest.strip("'"))
-        elif kind == "offline":
-            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        elif kind == "unplugged":
-            patch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-        elif kind == "fail":
-            status, _, place = rest.partition(" ")
-            hub.fail(place, times=99, status=int(status))
-        elif kind == "drop":
-            hub.drop(rest, times=99)
-        else:
-            hub.corrupt(REPO, store.WEIGHTS)
-        assert re.search(sentence, refused(capsys, NAME))
-    assert not hub.repos.get(REPO, Repository(REPO)).tags
+def test_who_may_not_or_cannot_reads_one_sentence(hub, monkeypatch, capsys, state, sentence):
+    if state == "offline":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    elif state == "unplugged":
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    else:
+        monkeypatch.setenv("HF_TOKEN", state)
+    assert re.search(sentence, refused(capsys, NAME))
+    assert not hub.repos
+
+
+@pytest.mark.parametrize(
+    ("place", "status", "sentence"),
+    [
+        ("PUT /lfs/", 503, FAILING),
+        ("/commit/", 503, FAILING),
+        ("/commit/", 412, "it was changed by somebody else meanwhile: run the command again"),
+        ("/commit/", "drop", BROKEN),
+        ("GET /cdn/", 503, FAILING),
+        ("GET /cdn/", "drop", BROKEN),
+        ("GET /cdn/", "corrupt", r"model\.safetensors came back from slotcon/slotcon_nano\.mine other than it was"),
+        ("/tag/", 503, FAILING),
+    ],
+)
+def test_after_an_interruption_the_same_command_goes_on(hub, capsys, place, status, sentence):
+    if status == "corrupt":
+        hub.corrupt(REPO, store.WEIGHTS)
+    elif status == "drop":
+        hub.drop(place, times=99)
+    else:
+        hub.fail(place, times=99, status=status)
+    assert re.search(sentence, refused(capsys, NAME))
+    repo = hub.repos[REPO]
+    assert not repo.tags
     hub.relent()
     assert main(["publish", NAME]) == 0
-    repo = hub.repos[REPO]
     assert len(repo.commits) == 2
     assert repo.tags == {VERSION: repo.at().oid}
 
