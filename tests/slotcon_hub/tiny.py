@@ -1,11 +1,14 @@
 """A SlotCon small enough for loops and for several processes, and a batch for it."""
 
+from functools import partial
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from slotcon_hub import SlotCon, SlotConConfig
+from slotcon_hub import SlotCon, SlotConConfig, store
+from slotcon_hub.export import save_model
 
 TINY = SlotConConfig(num_prototypes=6, hidden_dim=16, out_dim=8)
 
@@ -56,3 +59,12 @@ def shaken(net: Any, std: float) -> Any:
         elif name.endswith("num_batches_tracked"):
             buffer.fill_(17)
     return net
+
+
+def fill_store(*names: str, seed: int = 0) -> dict[str, Any]:
+    """Put a shaken network under each of these names, and return them."""
+    torch.manual_seed(seed)
+    nets = {name: shaken(timm.create_model(name.split(".")[0]), 0.02).eval() for name in names}
+
+    store.add({name: partial(save_model, net, input_size=64) for name, net in nets.items()})
+    return nets
