@@ -106,6 +106,6 @@ def _save_picture(source: Path, path: Path) -> None:
 
 def _with_preview(card: str) -> str:
     """The card with the picture below its title."""
-    matter, separator, text = card.partition("\n---\n")
-    title, newline, rest = text.lstrip().partition("\n")
+    matter, separator, text = card.partition("\n# ")
+    title, newline, rest = text.partition("\n")
     return f"{matter}{separator}{title}{newline}\n![Preview]({PREVIEW})\n{rest}"

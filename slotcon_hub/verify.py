@@ -16,7 +16,7 @@ from slotcon_hub.slotcon_resnet import plain_timm
 __all__ = ["Check", "verify_folder", "verify_repository"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_CARD_KEYS = ("license", "library_name", "pipeline_tag", "tags")
+_CARD_KEYS = ("library_name", "pipeline_tag", "tags")
 _CONFIG_KEYS = ("name", "architecture", "num_classes", "num_features", "pretrained_cfg")
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
@@ -152,7 +152,7 @@ def _card(folder: Path) -> str:
     if data["library_name"] != "timm":
         raise ValueError(f"the card's library_name is {data['library_name']!r}: it must be timm")
     cards.check(text)
-    return f"{data['pipeline_tag']}, licence {data['license']}"
+    return f"{data['pipeline_tag']}, licence {data.get('license', 'not stated')}"
 
 
 def _parity(folder: Path) -> str:

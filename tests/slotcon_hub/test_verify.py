@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "config",
         r"config\.json is damaged",
     ),
-    "no front matter": (lambda f: (f / CARD).write_text("# Model\n"), "card", "lacks license"),
+    "no front matter": (lambda f: (f / CARD).write_text("# Model\n"), "card", "lacks library_name"),
     "malformed front matter": (lambda f: edit_card(f, "tags:", "tags: ["), "card", "parsing"),
     "another library": (lambda f: edit_card(f, "name: timm", "name: keras"), "card", "must be timm"),
-    "an unknown licence": (lambda f: edit_card(f, "license: other", "license: free"), "card", "license is 'free'"),
+    "an unknown licence": (lambda f: edit_card(f, "tags:", "license: free\ntags:"), "card", "license is 'free'"),
     "no tensors": (lambda f: (f / parity.FILE).unlink(), "files", r"test/parity\.safetensors absent"),
     "other weights": (retrained, "parity", "gives other values than those in test/parity"),
     "other output": (lambda f: edit_tensors(f, lambda t: t["output"].mul_(1.001)), "parity", "other values"),
@@ -158,7 +159,7 @@ def test_damage_is_named(folder, capsys, damage):
 def test_the_table_is_asked(built, monkeypatch):
     digest = store.sha256(built[NAME] / store.WEIGHTS)
     for known, ok in ((digest, True), ("0" * 64, False), (None, True)):
-        row = weights.Weights("slotcon_nano", "mine", "scenes", 1, 16, 0, 0, sha256=known)
+        row = replace(weights.ROWS[0], architecture="slotcon_nano", tag="mine", sha256=known)
         monkeypatch.setattr(weights, "ROWS", (row,))
         (check,) = [check for check in verify_folder(built[NAME]) if check.what == "sha256"]
         assert check.ok == ok
