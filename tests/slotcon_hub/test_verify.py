@@ -122,7 +122,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "no front matter": (lambda f: (f / CARD).write_text("# Model\n"), "card", "lacks library_name"),
     "malformed front matter": (lambda f: edit_card(f, "tags:", "tags: ["), "card", "parsing"),
     "another library": (lambda f: edit_card(f, "name: timm", "name: keras"), "card", "must be timm"),
-    "an unknown licence": (lambda f: edit_card(f, "tags:", "license: free\ntags:"), "card", "license is 'free'"),
+    "an unknown licence": (lambda f: edit_card(f, "tags:", "license: free\ntags:"), "card", "licence 'free'"),
     "no tensors": (lambda f: (f / parity.FILE).unlink(), "files", r"test/parity\.safetensors absent"),
     "other weights": (retrained, "parity", "gives other values than those in test/parity"),
     "other output": (lambda f: edit_tensors(f, lambda t: t["output"].mul_(1.001)), "parity", "other values"),
