@@ -75,12 +75,12 @@ def reason(error: BaseException) -> str:
         return "HF_HUB_OFFLINE is set, and it was not downloaded before"
     if isinstance(error, LocalEntryNotFoundError):
         return "there is no connection, and it was not downloaded before"
-    if type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES:
-        return f"the connection to the Hub broke ({type(error).__name__}): run it again"
     if status >= 500:
         return f"the Hub fails, with {status}: try again later"
     if status in _STATUS:
         return _STATUS[status]
+    if type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES:
+        return f"the connection to the Hub broke ({type(error).__name__}): run it again"
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     token = get_token()
     return text.replace(token, "...") if token else text

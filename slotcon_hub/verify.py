@@ -114,7 +114,7 @@ def _hashes(folder: Path, told: dict[str, str]) -> str:
                 f"{file} is not what was published (its SHA-256 differs): remove {(folder / file).resolve()} and "
                 "download it again"
             )
-    name = _read(folder / store.CONFIG)["name"]
+    name = str(_read(folder / store.CONFIG).get("name"))
     row = weights.find(*name.split(".", 1))
     if row is not None and row.sha256 not in (None, found[store.WEIGHTS]):
         raise ValueError(f"these are not the weights that slotcon_hub knows as {name} (their SHA-256 differs)")

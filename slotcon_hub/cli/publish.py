@@ -19,7 +19,7 @@ compare with), upload it in one commit, download it again, compare, and tag the 
 A backbone then loads in timm alone and in transformers.
 
 Log in with `hf auth login`, or set HF_TOKEN. After an interruption, the same command goes on. The card is written
-anew each time."""
+anew each time. A repository that holds something else than NAME is left alone without --force."""
 _VERIFY = """\
 Check a published model: files, SHA-256, configuration, card, and whether it still gives the tensors that came with
 it. A repository is downloaded into the cache that timm and transformers use."""
@@ -35,12 +35,10 @@ def add_commands(commands: Any) -> None:
     send.add_argument("name", metavar="NAME", help="in the local store, such as slotcon_r50.coco_800ep")
     send.add_argument("--repo-id", metavar="ORG/NAME", help=f"by default {weights.repository('NAME')}")
     send.add_argument("--private", action="store_true", help="create a private repository")
-    send.add_argument("--create-pr", action="store_true", help="open a pull request, without a tag; one each time")
+    send.add_argument("--create-pr", action="store_true", help="open a pull request instead, each time a new one")
     send.add_argument("--force", action="store_true", help="replace all that the repository holds, whatever it is")
     send.add_argument("--preview", metavar="PICTURE", type=Path, help="PNG or JPEG, shown on the card")
-    send.add_argument(
-        "--dry-run", action="store_true", help="build and check the folder, name it, and upload nothing"
-    )
+    send.add_argument("--dry-run", action="store_true", help="build and check the folder, and upload nothing")
     send.set_defaults(command=_publish)
     look = commands.add_parser("verify", help="check a published model", description=_VERIFY, formatter_class=raw)
     look.add_argument(

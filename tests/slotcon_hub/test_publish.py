@@ -21,6 +21,7 @@ from tiny import fill_store
 from slotcon_hub import __version__, parity, store
 from slotcon_hub.cli import main
 from slotcon_hub.hub import reason
+from slotcon_hub.publish import _changes as changes
 from slotcon_hub.release import CARD, FILES, PREVIEW, build, snippet
 from slotcon_hub.verify import verify_folder
 
@@ -114,16 +115,18 @@ def test_a_tag_never_moves_and_nothing_new_is_no_commit(hub, monkeypatch, tmp_pa
     assert repo.tags == {VERSION: first, f"{VERSION}-1": repo.at().oid}
 
 
-def test_a_dry_run_needs_nobody(hub, monkeypatch, capsys):
+def test_a_dry_run_needs_nobody(hub, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert main(["publish", NAME, "--dry-run"]) == 0
     assert not hub.requests
     out = capsys.readouterr().out
     folder = Path(re.findall(r"local-dir:([^\"]+)", out)[0])
     assert out.startswith(f"{folder}: nothing was uploaded.")
     assert out.count(" ok ") == len(verify_folder(folder)) == 5
-    shutil.rmtree(folder)
+    assert main(["publish", "slotcon_r34.x", "--dry-run"]) == 1
+    assert list(tmp_path.glob("slotcon-hub-*")) == [folder]
 
 
 def test_a_private_repository(hub, capsys):
@@ -229,7 +232,6 @@ def test_who_may_not_or_cannot_reads_one_sentence(hub, monkeypatch, capsys, stat
     [
         ("PUT /lfs/", 503, FAILING),
         ("/commit/", 503, FAILING),
-        ("/commit/", 412, "it was changed by somebody else meanwhile: run the command again"),
         ("/commit/", "drop", BROKEN),
         ("GET /cdn/", 503, FAILING),
         ("GET /cdn/", "drop", BROKEN),
@@ -251,6 +253,16 @@ def test_after_an_interruption_the_same_command_goes_on(hub, capsys, place, stat
     assert main(["publish", NAME]) == 0
     assert len(repo.commits) == 2
     assert repo.tags == {VERSION: repo.at().oid}
+
+
+def test_what_came_in_between_is_not_overwritten(hub, monkeypatch, capsys):
+    repo = hub.add_repo(REPO)
+    monkeypatch.setattr(
+        "slotcon_hub.publish._changes",
+        lambda *args: (repo.commit({"notes.txt": repo.at().file(".gitattributes")}), changes(*args))[1],
+    )
+    assert "it was changed by somebody else meanwhile: run the command again" in refused(capsys, NAME)
+    assert repo.at().files.keys() == {".gitattributes", "notes.txt"}
 
 
 def test_a_token_is_cut_out_of_what_the_client_says(hub):
