@@ -34,7 +34,7 @@ def main(
         net = timm.create_model(model, pretrained=not scratch)  # with num_classes, timm would let weights be absent
         net.reset_classifier(1 + max(labels))
     except (ValueError, OSError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
     config = timm.data.resolve_data_config({}, model=net)
     train.transform, val.transform = (timm.data.create_transform(**config, is_training=t) for t in (True, False))
     both = [torch.utils.data.DataLoader(d, batch_size, d is train, num_workers=workers) for d in (train, val)]

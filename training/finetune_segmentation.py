@@ -22,27 +22,27 @@ class Head(nn.ModuleList):
 
 
 def main(
-    data: Path, classes: int, output: Path, model: str = "slotcon_nano",
-    scratch: bool = False, epochs: int = 20, batch_size: int = 16, lr: float = 1e-3, workers: int = 4,
+    train: Path, val: Path, classes: int, output: Path, model: str = "slotcon_nano", scratch: bool = False,
+    epochs: int = 20, batch_size: int = 16, lr: float = 1e-3, workers: int = 4,
 ) -> None:  # fmt: skip
-    """Fine-tune a timm backbone with a small segmentation head on train/images/ and train/masks/ of DATA.
+    """Fine-tune a timm backbone and a small segmentation head on the pictures of TRAIN, measure on those of VAL.
 
-    Masks are PNG files of the pictures' names: labels below CLASSES, 255 for none. In val/ are more to measure on.
+    Either has images/ and masks/, where a PNG file of the picture's name holds labels below CLASSES, 255 for none.
     """
     accelerator = accelerate.Accelerator()
     accelerate.utils.set_seed(0)
     try:
         if output.exists():
             raise ValueError(f"{output} exists: choose another --output")
-        train, val = (LabeledPictures(data / part / "images", data / part / "masks") for part in ("train", "val"))
+        train_set, val_set = (LabeledPictures(part / "images", part / "masks") for part in (train, val))
         backbone = timm.create_model(model, pretrained=not scratch, features_only=True, out_indices=(1, 2, 3, 4))
     except (ValueError, OSError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
     config = timm.data.resolve_data_config({}, model=backbone)
-    train.transform = v2.RandomResizedCrop(config["input_size"][1:], scale=(0.25, 1))
+    train_set.transform = v2.RandomResizedCrop(config["input_size"][1:], scale=(0.25, 1))
     net = nn.Sequential(backbone, Head(nn.Conv2d(c, classes, 3, 1, 1) for c in backbone.feature_info.channels()))
     net.pretrained_cfg = config
-    loader = utils.data.DataLoader(train, batch_size, shuffle=True, num_workers=workers)
+    loader = utils.data.DataLoader(train_set, batch_size, shuffle=True, num_workers=workers)
     wrapped, optimizer, loader = accelerator.prepare(net, optim.AdamW(net.parameters(), lr), loader)
     for _ in range(epochs):
         for x, y in accelerate.utils.tqdm(loader):
@@ -51,8 +51,8 @@ def main(
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-    found = evaluate(net.eval(), val, classes, classes, match=range(classes))
-    accelerator.print(f"mIoU {found.miou:.3f}, pixel accuracy {found.pixel_accuracy:.3f} on {len(val)} pictures")
+    found = evaluate(net.eval(), val_set, classes, classes, match=range(classes))
+    accelerator.print(f"held-out mIoU {found.miou:.3f}, pixel accuracy {found.pixel_accuracy:.3f}")
     accelerator.save_model(net, output)
 
 
