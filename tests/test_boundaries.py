@@ -61,6 +61,12 @@ def test_evaluation_and_transfer_know_nothing_of_the_rest_of_training(file):
     assert all(f"{name}.".startswith(f"{room}.") for name in names), names
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "training").glob("finetune*.py")), ids=lambda f: f.name)
+def test_fine_tuning_knows_the_evaluation_alone(file):
+    names = {name for name in imported(file) if name.split(".")[0] == "training"}
+    assert all(name.startswith("training.evaluation.") for name in names), names
+
+
 def test_siblings_of_training_are_imported_by_their_full_name():
     """By its bare name, a sibling called ``datasets`` would shadow the library in a script."""
     bare = {file.stem for file in (ROOT / "training").glob("*.py")} - {"__init__"}

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from slotcon_hub import SlotCon
 from slotcon_hub.export import prototype_model
 from training import scenes
-from training.evaluation.segmentation import Segmentation, evaluate, labeled_pictures, segment
+from training.evaluation.segmentation import LabeledPictures, Segmentation, evaluate, segment
 from training.pictures import Pictures, decode
 from training.report import colors, draw_groups
 
@@ -35,7 +35,7 @@ class Showcase:
     @classmethod
     def of_scenes(cls, held_out: scenes.Scenes) -> "Showcase":
         """Show and measure the validation part of the embedded scenes."""
-        pairs = itertools.islice(labeled_pictures(held_out.val_images, held_out.val_masks), SHOWN)
+        pairs = itertools.islice(LabeledPictures(held_out.val_images, held_out.val_masks), SHOWN)
         pictures, masks = zip(*pairs, strict=True)
         return cls(list(pictures), list(masks), held_out)
 
@@ -56,7 +56,7 @@ class Showcase:
         """Segment the held-out pictures with the teacher's prototypes, and match them with the classes."""
         if self.held_out is None:
             return None
-        pairs = labeled_pictures(self.held_out.val_images, self.held_out.val_masks)
+        pairs = LabeledPictures(self.held_out.val_images, self.held_out.val_masks)
         groups = slotcon.config.num_prototypes
         return evaluate(prototype_model(slotcon, global_pool=""), pairs, groups, len(scenes.CLASSES))
 

@@ -1,9 +1,9 @@
-"""Unsupervised semantic segmentation by prototypes (SlotCon, supplementary A.3), with Hungarian matching.
+"""Semantic segmentation: by prototypes with Hungarian matching (SlotCon, supplementary A.3), or by a trained head.
 
 Dimensions: B pictures, K prototypes, C classes, H x W pixels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
-__all__ = ["Segmentation", "confusion_matrix", "evaluate", "labeled_pictures", "score", "segment"]
+__all__ = ["LabeledPictures", "Segmentation", "confusion_matrix", "evaluate", "score", "segment"]
 
 IGNORE = 255
 
@@ -59,14 +61,19 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, groups: int, classes: in
     return torch.bincount(cells, minlength=groups * classes).view(groups, classes)
 
 
-def score(confusion: Tensor) -> Segmentation:
-    """Match groups with classes one to one so that the most pixels agree, and measure.
+def score(confusion: Tensor, match: Sequence[int] | None = None) -> Segmentation:
+    """Measure how well groups fit the classes that they are matched with.
 
     Args:
         confusion: K x C counts.
+        match: the class of each group, all different; ``range(C)`` for a head that was trained with labels. None
+            matches them one to one so that the most pixels agree.
     """
     counts = confusion.cpu().double().numpy()
-    rows, columns = linear_sum_assignment(counts, maximize=True)
+    if match is None:
+        rows, columns = linear_sum_assignment(counts, maximize=True)
+    else:
+        rows, columns = np.arange(len(match)), np.array(match)
     hits = np.zeros(counts.shape[1])
     hits[columns] = counts[rows, columns]
     claimed = np.zeros(counts.shape[1])
@@ -87,14 +94,14 @@ def score(confusion: Tensor) -> Segmentation:
 
 @torch.inference_mode()
 def segment(model: nn.Module, pictures: Tensor) -> Tensor:
-    """Give every pixel the prototype that is most similar to it (equation 1 of the supplementary).
+    """Give every pixel the group of the highest score: the most similar prototype (supplementary, equation 1).
 
     Args:
-        model: a prototype model with ``global_pool=''``, in eval mode.
+        model: a prototype model with ``global_pool=''``, or any that gives B x K x h x w scores; in eval mode.
         pictures: uint8 B x 3 x H x W.
 
     Returns:
-        B x H x W prototype numbers.
+        B x H x W group numbers.
     """
     device = next(model.parameters()).device
     mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
@@ -102,26 +109,57 @@ def segment(model: nn.Module, pictures: Tensor) -> Tensor:
     return F.interpolate(scores, pictures.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
 
 
-def labeled_pictures(images: Path, masks: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the pictures of a folder, uint8 3 x H x W, with the masks of the same name, uint8 H x W.
+class LabeledPictures(Dataset[tuple[Tensor, Tensor]]):
+    """The pictures of a folder, uint8 3 x H x W, each with the mask of the same name, uint8 H x W."""
 
-    Raises:
-        ValueError: a picture has no mask.
-    """
-    for path in sorted(images.iterdir()):
-        mask = masks / f"{path.stem}.png"
-        if not mask.is_file():
-            raise ValueError(f"{path} has no mask {mask}")
-        with Image.open(path) as image, Image.open(mask) as labels:
-            yield pil_to_tensor(image.convert("RGB")), pil_to_tensor(labels)[0]
+    transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    """One of ``torchvision.transforms.v2``, for picture and mask alike."""
+
+    def __init__(self, images: Path, masks: Path) -> None:
+        """List the files.
+
+        Raises:
+            ValueError: there is no picture, or a picture has no mask.
+        """
+        self.images = sorted(images.iterdir()) if images.is_dir() else []
+        if not self.images:
+            raise ValueError(f"there are no pictures in {images}")
+        self.masks = [masks / f"{path.stem}.png" for path in self.images]
+        for path, mask in zip(self.images, self.masks, strict=True):
+            if not mask.is_file():
+                raise ValueError(f"{path} has no mask {mask}")
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Read a picture and its mask, and transform them."""
+        with Image.open(self.images[index]) as image, Image.open(self.masks[index]) as labels:
+            picture, mask = pil_to_tensor(image.convert("RGB")), pil_to_tensor(labels)[0]
+        if self.transform is not None:
+            picture, mask = self.transform(tv_tensors.Image(picture), tv_tensors.Mask(mask))
+        return picture, mask
 
 
 def evaluate(
-    model: nn.Module, pictures: Iterable[tuple[Tensor, Tensor]], groups: int, classes: int
+    model: nn.Module,
+    pictures: Iterable[tuple[Tensor, Tensor]],
+    groups: int,
+    classes: int,
+    match: Sequence[int] | None = None,
 ) -> Segmentation:
-    """Segment labelled pictures one by one, and measure over all of their pixels together."""
+    """Segment labelled pictures one by one, and measure over all of their pixels together.
+
+    Args:
+        model: as for :func:`segment`.
+        pictures: uint8 3 x H x W, each with its labels, integers H x W.
+        groups: K.
+        classes: C.
+        match: as for :func:`score`.
+    """
     confusion = torch.zeros(groups, classes, dtype=torch.long)
     for picture, truth in pictures:
         prediction = segment(model, picture[None])[0].cpu()
         confusion += confusion_matrix(prediction, truth, groups, classes)
-    return score(confusion)
+    return score(confusion, match)

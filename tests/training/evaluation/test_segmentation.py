@@ -6,12 +6,26 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.transforms import v2
 
-from training.evaluation.segmentation import confusion_matrix, evaluate, labeled_pictures, score, segment
+from training.evaluation.segmentation import LabeledPictures, confusion_matrix, evaluate, score, segment
+
+
+def slow_iou(confusion: torch.Tensor, pairs: list[tuple[int, int]]) -> list[float]:
+    """IoU from the definition, of the classes that either side shows, for groups matched with classes."""
+    ious = []
+    for c in range(confusion.shape[1]):
+        k = next((k for k, cc in pairs if cc == c), None)
+        tp = int(confusion[k, c]) if k is not None else 0
+        fp = int(confusion[k].sum()) - tp if k is not None else 0
+        fn = int(confusion[:, c].sum()) - tp
+        if tp + fp + fn:
+            ious.append(tp / (tp + fp + fn))
+    return ious
 
 
 def slow_score(confusion: torch.Tensor) -> tuple[float, float, float]:
-    """Best one-to-one matching by trying all of them; IoU from the definition."""
+    """Best one-to-one matching by trying all of them."""
     groups, classes = confusion.shape
     best, best_hits = None, -1
     smaller, larger = min(groups, classes), max(groups, classes)
@@ -20,14 +34,7 @@ def slow_score(confusion: torch.Tensor) -> tuple[float, float, float]:
         hits = sum(int(confusion[k, c]) for k, c in pairs)
         if hits > best_hits:
             best, best_hits = pairs, hits
-    ious = []
-    for c in range(classes):
-        k = next((k for k, cc in best if cc == c), None)
-        tp = int(confusion[k, c]) if k is not None else 0
-        fp = int(confusion[k].sum()) - tp if k is not None else 0
-        fn = int(confusion[:, c].sum()) - tp
-        if tp + fp + fn:
-            ious.append(tp / (tp + fp + fn))
+    ious = slow_iou(confusion, best)
     total = int(confusion.sum())
     return sum(ious) / len(ious), best_hits / total, int(confusion.max(1).values.sum()) / total
 
@@ -44,6 +51,18 @@ def test_score_equals_trying_all_matchings(groups, classes, empty_class):
     assert [found.miou, found.pixel_accuracy, found.majority_accuracy] == pytest.approx(slow_score(confusion))
     assert len(found.match) == groups
     assert sum(m >= 0 for m in found.match) == min(groups, classes)
+
+
+def test_score_of_classes_that_are_what_they_are():
+    confusion = torch.randint(0, 1000, (4, 4))  # on the other diagonal the best matching would be another
+    confusion[[0, 1, 2, 3], [3, 2, 1, 0]] += 1000
+    found = score(confusion, match=range(4))
+    ious = slow_iou(confusion, [(c, c) for c in range(4)])
+    assert found.iou == pytest.approx(ious)
+    assert found.miou == pytest.approx(sum(ious) / 4)
+    assert found.pixel_accuracy == pytest.approx(int(confusion.diag().sum()) / int(confusion.sum()))
+    assert found.match == [0, 1, 2, 3]
+    assert score(confusion).match == [3, 2, 1, 0]
 
 
 def test_a_perfect_grouping_under_other_names():
@@ -93,9 +112,29 @@ def test_evaluate_a_folder(tmp_path):
         truth = np.repeat([[3, 3, 1, 1]], 4, axis=0).astype(np.uint8)
         Image.fromarray(truth[:, ::-1] if flip else truth).save(tmp_path / "masks" / f"{i}.png")
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "images" / f"{i}.jpg")
-    found = evaluate(Columns(), labeled_pictures(tmp_path / "images", tmp_path / "masks"), 2, 4)
+    pictures = LabeledPictures(tmp_path / "images", tmp_path / "masks")
+    assert len(pictures) == 3
+    found = evaluate(Columns(), pictures, 2, 4)
     assert found.pixel_accuracy == pytest.approx(2 / 3)
     assert found.match == [3, 1]
+    swapped = evaluate(Columns(), pictures, 2, 4, match=[1, 3])
+    assert swapped.pixel_accuracy == pytest.approx(1 / 3)
     (tmp_path / "masks" / "1.png").unlink()
     with pytest.raises(ValueError, match=r"1\.jpg has no mask"):
-        list(labeled_pictures(tmp_path / "images", tmp_path / "masks"))
+        LabeledPictures(tmp_path / "images", tmp_path / "masks")
+    with pytest.raises(ValueError, match=r"there are no pictures in .*elsewhere"):
+        LabeledPictures(tmp_path / "elsewhere", tmp_path / "masks")
+
+
+def test_a_transform_moves_picture_and_mask_together(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    numbers = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(numbers).save(tmp_path / "images" / "0.png")
+    Image.fromarray(numbers).save(tmp_path / "masks" / "0.png")
+    pictures = LabeledPictures(tmp_path / "images", tmp_path / "masks")
+    assert all(torch.equal(channel, pictures[0][1]) for channel in pictures[0][0])
+    pictures.transform = v2.RandomCrop(4)
+    seen = [pictures[0] for _ in range(5)]
+    assert all(torch.equal(picture[0], mask) and mask.shape == (4, 4) for picture, mask in seen)
+    assert len({mask.sum().item() for _, mask in seen}) > 1
