@@ -6,6 +6,7 @@ Without the name of a recipe it is the demo. ``fit`` is the loop.
 import contextlib
 import copy
 import itertools
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +17,12 @@ from torch import Tensor
 from slotcon_hub import SlotCon
 from slotcon_hub.functional import teacher_momentum
 from training import color, run_folder
-from training.data import Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader
+from training.data import Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader, seed_step
 from training.monitor import Diverged, Monitor
 from training.optim import lr_at
 from training.recipes import parse
 from training.run import Run, comparable, prepare, save
+from training.stop import Stop
 from training.views import TwoViews
 
 
@@ -31,24 +33,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         begin(run)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
-    try:
-        fit(run)
-    except (Diverged, TooManyUnreadable) as error:
-        raise SystemExit(f"error: {error}") from None
-    if run.accelerator.is_main_process:
-        run_folder.finish(run.folder, run.slotcon, run.showcase, run.recipe, run.name)
-    run.accelerator.end_training()
+    with Stop(run.accelerator) as stop:
+        try:
+            fit(run, stop)
+        except (Diverged, TooManyUnreadable, OSError) as error:
+            raise SystemExit(f"error: {error}") from None
+        except KeyboardInterrupt:
+            raise SystemExit("error: interrupted: --resume goes on from the last checkpoint") from None
+        if run.accelerator.is_main_process:
+            end(run)
+        run.accelerator.end_training()
 
 
 def begin(run: Run) -> None:
     """Open the folder of the run, and measure where a new run starts from."""
-    start = settled(run) if run.step == 0 else None
+    start = settled(run) if run.step == 0 and run.showcase.held_out else None
     if run.accelerator.is_main_process:
         run_folder.describe(run.folder, run.name, run.recipe, len(run.pictures), run.accelerator)
         if start:
             run_folder.before(run.folder, start, run.showcase)
     settings = {k: str(v) for k, v in comparable(run).items()}
-    run.accelerator.init_trackers("slotcon", config={"recipe": run.name, **settings})
+    run.accelerator.init_trackers(
+        "slotcon",
+        config={"recipe": run.name, **settings},
+        init_kwargs={"tensorboard": {"purge_step": run.step + 1}},  # what was written after the checkpoint is void
+    )
 
 
 @torch.no_grad()
@@ -63,19 +72,19 @@ def settled(run: Run, forwards: int = 20) -> SlotCon:
     return slotcon
 
 
-def fit(run: Run) -> None:
-    """Train from ``run.step`` to the end of the last epoch."""
+def fit(run: Run, stop: Stop) -> None:
+    """Train from ``run.step`` to the end of the last epoch, or until it is agreed to stop."""
     recipe, accelerator, slotcon = run.recipe, run.accelerator, run.slotcon
-    steps_per_epoch = recipe.steps_per_epoch(len(run.pictures))
-    total_steps = recipe.epochs * steps_per_epoch
+    steps_per_epoch, total_steps = run.steps_per_epoch, run.total_steps
     warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
     steps = range(run.step, total_steps)
     loader = iter(load(run, steps))
-    unreadable = Unreadable(run.pictures, accelerator)
+    unreadable = Unreadable(run.pictures, accelerator, run.unreadable)
     monitor = Monitor(run.folder, accelerator, steps, recipe.batch_size, recipe.log_every)
     slotcon.train()
 
     for step in steps:
+        seed_step(recipe.seed, step, accelerator.process_index)
         lr = lr_at(run.taken, base_lr=recipe.peak_lr, warmup_steps=warmup_steps, total_steps=total_steps)
         momentum = teacher_momentum(run.taken, total_steps, recipe.slotcon.teacher_momentum)
         for group in run.optimizer.param_groups:
@@ -99,11 +108,24 @@ def fit(run: Run) -> None:
         run.taken += run.moved
         saving = run.step % (recipe.save_every * steps_per_epoch) == 0 or run.step == total_steps
         values = {"epoch": run.step / steps_per_epoch, "lr": lr, "teacher_momentum": momentum}
-        if monitor.step(run.step, {**values, "unreadable": len(unreadable.all)}, saving):
+        line = monitor.step(run.step, {**values, "unreadable": len(run.unreadable)}, saving)
+        if line:
             unreadable.check()
-        if saving:
+        stopping = line and stop.agreed()  # at lines alone, so that a resumed run writes the lines of any other
+        if saving or stopping:
             save(run)
+        if stopping:
+            break
     monitor.close()
+
+
+def end(run: Run) -> None:
+    """Write what a run leaves behind; if it was stopped, say how it goes on."""
+    if run.step == run.total_steps:
+        run_folder.finish(run.folder, run.slotcon, run.showcase, run.recipe, run.name)
+    else:
+        command = f"the same command with --output {shlex.quote(str(run.folder))} --resume goes on from there"
+        print(f"stopped at step {run.step} of {run.total_steps}, and saved: {command}")
 
 
 def load(run: Run, steps: range) -> Any:

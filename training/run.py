@@ -2,15 +2,16 @@
 
 import json
 import os
+import sys
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import parse_flag_from_env, set_seed
+from accelerate.utils import broadcast_object_list, parse_flag_from_env, set_seed
 from torch import nn
 
 from slotcon_hub import SlotCon, distributed
@@ -31,6 +32,7 @@ RESUMABLE = {
     "log_every",
     "save_every",
     "keep",
+    "keep_every",
     "trackers",
     "mixed_precision",
 }
@@ -57,6 +59,18 @@ class Run:
     """Those of them that moved the weights: fp16 skips a step whose gradients overflow."""
     moved: bool = True
     """Whether the last one did: if not, the teacher has nothing new to follow."""
+    unreadable: set[int] = field(default_factory=set)
+    """Pictures that could not be read so far."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimisation steps in an epoch."""
+        return self.recipe.steps_per_epoch(len(self.pictures))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimisation steps in the whole run."""
+        return self.recipe.epochs * self.steps_per_epoch
 
 
 def prepare(name: str, recipe: Recipe) -> Run:
@@ -71,7 +85,8 @@ def prepare(name: str, recipe: Recipe) -> Run:
     pictures, showcase = _data(recipe, processes)
     slotcon = _build(recipe, processes)
     optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
-    resumed = checkpoint.load(checkpoint.latest(folder), slotcon) if recipe.resume else None
+    path = _checkpoint(folder, processes) if recipe.resume else None
+    resumed = checkpoint.load(path, slotcon) if path else None
     with warnings.catch_warnings():  # Accelerate knows this option of DDP by its older name alone
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         model, optimizer = accelerator.prepare(slotcon, optimizer)
@@ -140,17 +155,49 @@ def _build(recipe: Recipe, processes: PartialState) -> SlotCon:
     return slotcon
 
 
+def _checkpoint(folder: Path, processes: PartialState) -> Path | None:
+    """Choose the checkpoint to resume from, on the main process for all; None where there is none yet.
+
+    Raises:
+        ValueError: all are damaged; on all processes alike.
+    """
+    path = problem = None
+    if processes.is_main_process:
+        try:
+            if folder.exists():
+                run_folder.claim(folder)
+            path, problems = checkpoint.newest(folder)
+            for reason in problems:
+                print(f"warning: {reason}", file=sys.stderr)
+            place = path.name if path else "the beginning, since it has no checkpoint yet"
+            print(f"{folder} goes on from {place}", file=sys.stderr)
+        except ValueError as error:
+            problem = str(error)
+    path, problem = broadcast_object_list([(path, problem)])[0]
+    if problem:
+        raise ValueError(problem)
+    return path
+
+
 def save(run: Run) -> None:
-    """Write a checkpoint of the run."""
-    if run.accelerator.is_main_process:
-        scaler = run.accelerator.scaler
+    """Write a checkpoint of the run; all processes must call this together."""
+    recipe, accelerator = run.recipe, run.accelerator
+    if accelerator.is_main_process:
+        scaler = accelerator.scaler
         states = {
             "optimizer": run.optimizer.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
         }
-        progress = {"taken": run.taken, "moved": run.moved, "settings": comparable(run)}
-        checkpoint.save(run.folder, run.step, run.slotcon, states, progress, run.recipe.keep)
-    run.accelerator.wait_for_everyone()
+        progress = {
+            "taken": run.taken,
+            "moved": run.moved,
+            "unreadable": sorted(run.unreadable),
+            "arithmetic": _arithmetic(run),
+            "settings": comparable(run),
+        }
+        keeping = {"keep": recipe.keep, "keep_every": recipe.keep_every * run.steps_per_epoch}
+        checkpoint.save(run.folder, run.step, run.slotcon, states, progress, **keeping)
+    accelerator.wait_for_everyone()
 
 
 def _restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None:
@@ -165,13 +212,30 @@ def _restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None
             raise ValueError(
                 f"this run has {setting}={then}, not {now}: resume it with the recipe and options it has"
             )
+    before = progress["arithmetic"]
+    changed = [f"{k}={now} in place of {before[k]}" for k, now in _arithmetic(run).items() if now != before[k]]
+    if changed:
+        note = f"note: resumed with {', '.join(changed)}: the numbers go on from here, but not bit for bit"
+        run.accelerator.print(note, file=sys.stderr)
     run.optimizer.load_state_dict(states["optimizer"])
     if run.accelerator.scaler and states["scaler"]:
         run.accelerator.scaler.load_state_dict(states["scaler"])
     run.step, run.taken, run.moved = progress["step"], progress["taken"], progress["moved"]
+    run.unreadable = set(progress["unreadable"])
 
 
 def comparable(run: Run) -> dict[str, Any]:
     """The settings that a resumed run must share with the one that it continues, as plain values."""
     settings = {k: v for k, v in asdict(run.recipe).items() if k not in RESUMABLE}
     return json.loads(json.dumps({**settings, "pictures": len(run.pictures)}, default=str))
+
+
+def _arithmetic(run: Run) -> dict[str, Any]:
+    """What decides in which order numbers are added up, and so their last bits."""
+    accelerator = run.accelerator
+    return {
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads() if accelerator.device.type == "cpu" else None,
+        "device": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+    }
