@@ -130,7 +130,7 @@ def _problem(path: Path) -> str | None:
         except OSError as error:
             return f"{file} cannot be read ({error.strerror})"
         if digest != sums.get(file):
-            return f"{file} is not what was written"
+            return f"{file} does not match {SUMS}"
     return None
 
 

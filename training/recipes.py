@@ -102,7 +102,9 @@ class Recipe:
             raise ValueError(f"min_crop={self.min_crop} must be a fraction in (0, 1]")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads={self.threads} must be at least 1")
-        if self.keep_every < 0 or self.keep_every % self.save_every:
+        if self.keep_every < 0:
+            raise ValueError(f"keep_every={self.keep_every} must not be negative; 0 keeps none for good")
+        if self.keep_every % self.save_every:
             raise ValueError(
                 f"keep_every={self.keep_every} is no multiple of save_every={self.save_every}: no checkpoint is "
                 "written at some of these epochs; change one of them"

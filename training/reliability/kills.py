@@ -15,11 +15,11 @@ from training.reliability.launch import Launch
 __all__ = ["MOMENTS", "Storm", "differences", "storm"]
 
 MOMENTS: dict[str, tuple[Callable[[Path], Iterable[Path]], float]] = {
-    "setting up": (lambda folder: [], 2.0),
-    "step": (lambda folder: folder.glob("metrics.jsonl"), 1.0),
-    "save": (lambda folder: folder.glob("checkpoints/.step-*"), 0.03),
-    "end of an epoch": (lambda folder: folder.glob("checkpoints/step-*"), 0.01),
-    "export": (lambda folder: folder.glob(".export-*"), 0.3),
+    "while it sets up": (lambda folder: [], 2.0),
+    "in a step": (lambda folder: folder.glob("metrics.jsonl"), 1.0),
+    "in a save": (lambda folder: folder.glob("checkpoints/.step-*"), 0.03),
+    "at the end of an epoch": (lambda folder: folder.glob("checkpoints/step-*"), 0.01),
+    "in the export": (lambda folder: folder.glob(".export-*"), 0.3),
 }
 """When to kill: once such a path is new or changed (the first: at once), and then up to so many seconds later."""
 
@@ -28,7 +28,7 @@ def _wait(launch: Launch, folder: Path, moment: str, pause: float) -> bool:
     """Wait for a moment; False if the run ends before it."""
     paths, longest = MOMENTS[moment]
     while launch.running():
-        if moment == "setting up" or _new(paths(folder), launch.started):
+        if moment == "while it sets up" or _new(paths(folder), launch.started):
             time.sleep(pause * longest)
             return launch.running()
         time.sleep(0.0005)
