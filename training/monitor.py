@@ -5,6 +5,7 @@ Metrics stay on the device and are added up there; the host reads them once a li
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +48,7 @@ class Monitor:
         main = accelerator.is_main_process
         self.bar = tqdm(total=steps.stop, initial=steps.start, unit="step", disable=not main, dynamic_ncols=True)
         if main and self.path.exists():
-            self._drop_lines_from(steps.start)
+            self._drop_lines_after(steps.start)
         self._reset()
 
     @contextmanager
@@ -130,9 +131,13 @@ class Monitor:
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint may follow, and must not outlive its line
 
-    def _drop_lines_from(self, step: int) -> None:
+    def _drop_lines_after(self, step: int) -> None:
         """Forget what was measured after the checkpoint that the run continues from, and a line cut short."""
         whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        replacement = self.path.with_suffix(".new")
+        replacement.write_text("".join(line + "\n" for line in kept))
+        replacement.replace(self.path)

@@ -70,18 +70,20 @@ class Recipe:
     output: Path | None = None
     """Folder of the run; None makes runs/<recipe>-<date and time>."""
     resume: bool = False
-    """Continue from the newest checkpoint in --output."""
+    """Continue from the newest good checkpoint in --output; where there is none yet, start."""
     workers: int = 8
     """Processes that load pictures, for each training process."""
     threads: int | None = None
     """CPU threads of each process that trains on the CPU; None shares out all cores, where accelerate would take
     one a process."""
     log_every: int = 10
-    """Steps between two lines of metrics."""
+    """Steps between two lines of metrics; a run asked to stop (SIGTERM, Ctrl-C) saves and ends at the next one."""
     save_every: int = 5
     """Epochs between two checkpoints; there is always one at the end."""
     keep: int = 2
     """Checkpoints kept, the newest ones."""
+    keep_every: int = 0
+    """Epochs between two checkpoints that are kept for good, besides; a multiple of --save-every, or 0 for none."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Accelerate's trackers, besides metrics.jsonl."""
 
@@ -100,6 +102,13 @@ class Recipe:
             raise ValueError(f"min_crop={self.min_crop} must be a fraction in (0, 1]")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads={self.threads} must be at least 1")
+        if self.keep_every < 0:
+            raise ValueError(f"keep_every={self.keep_every} must not be negative; 0 keeps none for good")
+        if self.keep_every % self.save_every:
+            raise ValueError(
+                f"keep_every={self.keep_every} is no multiple of save_every={self.save_every}: no checkpoint is "
+                "written at some of these epochs; change one of them"
+            )
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative; 0 loads in the training process")
         if self.resume and self.output is None:
@@ -142,7 +151,7 @@ class Recipe:
 
 
 COCO = Recipe()
-IN1K = replace(COCO, slotcon=SlotConConfig(num_prototypes=2048))
+IN1K = replace(COCO, slotcon=SlotConConfig(num_prototypes=2048), save_every=1)  # epochs are long
 
 RECIPES: dict[str, tuple[str, Recipe]] = {
     "demo": (
