@@ -25,7 +25,7 @@ from slotcon_hub.slotcon_resnet import plain_timm
 __all__ = ["Imported", "import_checkpoint", "resolve"]
 
 State = dict[str, Tensor]
-_SLOTCON = ("student.", "teacher.", "predictor.", "center")
+_SLOTCON = ("student.", "teacher.", "predictor.", "center", "image_loss.")
 # Arguments of a model that its weights show, or that make no difference to them.
 _SHOWN = ("num_classes", "hidden_dim", "out_dim", "in_chans", "global_pool")
 _SIDE = 64  # of the picture that a model is tried on, in pixels

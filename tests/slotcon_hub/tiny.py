@@ -37,8 +37,9 @@ def make_batch(images: int = 4, size: int = 32, dtype: torch.dtype = torch.float
 def make_model(config: SlotConConfig = TINY) -> SlotCon:
     """A float64 model whose student and teacher differ, as they do after a step."""
     model = SlotCon(TinyBackbone(), config).double()
+    students = [model.student] if model.image_loss is None else [model.student, model.image_loss.student]
     with torch.no_grad():
-        for p in model.student.parameters():
+        for p in (p for student in students for p in student.parameters()):
             p.add_(torch.randn_like(p) * 0.05)
     return model
 

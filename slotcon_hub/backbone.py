@@ -1,0 +1,129 @@
+"""Any timm model as the backbone f: made without its head, and asked for its map.
+
+Dimensions: B images, C channels, H x W cells, S pixels a picture's side.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+
+__all__ = ["ask", "check_trainable", "create_backbone", "evaluating", "intermediate_map"]
+
+_SIDE = 64  # pixels of the picture that a backbone is asked with, unless it insists on another size
+
+
+def create_backbone(name: str, size: int | None = None) -> nn.Module:
+    """Make a timm model without its head.
+
+    Args:
+        name: of a timm model.
+        size: S of the pictures it is for, in pixels; models whose parameters depend on it, such as vision
+            transformers, are made for it, and so that they take other sizes too where they can.
+
+    Raises:
+        ValueError: timm has no such model, or cannot make it without a head or for this size.
+    """
+    headless: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
+    try:
+        if size is not None:
+            with torch.device("meta"):  # only to see what it must know
+                model: Any = timm.create_model(name, **headless)
+            if model.pretrained_cfg.get("fixed_input_size"):
+                headless["img_size"] = size
+                if "dynamic_img_size" in inspect.signature(type(model)).parameters:
+                    headless["dynamic_img_size"] = True
+        return timm.create_model(name, **headless)
+    except (RuntimeError, OSError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"timm cannot make the backbone {name!r} ({error}): timm.list_models() names those there are"
+        ) from None
+
+
+@torch.no_grad()
+def ask(backbone: nn.Module) -> tuple[int, bool]:
+    """Ask a backbone, with one small picture, for its B x C x H x W map.
+
+    Args:
+        backbone: put back into its mode afterwards.
+
+    Returns:
+        C, and whether the map is what the backbone returns; if not, :func:`intermediate_map` has it.
+
+    Raises:
+        ValueError: there is no map either way.
+    """
+    with evaluating(backbone):
+        features = backbone(_picture(backbone))
+        layout = getattr(backbone, "output_fmt", "NCHW")
+        if isinstance(features, Tensor) and features.dim() == 4 and layout == "NCHW":
+            return features.shape[1], True
+        try:
+            return intermediate_map(backbone, _picture(backbone)).shape[1], False
+        except (AttributeError, AssertionError, TypeError):  # it has no such method, or one without a norm
+            found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+    raise ValueError(
+        f"the backbone returns {found}: SlotCon needs one that returns a B x C x H x W map, or whose tokens timm "
+        "can put in the place of their cells"
+    )
+
+
+def intermediate_map(backbone: nn.Module, pictures: Tensor) -> Tensor:
+    """B x C x H x W map of the last layer, after the final norm, of a timm model that returns tokens, or C last.
+
+    Class and register tokens are left out.
+    """
+    form = {"indices": 1, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
+    return backbone.forward_intermediates(pictures, **form)[-1]  # type: ignore[operator]
+
+
+def check_trainable(backbone: nn.Module, feature_map: Callable[[Tensor], Tensor]) -> None:
+    """Make sure that training reaches all of a backbone.
+
+    Args:
+        backbone: its parameters without ``requires_grad`` do not count.
+        feature_map: pictures to the backbone's map.
+
+    Raises:
+        ValueError: its map does not depend on some parameters, which would stay random, and for whose gradients
+            several processes would wait in vain.
+    """
+    trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+    if not trained:
+        return
+    with evaluating(backbone), torch.enable_grad():
+        total = feature_map(_picture(backbone)).sum()
+        gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+    idle = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
+    if idle:
+        named = ", ".join(idle[:3]) + ", ..." * (len(idle) > 3)
+        raise ValueError(
+            f"the map of the backbone does not depend on {len(idle)} of its {len(trained)} parameters ({named}), "
+            "which would stay random: choose another backbone"
+        )
+
+
+def _picture(backbone: nn.Module) -> Tensor:
+    """A black picture of a size that the backbone takes."""
+    channels, *size = get_model_input_config(backbone)["input_size"]
+    if not getattr(backbone, "pretrained_cfg", {}).get("fixed_input_size"):
+        size = [_SIDE, _SIDE]
+    weight = next(backbone.parameters(), torch.zeros(()))
+    return weight.new_zeros(1, channels, *size)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode, and each of its parts back into its own mode afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
