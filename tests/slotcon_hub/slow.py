@@ -86,13 +86,13 @@ def slot_loss(
 
 def image_loss(students: list[Tensor], teachers: list[Tensor], model: torch.nn.Module, tau: float) -> Tensor:
     """Both directions: features of the student and of the teacher, two of B x C x H x W."""
+    queries = [model.predictor(model.student(pooled(view))) for view in students]
+    keys = [model.teacher(pooled(view)).detach() for view in teachers]
     total = students[0].new_zeros(())
     for a, b in ((0, 1), (1, 0)):
-        queries = model.predictor(model.student(pooled(students[a])))
-        keys = model.teacher(pooled(teachers[b])).detach()
-        for i, q in enumerate(queries):
-            exps = [math.e ** (cosine(q, key) / tau) for key in keys]
-            total = total - 2 * tau * (exps[i] / sum(exps)).log() / len(queries)
+        for i, q in enumerate(queries[a]):
+            exps = [math.e ** (cosine(q, key) / tau) for key in keys[b]]
+            total = total - 2 * tau * (exps[i] / sum(exps)).log() / len(queries[a])
     return total
 
 
