@@ -3,8 +3,9 @@
 Dimensions: B images, C channels, H x W cells, S pixels a picture's side.
 """
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-__all__ = ["ask", "check_trainable", "create_backbone", "evaluating", "intermediate_map"]
+__all__ = ["ask", "check_trainable", "create_backbone", "evaluating", "feature_map"]
 
 _SIDE = 64  # pixels of the picture that a backbone is asked with, unless it insists on another size
 
@@ -53,18 +54,26 @@ def ask(backbone: nn.Module) -> tuple[int, bool]:
         backbone: put back into its mode afterwards.
 
     Returns:
-        C, and whether the map is what the backbone returns; if not, :func:`intermediate_map` has it.
+        C, and whether the map is what the backbone returns, for :func:`feature_map`.
 
     Raises:
-        ValueError: there is no map either way.
+        ValueError: there is no map, or the backbone cannot take the pictures that it is made for.
     """
+    picture = _picture(backbone)
     with evaluating(backbone):
-        features = backbone(_picture(backbone))
+        try:
+            features = backbone(picture)
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+            size, reason = " x ".join(map(str, picture.shape[2:])), str(error) or type(error).__name__
+            raise ValueError(
+                f"the backbone cannot take pictures of {size} pixels ({reason.splitlines()[0]}): take another "
+                "size, or another backbone"
+            ) from None
         layout = getattr(backbone, "output_fmt", "NCHW")
         if isinstance(features, Tensor) and features.dim() == 4 and layout == "NCHW":
             return features.shape[1], True
         try:
-            return intermediate_map(backbone, _picture(backbone)).shape[1], False
+            return feature_map(backbone, picture, returned=False).shape[1], False
         except (AttributeError, AssertionError, TypeError):  # it has no such method, or one without a norm
             found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
     raise ValueError(
@@ -73,31 +82,39 @@ def ask(backbone: nn.Module) -> tuple[int, bool]:
     )
 
 
-def intermediate_map(backbone: nn.Module, pictures: Tensor) -> Tensor:
-    """B x C x H x W map of the last layer, after the final norm, of a timm model that returns tokens, or C last.
+def feature_map(backbone: nn.Module, pictures: Tensor, returned: bool) -> Tensor:
+    """B x C x H x W map of a backbone.
 
-    Class and register tokens are left out.
+    Args:
+        backbone: to call.
+        pictures: B x 3 x S x S.
+        returned: the map is what the backbone returns. If not, which is so for timm's models of tokens and of
+            channels last, it is timm's map of the last layer, after the final norm, without class and register
+            tokens.
     """
+    if returned:
+        return backbone(pictures)
     form = {"indices": 1, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
     return backbone.forward_intermediates(pictures, **form)[-1]  # type: ignore[operator]
 
 
-def check_trainable(backbone: nn.Module, feature_map: Callable[[Tensor], Tensor]) -> None:
+def check_trainable(backbone: nn.Module, returned: bool) -> None:
     """Make sure that training reaches all of a backbone.
 
     Args:
         backbone: its parameters without ``requires_grad`` do not count.
-        feature_map: pictures to the backbone's map.
+        returned: as for :func:`feature_map`.
 
     Raises:
         ValueError: its map does not depend on some parameters, which would stay random, and for whose gradients
             several processes would wait in vain.
     """
-    trained = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+    probe = copy.deepcopy(backbone).train().eval()  # train() empties what some models keep in eval mode
+    trained = {name: p for name, p in probe.named_parameters() if p.requires_grad}
     if not trained:
         return
-    with evaluating(backbone), torch.enable_grad():
-        total = feature_map(_picture(backbone)).sum()
+    with torch.enable_grad():
+        total = feature_map(probe, _picture(probe), returned).sum()
         gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
     idle = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
     if idle:
@@ -125,5 +142,5 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for part, training in modes.items():
-            part.training = training
+        for part, training in modes.items():  # from the whole to its parts
+            part.train(training)

@@ -1,5 +1,6 @@
 """A trained SlotCon as what is published: a plain timm backbone, and a prototype model. Always the teacher."""
 
+import inspect
 import json
 import shutil
 import tempfile
@@ -31,12 +32,17 @@ def backbone_model(model: SlotCon) -> nn.Module:
     """The teacher's backbone as a model of timm's own, without a classifier, in eval mode.
 
     Raises:
-        ValueError: the backbone is not a timm model.
+        ValueError: the backbone is not a timm model, or has other parameters when it pools.
     """
-    architecture, args = _origin(model)
-    plain, plain_args = plain_timm(architecture)
-    backbone = timm.create_model(plain, num_classes=0, **{**plain_args, **args})
-    backbone.load_state_dict(model.teacher.backbone.state_dict())
+    plain, args = _plain_origin(model)
+    backbone = timm.create_model(plain, num_classes=0, **args)
+    try:
+        backbone.load_state_dict(model.teacher.backbone.state_dict())
+    except RuntimeError:
+        raise ValueError(
+            f"{plain} cannot be exported, since the pooling that timm gives it has parameters of its own, which "
+            "SlotCon does not train: choose another backbone"
+        ) from None
     return backbone.eval()
 
 
@@ -87,13 +93,11 @@ def export(model: SlotCon, folder: str | Path, *, input_size: int, trained: str)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     staging = scratch / "new"
     try:
-        architecture, args = _origin(model)
-        plain_args = {**plain_timm(architecture)[1], **args}
-        save_model(backbone_model(model), staging / "backbone", input_size, plain_args)
+        save_model(backbone_model(model), staging / "backbone", input_size, _plain_origin(model)[1])
         save_model(prototype_model(model), staging / "prototypes", input_size)
         for part in staging.iterdir():
             config = json.loads((part / "config.json").read_text())
-            (part / "README.md").write_text(_readme(config, part.name, trained))
+            (part / "README.md").write_text(_readme(config, part.name, trained, model.teacher.returns_map))
         if folder.exists():
             folder.rename(scratch / "old")
         try:
@@ -114,6 +118,21 @@ def _origin(model: SlotCon) -> tuple[str, dict[str, Any]]:
     usual = {"num_classes": 0, "global_pool": "", "in_chans": 3}
     args = {k: v for k, v in get_model_args(backbone).items() if usual.get(k) != v}
     return backbone.pretrained_cfg["architecture"], args
+
+
+def _plain_origin(model: SlotCon) -> tuple[str, dict[str, Any]]:
+    """The backbone as timm knows it without this package, pooled over its map.
+
+    A transformer would by itself pool with its class token, which no loss of SlotCon has seen, or put a norm of
+    its own behind the average.
+    """
+    architecture, args = _origin(model)
+    plain, plain_args = plain_timm(architecture)
+    args = {**plain_args, **args}
+    if not model.teacher.returns_map:
+        accepted = inspect.signature(type(model.teacher.backbone)).parameters
+        args |= {"global_pool": "avg", **{norm: False for norm in ("fc_norm", "use_fc_norm") if norm in accepted}}
+    return plain, args
 
 
 def save_model(net: nn.Module, folder: Path, input_size: int, model_args: dict[str, Any] | None = None) -> None:
@@ -143,10 +162,12 @@ def save_model(net: nn.Module, folder: Path, input_size: int, model_args: dict[s
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _readme(config: dict[str, Any], kind: str, trained: str) -> str:
+def _readme(config: dict[str, Any], kind: str, trained: str, returns_map: bool) -> str:
     if kind == "backbone":
         what = f"A {config['architecture']} backbone ({config['num_features']} channels, no classifier)"
-        needs, output = "import timm", "B x C features; model.forward_features(x) gives the map"
+        inside = "forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]"
+        dense = "forward_features(x)" if returns_map else inside
+        needs, output = "import timm", f"B x C features; model.{dense} gives the map"
     else:
         what = f"A backbone with projector and {config['num_classes']} semantic prototypes"
         needs, output = "import slotcon_hub\nimport timm", "B x K similarities; global_pool='' gives the map"

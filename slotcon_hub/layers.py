@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from slotcon_hub.backbone import ask, evaluating, intermediate_map
+from slotcon_hub.backbone import ask, evaluating, feature_map
 from slotcon_hub.distributed import SYNCHRONIZED
 from slotcon_hub.functional import cosine_scores, full_precision
 
@@ -148,7 +148,7 @@ class PrototypeNetwork(nn.Module):
 
     def features(self, view: Tensor) -> Tensor:
         """B x 3 x S x S pictures to the backbone's B x C x H x W map."""
-        return self.backbone(view) if self.returns_map else intermediate_map(self.backbone, view)
+        return feature_map(self.backbone, view, self.returns_map)
 
     def forward(self, view: Tensor) -> Dense:
         """B x 3 x S x S pictures to projections, raw scores and features."""

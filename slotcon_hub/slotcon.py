@@ -130,7 +130,7 @@ class SlotCon(nn.Module):
             backbone = create_backbone(backbone)
         dims = config.hidden_dim, config.out_dim
         self.student = PrototypeNetwork(backbone, config.num_prototypes, *dims)
-        check_trainable(backbone, self.student.features)
+        check_trainable(backbone, self.student.returns_map)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.predictor = SlotPredictor(config.out_dim, config.hidden_dim)
         self.register_buffer("center", torch.zeros(1, config.num_prototypes))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +43,12 @@ def make_model(config: SlotConConfig = TINY) -> SlotCon:
         for p in (p for student in students for p in student.parameters()):
             p.add_(torch.randn_like(p) * 0.05)
     return model
+
+
+def make_swin(size: int) -> nn.Module:
+    """A Swin, whose maps have their channels last, as small as it gets."""
+    small = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "num_classes": 0, "global_pool": ""}
+    return timm.create_model("swin_tiny_patch4_window7_224", img_size=size, dynamic_img_size=True, **small)
 
 
 @torch.no_grad()
