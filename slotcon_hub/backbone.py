@@ -14,7 +14,7 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-__all__ = ["ask", "check_trainable", "create_backbone", "evaluating", "feature_map"]
+__all__ = ["ask", "averaging", "check_trainable", "create_backbone", "evaluating", "feature_map"]
 
 _SIDE = 64  # pixels of the picture that a backbone is asked with, unless it insists on another size
 
@@ -123,6 +123,18 @@ def check_trainable(backbone: nn.Module, returned: bool) -> None:
             f"the map of the backbone does not depend on {len(idle)} of its {len(trained)} parameters ({named}), "
             "which would stay random: choose another backbone"
         )
+
+
+def averaging(backbone: nn.Module) -> dict[str, Any]:
+    """Arguments with which timm makes a headless model again so that it averages its map.
+
+    A transformer would by itself pool with its class token, which no loss of SlotCon has seen, or put a norm of
+    its own behind the average. Models that return a map need nothing.
+    """
+    if ask(backbone)[1]:
+        return {}
+    accepted = inspect.signature(type(backbone)).parameters
+    return {"global_pool": "avg"} | {norm: False for norm in ("fc_norm", "use_fc_norm") if norm in accepted}
 
 
 def _picture(backbone: nn.Module) -> Tensor:

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 __all__ = ["read_checkpoint"]
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Read a checkpoint pickle without running any code in it.
+    """Read a checkpoint without running any code in it.
 
-    Tensors, plain containers and the ``argparse.Namespace`` of the authors' files are all that is accepted.
+    Of a pickle, tensors, plain containers and the ``argparse.Namespace`` of the authors' files are all that is
+    accepted.
 
     Args:
-        path: a file written by ``torch.save``.
+        path: a file of safetensors, by its name, or else one written by ``torch.save``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -25,6 +28,11 @@ def read_checkpoint(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged, or no safetensors file ({error}): get it again") from None
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,6 +1,5 @@
 """A trained SlotCon as what is published: a plain timm backbone, and a prototype model. Always the teacher."""
 
-import inspect
 import json
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_model_args, save_for_hf
 from torch import nn
 
+from slotcon_hub.backbone import averaging
 from slotcon_hub.slotcon import SlotCon
 from slotcon_hub.slotcon_resnet import SlotConPrototypes, plain_timm
 
@@ -121,18 +121,10 @@ def _origin(model: SlotCon) -> tuple[str, dict[str, Any]]:
 
 
 def _plain_origin(model: SlotCon) -> tuple[str, dict[str, Any]]:
-    """The backbone as timm knows it without this package, pooled over its map.
-
-    A transformer would by itself pool with its class token, which no loss of SlotCon has seen, or put a norm of
-    its own behind the average.
-    """
+    """The backbone as timm knows it without this package, pooled by the average of its map."""
     architecture, args = _origin(model)
     plain, plain_args = plain_timm(architecture)
-    args = {**plain_args, **args}
-    if not model.teacher.returns_map:
-        accepted = inspect.signature(type(model.teacher.backbone)).parameters
-        args |= {"global_pool": "avg", **{norm: False for norm in ("fc_norm", "use_fc_norm") if norm in accepted}}
-    return plain, args
+    return plain, {**plain_args, **args, **averaging(model.teacher.backbone)}
 
 
 def save_model(net: nn.Module, folder: Path, input_size: int, model_args: dict[str, Any] | None = None) -> None:

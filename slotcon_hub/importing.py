@@ -11,8 +11,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from slotcon_hub import store, weights
@@ -58,7 +56,7 @@ def import_checkpoint(checkpoint: str | Path, name: str) -> Imported:
     architecture, tag = resolve(name)
     path = _file(Path(checkpoint))
     _refuse_variants(path, architecture)
-    kind, backbone, prototypes = _teacher(_read(path))
+    kind, backbone, prototypes = _teacher(read_checkpoint(path))
     nets = {f"{architecture}.{tag}": _filled(timm.create_model(architecture), backbone, architecture)}
     if prototypes is not None:
         nets[f"{architecture}_proto.{tag}"] = _prototypes(f"{architecture}_proto", tag, prototypes)
@@ -115,15 +113,6 @@ def _refuse_variants(path: Path, architecture: str) -> None:
             f"{path.parent} is of a network made with {said}, which {architecture} is not: load it from where it "
             f'is, with timm.create_model("local-dir:{path.parent}", pretrained=True)'
         )
-
-
-def _read(path: Path) -> Any:
-    if path.suffix != ".safetensors" or not path.is_file():
-        return read_checkpoint(path)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file ({error}): get it again") from None
 
 
 def _teacher(checkpoint: Any) -> tuple[str, State, State | None]:

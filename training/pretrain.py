@@ -22,9 +22,10 @@ from accelerate.utils import parse_flag_from_env, set_seed
 from torch import Tensor, nn
 
 from slotcon_hub import SlotCon, distributed
-from slotcon_hub.export import prototype_model
+from slotcon_hub.backbone import create_backbone
+from slotcon_hub.export import backbone_model, prototype_model
 from slotcon_hub.functional import teacher_momentum
-from training import checkpoint, color, run_folder, scenes
+from training import checkpoint, color, continuing, run_folder, scenes
 from training.data import Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader
 from training.monitor import Diverged, Monitor
 from training.optim import lr_at, make_optimizer
@@ -110,6 +111,9 @@ def prepare(name: str, recipe: Recipe) -> Run:
     optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
     folder = run_folder.choose(name, recipe)
     resumed = checkpoint.load(checkpoint.latest(folder), slotcon) if recipe.resume else None
+    behind = 0
+    if recipe.continue_from and not resumed:
+        behind = continuing.load(recipe.continue_from, slotcon, epoch=recipe.continue_at, epochs=recipe.epochs)
 
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision,
@@ -127,6 +131,7 @@ def prepare(name: str, recipe: Recipe) -> Run:
     size = recipe.view_size
     showcase = Showcase.of_scenes(held_out) if held_out else Showcase.of_pictures(pictures, size)
     run = Run(name, recipe, folder, accelerator, pictures, showcase, slotcon, model, optimizer)
+    run.step = run.taken = behind * recipe.steps_per_epoch(len(pictures))
     if resumed:
         restore(run, *resumed)
     start = None if resumed else settled(run)
@@ -146,12 +151,15 @@ def build(recipe: Recipe, processes: PartialState) -> SlotCon:
         ValueError: it cannot.
     """
     set_seed(recipe.seed)
-    slotcon = SlotCon(recipe.backbone, recipe.slotcon)
+    slotcon = SlotCon(create_backbone(recipe.backbone, recipe.view_size), recipe.slotcon)
+    backbone_model(slotcon)
     prototypes = prototype_model(slotcon)
-    try:
-        prototypes(torch.zeros(1, 3, recipe.view_size, recipe.view_size))
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"{recipe.backbone} cannot take views of {recipe.view_size} pixels: {error}") from None
+    for height, width in [(recipe.view_size, recipe.view_size), *[scenes.SIZE] * (recipe.data == SCENES)]:
+        try:
+            prototypes(torch.zeros(1, 3, height, width))
+        except (AssertionError, IndexError, RuntimeError) as error:
+            refused = f"{recipe.backbone} cannot take pictures of {width} x {height} pixels"
+            raise ValueError(f"{refused} ({str(error).splitlines()[0]}): take another --backbone") from None
     if recipe.channels_last:
         slotcon.to(memory_format=torch.channels_last)
     if processes.num_processes > 1:
