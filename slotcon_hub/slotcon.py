@@ -50,13 +50,13 @@ class SlotConConfig:
     center_momentum: float = 0.9
     """Share of itself that the centre of the teacher's scores keeps in a step."""
     slot_loss: SlotLoss = "contrastive"
-    """Contrast a slot with the others, or regress the teacher's slot alone (ablation)."""
+    """Contrast each slot with all others, or regress it on the teacher's alone (ablation)."""
     align: Align = "assignments"
-    """What is cut to the region that both views show: the scores of whole views, or the projections, so that
-    slots and their activity come from that region alone (ablation)."""
+    """What is cut to the region that both views show: the scores, or already the projections, so that slots come
+    from that region alone (ablation)."""
     image_loss_weight: float = 0.0
-    """Weight of a contrast between whole images, beside the other two losses (ablation); 0 leaves it out. The
-    paper states none; 1 takes MoCo v3's loss as it is."""
+    """Weight of a contrast between whole images, beside the two losses (ablation); 0 leaves it out. The paper
+    states none; 1 takes MoCo v3's loss as it is."""
 
     def __post_init__(self) -> None:
         if self.num_prototypes < 2:
@@ -97,7 +97,7 @@ class SlotConOutput:
     """K integers: teacher views of this process in which each slot is active."""
 
 
-class Grouped(NamedTuple):
+class _Grouped(NamedTuple):
     """A view after grouping."""
 
     slots: Tensor
@@ -178,7 +178,7 @@ class SlotCon(nn.Module):
             usage=active[2:].sum(dim=(0, 1)),
         )
 
-    def _group(self, network: PrototypeNetwork, view: Dense, box: Tensor, flip: Tensor) -> Grouped:
+    def _group(self, network: PrototypeNetwork, view: Dense, box: Tensor, flip: Tensor) -> _Grouped:
         """Group a view's cells into slots, and align it with the other view."""
         z, scores = view.z, view.scores
         if self.config.align == "projections":
@@ -187,9 +187,9 @@ class SlotCon(nn.Module):
         else:
             aligned = SF.align(scores, box, flip)
         slots = SF.group_slots(z, SF.assign(scores, self.config.teacher_temp))
-        return Grouped(slots, scores, aligned)
+        return _Grouped(slots, scores, aligned)
 
-    def _grouping_loss(self, student: Grouped, teacher: Grouped) -> Tensor:
+    def _grouping_loss(self, student: _Grouped, teacher: _Grouped) -> Tensor:
         """Grouping loss of one direction: the teacher's view teaches the student's."""
         temps = {"student_temp": self.config.student_temp, "teacher_temp": self.config.teacher_temp}
         return SF.grouping_loss(student.aligned, teacher.aligned, self.center, **temps)

@@ -18,7 +18,7 @@ def draw_curves(metrics: Path, target: Path) -> None:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     steps = [line["step"] for line in lines]
     panels = {
-        "Loss": ("loss", "group_loss", "slot_loss"),
+        "Loss": ("loss", "group_loss", "slot_loss", *(["image_loss"] if "image_loss" in lines[0] else [])),
         "Slots": ("active_slots", "positive_pairs", "dead_slots"),
         "Learning rate": ("lr",),
         "Teacher momentum": ("teacher_momentum",),
