@@ -55,7 +55,7 @@ def test_features_head_and_output(name):
 @pytest.mark.parametrize("name", ALL)
 def test_intermediates(name):
     model = make(name)
-    _, maps = model.forward_intermediates(pictures())
+    final, maps = model.forward_intermediates(pictures())
     assert final.shape == maps[-1].shape == model.forward_features(pictures()).shape
     assert [m.shape[1] for m in maps] == [info["num_chs"] for info in model.feature_info]
     only = model.forward_intermediates(pictures(), indices=[1, 3], intermediates_only=True)
