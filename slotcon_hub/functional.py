@@ -18,7 +18,6 @@ __all__ = [
     "assign",
     "contrast",
     "cosine_scores",
-    "full_precision",
     "group_slots",
     "grouping_loss",
     "regression",
@@ -158,11 +157,6 @@ def regression(queries: Tensor, keys: Tensor) -> Tensor:
     """
     cosines = (F.normalize(queries, dim=1) * F.normalize(keys, dim=1)).sum(dim=1)
     return (2 - 2 * cosines).sum() / max(len(queries), 1)
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """Float32, whatever autocast made of it; float64 stays."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def teacher_momentum(step: int, total_steps: int, base: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slotcon_hub import distributed
 from slotcon_hub import functional as SF
-from slotcon_hub.layers import MLP
+from slotcon_hub.layers import MLP, full_precision
 
 __all__ = ["ImageLoss"]
 
@@ -19,8 +19,8 @@ __all__ = ["ImageLoss"]
 class ImageLoss(nn.Module):
     """Contrast between whole images: pooled features through a projector and predictor of their own.
 
-    The paper leaves the shape of both heads open; here it is that of g and q. They serve training alone: no
-    export has them.
+    The paper leaves the shape of both heads open; here it is that of g and q, on vectors. They serve training
+    alone: no export has them.
     """
 
     def __init__(self, channels: int, hidden_dim: int, out_dim: int, temperature: float = 0.2) -> None:
@@ -57,7 +57,7 @@ class ImageLoss(nn.Module):
             k1, k2 = (distributed.gather_rows(k, [images] * processes) for k in keys)
         own = torch.arange(images, device=q1.device) + images * distributed.rank()
         with torch.autocast(q1.device.type, enabled=False):
-            q1, q2, k1, k2 = (SF.full_precision(x) for x in (q1, q2, k1, k2))
+            q1, q2, k1, k2 = (full_precision(x) for x in (q1, q2, k1, k2))
             return SF.contrast(q1, k2, own, self.temperature) + SF.contrast(q2, k1, own, self.temperature)
 
     @staticmethod

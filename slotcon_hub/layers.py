@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slotcon_hub.backbone import ask, evaluating, feature_map
 from slotcon_hub.distributed import SYNCHRONIZED
-from slotcon_hub.functional import cosine_scores, full_precision
+from slotcon_hub.functional import cosine_scores
 
 __all__ = [
     "MLP",
@@ -20,6 +20,7 @@ __all__ = [
     "PrototypeNetwork",
     "Prototypes",
     "SlotPredictor",
+    "full_precision",
 ]
 
 
@@ -157,6 +158,11 @@ class PrototypeNetwork(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = full_precision(z)
             return Dense(z, self.prototypes(z), features)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Float32, whatever autocast made of it; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -21,15 +21,15 @@ SlotLoss = Literal["contrastive", "regression"]
 def slot_loss(
     predictor: SlotPredictor, students: Pair, teachers: Pair, active: Tensor, kind: SlotLoss, temperature: float
 ) -> Tensor:
-    """Slot loss, sum of both directions: each active slot of the student predicts the teacher's in the other view.
+    """Slot loss, sum of both directions: active slots of the student predict the teacher's of the other view.
 
     Args:
         predictor: q, which sees the queries of this process as one batch.
         students: two of B x K x D slots, one for each view.
         teachers: two of B x K x D slots; they get no gradient.
         active: 4 x B x K booleans: students of view 1 and 2, teachers of view 1 and 2.
-        kind: "contrastive", against the teacher's active slots of all processes, or "regression", of the
-            teacher's slot alone.
+        kind: "contrastive", against all active slots of the teacher, of all processes; or "regression", on the
+            teacher's same slot alone.
         temperature: tau of the contrast.
 
     Returns:
@@ -50,9 +50,8 @@ def slot_loss(
             if kind == "regression":
                 loss = loss + SF.regression(predicted, slots[rows])
             else:
-                own = slots[_rows(keys[direction], num_keys)]
+                gathered = distributed.gather_rows(slots[_rows(keys[direction], num_keys)], num_keys)
                 positives = _places(keys[direction], rows) + sum(num_keys[: distributed.rank()])
-                gathered = distributed.gather_rows(own, num_keys)
                 loss = loss + SF.contrast(predicted, gathered, positives, temperature)
     return loss
 
