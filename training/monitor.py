@@ -21,7 +21,7 @@ from slotcon_hub import SlotConOutput
 
 __all__ = ["Diverged", "Monitor"]
 
-_MEANS = [f.name for f in fields(SlotConOutput) if f.name != "usage"]
+_SCALARS = [f.name for f in fields(SlotConOutput) if f.name != "usage"]
 
 
 class Diverged(Exception):
@@ -60,7 +60,8 @@ class Monitor:
 
     def add(self, out: SlotConOutput) -> None:
         """Add the output of a forward; nothing is read from the device."""
-        values = torch.stack([getattr(out, name).detach().float() for name in _MEANS])
+        self.names = [name for name in _SCALARS if getattr(out, name) is not None]
+        values = torch.stack([getattr(out, name).detach().float() for name in self.names])
         self.sums = values if self.sums is None else self.sums + values
         self.usage = out.usage if self.usage is None else self.usage + out.usage
         self.forwards += 1
@@ -106,7 +107,7 @@ class Monitor:
         share = usage / usage.sum().clamp(min=1)
         line = {
             "step": step,
-            **dict(zip(_MEANS, means, strict=True)),
+            **dict(zip(self.names, means, strict=True)),
             **values,
             "dead_slots": int((usage == 0).sum()),
             "usage_entropy": float(-(share * share.clamp(min=1e-12).log()).sum() / math.log(len(share))),
@@ -114,7 +115,7 @@ class Monitor:
             "data_wait": self.waited / seconds,
         }
         if not math.isfinite(line["loss"]):
-            parts = ", ".join(f"{k}={line[k]}" for k in ("group_loss", "slot_loss"))
+            parts = ", ".join(f"{k}={line[k]}" for k in ("group_loss", "slot_loss", "image_loss") if k in line)
             raise Diverged(
                 f"the loss is {line['loss']} ({parts}) at step {step}: lower --base-lr, or use bf16 in place of "
                 "fp16; the checkpoints before it are kept"

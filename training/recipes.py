@@ -35,7 +35,7 @@ class Recipe:
     """Column of a table that holds the images."""
 
     backbone: str = "slotcon_r50"
-    """Any timm model that returns a map once its head is removed."""
+    """Any timm model that has a map: convolutional, or a transformer, which is made for the size of the views."""
     slotcon: Annotated[SlotConConfig, tyro.conf.arg(name="")] = field(default_factory=SlotConConfig)
 
     view_size: int = 224
@@ -66,6 +66,13 @@ class Recipe:
     """Memory format of the network; the numbers stay the same."""
     seed: int = 0
     """Of initialisation, order and augmentation."""
+
+    continue_from: Path | None = None
+    """Checkpoint to go on from in a new run: an authors' full one, or model.safetensors of a run. Student, teacher,
+    predictor and centre are its own; the optimiser's momentum starts anew."""
+    continue_at: int | None = None
+    """Epoch of the schedule to go on at: 0 starts a new one with these weights; None takes the checkpoint's, and 0
+    where it names none."""
 
     output: Path | None = None
     """Folder of the run; None makes runs/<recipe>-<date and time>."""
@@ -111,6 +118,10 @@ class Recipe:
             )
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative; 0 loads in the training process")
+        if self.continue_at is not None and not 0 <= self.continue_at < self.epochs:
+            raise ValueError(f"continue_at={self.continue_at} must be an epoch from 0 to {self.epochs - 1}")
+        if self.continue_at is not None and self.continue_from is None:
+            raise ValueError("--continue-at needs --continue-from, the checkpoint to go on from")
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output, the folder of the run to continue")
 

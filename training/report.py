@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 __all__ = ["draw_curves", "draw_groups", "write_page"]
 
 PANELS = {
-    "Loss": ("loss", "group_loss", "slot_loss"),
+    "Loss": ("loss", "group_loss", "slot_loss", "image_loss"),
     "Slots of a picture": ("active_slots", "positive_pairs"),
     "Dead prototypes": ("dead_slots",),
     "Entropy of prototype usage (1: all alike)": ("usage_entropy",),

@@ -15,8 +15,9 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env, set_see
 from torch import nn
 
 from slotcon_hub import SlotCon, distributed
-from slotcon_hub.export import prototype_model
-from training import checkpoint, run_folder, scenes
+from slotcon_hub.backbone import create_backbone
+from slotcon_hub.export import backbone_model, prototype_model
+from training import checkpoint, continuing, run_folder, scenes
 from training.optim import make_optimizer
 from training.pictures import Pictures, open_pictures
 from training.recipes import SCENES, Recipe
@@ -87,10 +88,14 @@ def prepare(name: str, recipe: Recipe) -> Run:
     optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
     path = _checkpoint(folder, processes) if recipe.resume else None
     resumed = checkpoint.load(path, slotcon) if path else None
+    behind = 0
+    if recipe.continue_from and not resumed:
+        behind = continuing.load(recipe.continue_from, slotcon, epoch=recipe.continue_at, epochs=recipe.epochs)
     with warnings.catch_warnings():  # Accelerate knows this option of DDP by its older name alone
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         model, optimizer = accelerator.prepare(slotcon, optimizer)
     run = Run(name, recipe, folder, accelerator, pictures, showcase, slotcon, model, optimizer)
+    run.step = run.taken = behind * run.steps_per_epoch
     if resumed:
         _restore(run, *resumed)
     return run
@@ -142,12 +147,15 @@ def _build(recipe: Recipe, processes: PartialState) -> SlotCon:
         ValueError: it cannot.
     """
     set_seed(recipe.seed)
-    slotcon = SlotCon(recipe.backbone, recipe.slotcon)
+    slotcon = SlotCon(create_backbone(recipe.backbone, recipe.view_size), recipe.slotcon)
+    backbone_model(slotcon)
     prototypes = prototype_model(slotcon)
-    try:
-        prototypes(torch.zeros(1, 3, recipe.view_size, recipe.view_size))
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"{recipe.backbone} cannot take views of {recipe.view_size} pixels: {error}") from None
+    for height, width in [(recipe.view_size, recipe.view_size), *[scenes.SIZE] * (recipe.data == SCENES)]:
+        try:
+            prototypes(torch.zeros(1, 3, height, width))
+        except (AssertionError, IndexError, RuntimeError) as error:
+            refused = f"{recipe.backbone} cannot take pictures of {width} x {height} pixels"
+            raise ValueError(f"{refused} ({str(error).splitlines()[0]}): take another --backbone") from None
     if recipe.channels_last:
         slotcon.to(memory_format=torch.channels_last)
     if processes.num_processes > 1:

@@ -17,11 +17,16 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_importing import official
 from timm.layers import DropPath
 
 import slotcon_hub.slotcon
 from slotcon_hub import SlotCon
+from slotcon_hub.checkpoints import read_checkpoint
+from slotcon_hub.convert import from_official
+from slotcon_hub.functional import teacher_momentum
 from training import data, pretrain, scenes
+from training.optim import lr_at
 from training.reliability.kills import differences
 
 ROOT = Path(__file__).parents[2]
@@ -200,9 +205,63 @@ def test_teacher_moves_once_a_step_whatever_the_accumulation(run, pictures, monk
     assert len(moves) == 4
 
 
-def test_ablation_without_geometry(run, pictures):
-    found = lines(run("demo", "--data", pictures, *TINY.split(), "--no-geometric"))
-    assert all(np.isfinite(line["loss"]) for line in found)
+SHORT = "--epochs 1 --warmup-epochs 0"  # two steps
+
+
+@pytest.mark.parametrize(
+    "flags", ["--slot-loss regression", "--align projections", "--image-loss-weight 0.5", "--no-geometric"]
+)
+def test_ablations(run, pictures, flags):
+    folder = run("demo", "--data", pictures, *TINY.split(), *SHORT.split(), *flags.split())
+    weight = 0.5 if "image" in flags else 0
+    found = lines(folder)
+    assert len(found) == 2
+    for line in found:
+        assert ("image_loss" in line) == bool(weight)
+        expected = (line["group_loss"] + line["slot_loss"]) / 2 + weight * line.get("image_loss", 0)
+        assert line["loss"] == pytest.approx(expected)
+    heads = {key for key in weights(folder) if key.startswith("image_loss.")}
+    assert bool(heads) == bool(weight)
+    for kind in ("backbone", "prototypes"):
+        assert not heads & set(load_file(folder / "export" / kind / "model.safetensors"))
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_vit"])
+def test_any_timm_backbone(run, pictures, backbone):
+    folder = run("demo", "--data", pictures, *TINY.split(), *SHORT.split(), "--backbone", backbone)
+    assert len(lines(folder)) == 2
+    x = torch.zeros(1, 3, 32, 32)
+    features = timm.create_model(f"local-dir:{folder}/export/backbone", pretrained=True).eval()(x)
+    prototypes = timm.create_model(f"local-dir:{folder}/export/prototypes", pretrained=True).eval()
+    assert features.shape == (1, prototypes.num_features)
+    assert prototypes(x).shape == (1, 5)
+
+
+def test_a_backbone_for_one_size_alone_cannot_be_shown_the_scenes(run, tmp_path, monkeypatch):
+    small = scenes.prepare(tmp_path / "cache", train=8, val=3)
+    monkeypatch.setattr(scenes, "prepare", lambda: small)
+    with pytest.raises(SystemExit, match=r"test_coatnet cannot take pictures of 192 x 128 pixels .*: take another"):
+        run("demo", *TINY.split(), "--backbone", "test_coatnet")
+    assert not (tmp_path / "run").exists()
+
+
+def test_going_on_from_an_authors_checkpoint(run, pictures, tmp_path):
+    """A new run takes up the schedule where the checkpoint stands."""
+    path = official(tmp_path)
+    torch.save({**read_checkpoint(path), "epoch": 1}, path)
+    options = [*TINY.split(), "--backbone", "slotcon_r18", "--hidden-dim", "12", "--out-dim", "7"]
+    folder = run("demo", "--data", pictures, *options, "--continue-from", path)
+    assert [line["step"] for line in lines(folder)] == [3, 4]
+    for line in lines(folder):
+        taken = line["step"] - 1
+        assert line["lr"] == pytest.approx(lr_at(taken, base_lr=0.125, warmup_steps=2, total_steps=4))
+        assert line["teacher_momentum"] == pytest.approx(teacher_momentum(taken, 4, 0.95))
+    teacher = from_official(read_checkpoint(path))["teacher.prototypes.weight"]
+    assert 0 < (weights(folder)["teacher.prototypes.weight"] - teacher).abs().max() < 0.5
+    (newest,) = (folder / "checkpoints").glob("step-*")
+    path.unlink()  # to resume the new run, it is not needed
+    run("demo", "--data", pictures, *options, "--continue-from", path, "--output", folder, "--resume")
+    assert newest.exists()
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -251,9 +310,11 @@ def test_launched_as_a_module_and_the_errors_of_a_launch(pictures, tmp_path):
         (["demo", "--data", "{pictures}", *TINY.split(), "--trackers", "aim"], "tracker aim is not installed"),
         (["demo", "--data", "{pictures}", *TINY.split(), "--backbone", "resnet5000"], "resnet5000"),
         (["demo", "--data", "{pictures}", *TINY.split(), "--backbone", "resnet18.none"], "timm cannot make"),
+        (["demo", "--data", "{pictures}", *TINY.split(), "--backbone", "test_vit_relpos"], "would stay random"),
+        (["demo", *TINY.split(), "--backbone", "test_coatnet"], "cannot take pictures of 192 x 128 pixels"),
         (
-            ["demo", "--data", "{pictures}", *TINY.split(), "--backbone", "test_vit"],
-            "one that returns a B x C x H x W",
+            ["demo", "--data", "{pictures}", *TINY.split(), "--continue-from", "none.pth"],
+            "there is no checkpoint at",
         ),
         (
             ["demo", "--data", "{pictures}", *TINY.split(), "--resume", "--output", "{pictures}"],
