@@ -72,7 +72,6 @@ def publish(
         RuntimeError: the Hub or the connection fails.
     """
     repo_id = repo_id or weights.repository(name)
-    hub.check_repo_id(repo_id)
     _check_login()
     api, stopped = HfApi(), f"publishing {repo_id} stopped"
     with tempfile.TemporaryDirectory(prefix="slotcon-hub-", ignore_cleanup_errors=True) as scratch:

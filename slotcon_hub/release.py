@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from slotcon_hub import cards, parity, store, weights
+from slotcon_hub import cards, hub, parity, store, weights
 from slotcon_hub.export import save_backbone, save_model
 from slotcon_hub.loading import load
 
@@ -34,9 +34,11 @@ def build(name: str, folder: Path, *, repo_id: str | None = None, preview: Path 
         preview: a PNG or JPEG picture for the card.
 
     Raises:
-        ValueError: the store lacks the weights or they are damaged, or the picture is none.
+        ValueError: the store lacks the weights or they are damaged, ``repo_id`` is none, or the picture is none.
         FileExistsError: the folder holds something.
     """
+    repo_id = repo_id or weights.repository(name)
+    hub.check_repo_id(repo_id)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose another folder")
@@ -44,7 +46,7 @@ def build(name: str, folder: Path, *, repo_id: str | None = None, preview: Path 
         _save_model(name, folder)
         config = {"name": name, **json.loads((folder / store.CONFIG).read_text())}
         (folder / store.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        card = cards.render(name, repo_id=repo_id or weights.repository(name), config=config)
+        card = cards.render(name, repo_id=repo_id, config=config)
         if preview is not None:
             _save_picture(preview, folder / PREVIEW)
             card = _with_preview(card)

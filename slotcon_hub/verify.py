@@ -172,5 +172,5 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise ValueError(f"{path.name} is damaged: publish it again")
+        raise ValueError(f"{path.name} is damaged: remove {path.resolve()} and download it again")
     return content

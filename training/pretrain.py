@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def begin(run: Run) -> None:
     """Open the folder of the run, and measure where a new run starts from."""
-    start = settled(run) if run.step == 0 and run.showcase.held_out else None
+    start = settled(run) if run.fresh and run.showcase.held_out else None
     if run.accelerator.is_main_process:
         run_folder.describe(run.folder, run.name, run.recipe, len(run.pictures), run.accelerator)
         if start:

@@ -54,6 +54,8 @@ class Run:
     model: nn.Module
     """``slotcon`` as it is trained: wrapped by Accelerate."""
     optimizer: Any
+    fresh: bool = True
+    """Whether it starts here, rather than at a checkpoint of its own."""
     step: int = 0
     """Steps behind us."""
     taken: int = 0
@@ -97,6 +99,7 @@ def prepare(name: str, recipe: Recipe) -> Run:
     run = Run(name, recipe, folder, accelerator, pictures, showcase, slotcon, model, optimizer)
     run.step = run.taken = behind * run.steps_per_epoch
     if resumed:
+        run.fresh = False
         _restore(run, *resumed)
     return run
 

@@ -272,6 +272,7 @@ def test_a_token_is_cut_out_of_what_the_client_says(hub):
 @pytest.mark.parametrize("repo_id", ["model", "a/b/c", "org/", "org/a b", "org/a..b"])
 def test_what_is_no_repository(hub, capsys, repo_id):
     assert "is no repository of the Hub: use <organisation>/<name>" in refused(capsys, NAME, "--repo-id", repo_id)
+    refused(capsys, NAME, "--repo-id", repo_id, "--dry-run")
     assert not hub.requests
 
 

@@ -72,6 +72,5 @@ def fill_store(*names: str, seed: int = 0) -> dict[str, Any]:
     """Put a shaken network under each of these names, and return them."""
     torch.manual_seed(seed)
     nets = {name: shaken(timm.create_model(name.split(".")[0]), 0.02).eval() for name in names}
-
     store.add({name: partial(save_model, net, input_size=64) for name, net in nets.items()})
     return nets
