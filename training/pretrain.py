@@ -24,18 +24,20 @@ from training.recipes import parse
 from training.run import Run, comparable, prepare, save
 from training.stop import Stop
 from training.views import TwoViews
+from training.watch import Watch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a recipe from the command line; what a user can cause ends in one sentence."""
     try:
         run = prepare(*parse(list(sys.argv[1:] if argv is None else argv)))
+        watch = Watch(run)
         begin(run)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     with Stop(run.accelerator) as stop:
         try:
-            fit(run, stop)
+            fit(run, watch, stop)
         except (Diverged, TooManyUnreadable, OSError) as error:
             raise SystemExit(f"error: {error}") from None
         except KeyboardInterrupt:
@@ -72,7 +74,7 @@ def settled(run: Run, forwards: int = 20) -> SlotCon:
     return slotcon
 
 
-def fit(run: Run, stop: Stop) -> None:
+def fit(run: Run, watch: Watch, stop: Stop) -> None:
     """Train from ``run.step`` to the end of the last epoch, or until it is agreed to stop."""
     recipe, accelerator, slotcon = run.recipe, run.accelerator, run.slotcon
     steps_per_epoch, total_steps = run.steps_per_epoch, run.total_steps
@@ -99,7 +101,9 @@ def fit(run: Run, stop: Stop) -> None:
             with contextlib.nullcontext() if whole else accelerator.no_sync(run.model):
                 out = run.model(*to_device(batch, accelerator.device, recipe.channels_last))
                 accelerator.backward(out.loss / recipe.accumulation_steps)
-            monitor.add(out)
+            monitor.add(out, step + 1)
+        accelerator.unscale_gradients()
+        monitor.add_gradients(slotcon.parameters())
         run.optimizer.step()
         run.optimizer.zero_grad()
 
@@ -108,7 +112,10 @@ def fit(run: Run, stop: Stop) -> None:
         run.taken += run.moved
         saving = run.step % (recipe.save_every * steps_per_epoch) == 0 or run.step == total_steps
         values = {"epoch": run.step / steps_per_epoch, "lr": lr, "teacher_momentum": momentum}
-        line = monitor.step(run.step, {**values, "unreadable": len(run.unreadable)}, saving)
+        if looking := watch.due(run.step):
+            with monitor.pausing():
+                values |= watch.look(run.step)
+        line = monitor.step(run.step, {**values, "unreadable": len(run.unreadable)}, saving or looking)
         if line:
             unreadable.check()
         stopping = line and stop.agreed()  # at lines alone, so that a resumed run writes the lines of any other

@@ -91,6 +91,11 @@ class Recipe:
     """Checkpoints kept, the newest ones."""
     keep_every: int = 0
     """Epochs between two checkpoints that are kept for good, besides; a multiple of --save-every, or 0 for none."""
+    show_every: int = 5
+    """Epochs between two pictures of the groups in the same images, slots/epoch-*.png; 0 draws none."""
+    probe: str | None = None
+    """Labelled pictures to classify by nearest neighbours at the same epochs: a folder with train and validation
+    parts of class folders, or of Parquet files."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Accelerate's trackers, besides metrics.jsonl."""
 
@@ -109,6 +114,10 @@ class Recipe:
             raise ValueError(f"min_crop={self.min_crop} must be a fraction in (0, 1]")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads={self.threads} must be at least 1")
+        if self.show_every < 0:
+            raise ValueError(f"show_every={self.show_every} must not be negative; 0 draws none")
+        if self.probe and not self.show_every:
+            raise ValueError("--probe is measured every --show-every epochs: make that at least 1")
         if self.keep_every < 0:
             raise ValueError(f"keep_every={self.keep_every} must not be negative; 0 keeps none for good")
         if self.keep_every % self.save_every:
@@ -170,6 +179,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
         Recipe(
             data=SCENES,
             backbone="slotcon_nano",
+            show_every=1,
             # Some hundred steps in place of 180,000: sharper targets, a teacher that follows sooner, a higher rate.
             slotcon=SlotConConfig(
                 num_prototypes=16, hidden_dim=512, out_dim=128, teacher_temp=0.04, teacher_momentum=0.95

@@ -34,6 +34,8 @@ RESUMABLE = {
     "save_every",
     "keep",
     "keep_every",
+    "show_every",
+    "probe",
     "trackers",
     "mixed_precision",
 }
