@@ -32,7 +32,7 @@ def report(settings: Any, model: Any, data: Any, found: Any) -> None:
     """
     usage = found.usage.tolist()
     live = sorted((k for k, count in enumerate(usage) if count), key=lambda k: -usage[k])
-    most, least = live[:EXTREMES], live[EXTREMES:][-EXTREMES:]
+    most, least = live[:EXTREMES], live[EXTREMES:][: -EXTREMES - 1 : -1]
     numbers = {
         "pictures": found.pictures,
         "active_slots": sum(usage) / found.pictures,
@@ -62,7 +62,10 @@ def report(settings: Any, model: Any, data: Any, found: Any) -> None:
         blocks = {"most active": most, "least active, of those that ever are": least}
         drawn = {
             title: {
-                f"{k}: {usage[k]:,} pictures": _segments(model, data, k, found.examples[k].tolist()) for k in slots
+                f"prototype {k}, in {usage[k]:,} of {found.pictures:,}": _segments(
+                    model, data, k, found.examples[k].tolist()
+                )
+                for k in slots
             }
             for title, slots in blocks.items()
         }
@@ -84,8 +87,8 @@ def _protocol(model: Any, data: Any) -> dict[str, Any]:
 
 
 def _print(settings: Any, usage: list[int], numbers: dict[str, Any], most: list[int], least: list[int]) -> None:
-    table = Table("", title=f"{settings.model} on {settings.data}, {len(usage)} prototypes", title_justify="left")
-    table.add_column("", justify="right")
+    show(f"{settings.model} on {settings.data}, {len(usage)} prototypes")
+    table = Table(show_header=False)
     for name, value in numbers.items():
         table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:,.2f}")
     show(table)
@@ -96,13 +99,12 @@ def _print(settings: Any, usage: list[int], numbers: dict[str, Any], most: list[
     show(table)
 
 
-def _segments(model: Any, data: Any, slot: int, numbers: list[int]) -> list[np.ndarray]:
-    """Pictures in which only the pixels of a slot keep their colours; uint8 S x S x 3."""
+def _segments(model: Any, data: Any, slot: int, numbers: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pictures, uint8 S x S x 3, and which of their pixels are a slot's, S x S booleans."""
     drawn = []
     for picture in (data.whole(number) for number in numbers if number >= 0):
         with torch.inference_mode():
             scores = similarities(model, standardize(model, picture[None]))
         inside = best_groups(scores, picture.shape[1:])[0].cpu() == slot
-        grey = picture.float().mean(0, keepdim=True).mul(0.35).byte().expand_as(picture)
-        drawn.append(torch.where(inside, picture, grey).permute(1, 2, 0).numpy())
+        drawn.append((picture.permute(1, 2, 0).numpy(), inside.numpy()))
     return drawn

@@ -77,11 +77,12 @@ def draw_activity(usage: np.ndarray, histogram: np.ndarray, target: Path) -> Non
     plt.close(figure)
 
 
-def draw_segments(blocks: dict[str, dict[str, list[np.ndarray]]], target: Path) -> None:
+def draw_segments(blocks: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]], target: Path) -> None:
     """Draw examples of segments into a PNG, a line for each slot, the blocks side by side.
 
     Args:
-        blocks: title to lines, which are title to pictures, uint8 S x S x 3.
+        blocks: title to lines, which are title to pictures, uint8 S x S x 3, each with its pixels that are the
+            slot's, S x S booleans: they keep their colours.
         target: of the PNG.
     """
     blocks = {title: lines for title, lines in blocks.items() if lines}
@@ -95,7 +96,10 @@ def draw_segments(blocks: dict[str, dict[str, list[np.ndarray]]], target: Path) 
             axis.axis("off")
         for line, (title, pictures) in zip(axes, lines.items(), strict=False):
             line[0].set_title(title, loc="left", fontsize=8)
-            for axis, picture in zip(line, pictures, strict=False):
-                axis.imshow(picture)
+            for axis, (picture, inside) in zip(line, pictures, strict=False):
+                faded = picture.mean(2, keepdims=True) * 0.35 + 150
+                axis.imshow(np.where(inside[..., None], picture, faded.astype(np.uint8)))
+                if inside.any() and not inside.all():
+                    axis.contour(inside, [0.5], colors="black", linewidths=0.6)
     whole.savefig(target, dpi=130)
     plt.close(whole)
