@@ -10,7 +10,7 @@ from torch import Tensor, nn, optim, utils
 from torchvision.transforms import v2
 
 import slotcon_hub  # noqa: F401  (registers the models)
-from training.evaluation.segmentation import LabeledPictures, evaluate
+from training.evaluation import labeled, segmentation
 
 
 class Head(nn.ModuleList):
@@ -34,7 +34,7 @@ def main(
     try:
         if output.exists():
             raise ValueError(f"{output} exists: choose another --output")
-        train_set, val_set = (LabeledPictures(part / "images", part / "masks") for part in (train, val))
+        train_set, val_set = (labeled.LabeledPictures(part / "images", part / "masks") for part in (train, val))
         backbone = timm.create_model(model, pretrained=not scratch, features_only=True, out_indices=(1, 2, 3, 4))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
@@ -51,7 +51,7 @@ def main(
             accelerator.backward(loss)
             optimizer.step()
             optimizer.zero_grad()
-    found = evaluate(net.eval(), val_set, classes, classes, match=range(classes))
+    found = segmentation.evaluate(net.eval(), val_set, classes, classes, match=range(classes))
     accelerator.print(f"held-out mIoU {found.miou:.3f}, pixel accuracy {found.pixel_accuracy:.3f}")
     accelerator.save_model(net, output)
 

@@ -13,9 +13,11 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from slotcon_hub import SlotCon
 from slotcon_hub.export import prototype_model
 from training import scenes
-from training.evaluation.segmentation import LabeledPictures, Segmentation, evaluate, segment
+from training.evaluation.labeled import LabeledPictures
+from training.evaluation.metrics import Segmentation
+from training.evaluation.segmentation import evaluate, segment
 from training.pictures import Pictures, decode
-from training.report import colors, draw_groups
+from training.report import colors, draw_groups, matched_colors
 
 __all__ = ["Showcase"]
 
@@ -67,8 +69,6 @@ class Showcase:
         rows = {"pictures": [p.permute(1, 2, 0).numpy() for p in self.pictures]}
         if self.masks is not None and found is not None:
             rows["true classes"] = [scenes.PALETTE[mask.numpy()] for mask in self.masks]
-            grey = np.linspace(60, 200, len(palette)).astype(np.uint8)[:, None].repeat(3, axis=1)
-            match = np.array(found.match)[:, None]
-            palette = np.where(match >= 0, scenes.PALETTE[match[:, 0]], grey)
+            palette = matched_colors(found.match, scenes.PALETTE)
         rows["discovered groups"] = [palette[group] for group in groups]
         draw_groups(rows, target)
