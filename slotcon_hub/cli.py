@@ -7,8 +7,9 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from slotcon_hub import __version__, store, weights
+from slotcon_hub import __version__, cli_concepts, store, weights
 from slotcon_hub.importing import import_checkpoint
+from slotcon_hub.table import print_table
 
 __all__ = ["main"]
 
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     bring.set_defaults(command=_import)
     show = commands.add_parser("list", help="show all weights and where they are", description=_LIST, epilog=_HOME)
     show.set_defaults(command=_list)
+    cli_concepts.add_commands(commands)
     return parser
 
 
@@ -93,9 +95,7 @@ def _list(options: argparse.Namespace) -> None:
         architecture, tag = name.split(".", 1)
         if weights.find(architecture, tag) is None:
             rows.append((architecture, tag, "-", "-", "-", "store"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for line in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print_table(rows)
     print(f"\nstore: {store.home()}")
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize, pil_to_tensor
+
+from slotcon_hub.segments import group_map
 
 __all__ = ["Segmentation", "confusion_matrix", "evaluate", "labeled_pictures", "score", "segment"]
 
@@ -99,7 +100,7 @@ def segment(model: nn.Module, pictures: Tensor) -> Tensor:
     device = next(model.parameters()).device
     mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
     scores = model(normalize(pictures.to(device).float() / 255, mean, std))
-    return F.interpolate(scores, pictures.shape[-2:], mode="bilinear", align_corners=False).argmax(1)
+    return group_map(scores, (pictures.shape[2], pictures.shape[3]))[0]
 
 
 def labeled_pictures(images: Path, masks: Path) -> Iterator[tuple[Tensor, Tensor]]:
