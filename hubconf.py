@@ -1,6 +1,7 @@
-"""Entry points of ``torch.hub``: ``torch.hub.load("<this repository>", "slotcon_r50")``.
+"""Entry points of ``torch.hub``, from a checkout or from GitHub; nothing but ``dependencies`` need be installed.
 
-Each takes ``pretrained`` and timm's arguments for its model, such as ``features_only`` or ``num_classes``.
+torch.hub.load("path/to/slotcon_hub", "slotcon_r50", source="local", pretrained="coco_800ep")
+torch.hub.load("<owner>/slotcon_hub", "slotcon_r50", pretrained="coco_800ep", trust_repo=True)
 """
 
 from collections.abc import Callable as _Callable
@@ -9,16 +10,54 @@ from typing import Any as _Any
 import timm as _timm
 
 import slotcon_hub as _slotcon_hub  # noqa: F401  (registers the models)
+from slotcon_hub.loading import load_entry as _load_entry
 
 dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors"]
 
+_HELP = """\
+{what}
+
+Args:
+    pretrained: False for random weights; True for those of the default tag; a tag, such as "coco_800ep", of the
+        published weights or of the local store; or the path of a checkpoint: the folder of a run or of an export,
+        a file of safetensors, or an authors' .pth (no code in it is run). It is the teacher that is loaded.
+    **kwargs: timm's for this model: features_only, out_indices, output_stride, in_chans, {kwargs}.
+
+Returns:
+    A timm model in train mode. It takes B x 3 x H x W pictures, normalised by ImageNet's mean and deviation, and
+    gives {output}.
+    With features_only=True it gives a list of the backbone's maps, B x C x H/s x W/s for each stride s.
+
+Raises:
+    ValueError: there is neither such a tag nor such a path, or the weights are not those of this network.
+    RuntimeError: the weights of the tag are not to be had; they are never random unasked.
+
+Example:
+    >>> repository = "<owner>/slotcon_hub"
+    >>> model = torch.hub.load(repository, "{name}", {call}, trust_repo=True)
+    >>> {line}
+"""
+_BACKBONE = {
+    "kwargs": "num_classes",
+    "output": "B x C features; its forward_features gives the B x C x H/s x W/s map",
+    "call": "pretrained=True",
+    "line": "features = model.eval()(pictures)",
+}
+_PROTOTYPES = {
+    "kwargs": "num_classes, global_pool",
+    "output": 'B x K similarities with the prototypes, or the B x K x H/s x W/s map with global_pool=""',
+    "call": 'pretrained=True, global_pool=""',
+    "line": "groups = model.eval()(pictures).argmax(1)",
+}
+
 
 def _entry(name: str) -> _Callable[..., _Any]:
-    def entry(pretrained: bool = False, **kwargs: _Any) -> _Any:
-        return _timm.create_model(name, pretrained=pretrained, **kwargs)
+    def entry(pretrained: _Any = False, **kwargs: _Any) -> _Any:
+        return _load_entry(name, pretrained, **kwargs)
 
-    entry.__name__ = name
-    entry.__doc__ = _timm.models.model_entrypoint(name).__doc__
+    what = _timm.models.model_entrypoint(name).__doc__
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = _HELP.format(what=what, name=name, **(_PROTOTYPES if name.endswith("_proto") else _BACKBONE))
     return entry
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from slotcon_hub.concepts import Batch, Concepts, crops, discover
 from slotcon_hub.drawing import colors, draw_index, draw_map
-from slotcon_hub.folders import replacing
+from slotcon_hub.export import replacing
 from slotcon_hub.gallery import INDEX, NUMBERS, Gallery
 from slotcon_hub.inference import CenterCrop, load_prototypes, segment_picture
 from slotcon_hub.pictures import ImageFiles, decode
@@ -109,6 +109,7 @@ def _concepts(options: argparse.Namespace) -> None:
     model = load_prototypes(options.model).to(options.device)
     crop, watch = CenterCrop.of(model), Stopwatch(options.device)
     with replacing(options.output) as folder:
+        folder.mkdir()
         concepts = discover(
             model,
             _progress(crops(files, crop, batch_size=options.batch_size, workers=options.workers), len(files)),

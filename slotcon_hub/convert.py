@@ -10,6 +10,7 @@ __all__ = [
     "from_backbone_only",
     "from_official",
     "named_values",
+    "prototypes_backbone",
     "recognise",
     "teacher_backbone",
     "teacher_prototypes",
@@ -152,6 +153,15 @@ def teacher_prototypes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: there is none.
     """
     return _inside(state, "teacher.")
+
+
+def prototypes_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take the backbone out of the state dict of a prototype model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return _inside(state, "backbone.")
 
 
 def to_torchvision(backbone_state: Mapping[str, Tensor]) -> dict[str, Tensor]:

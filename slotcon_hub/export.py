@@ -3,6 +3,8 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch import nn
 from slotcon_hub.slotcon import SlotCon
 from slotcon_hub.slotcon_resnet import SlotConPrototypes, plain_timm
 
-__all__ = ["backbone_model", "export", "prototype_model", "save_model"]
+__all__ = ["backbone_model", "export", "prototype_model", "replacing", "save_backbone", "save_model"]
 
 _INPUT = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
 _INPUT |= {"num_classes", "first_conv", "classifier", "fixed_input_size"}
@@ -33,11 +35,7 @@ def backbone_model(model: SlotCon) -> nn.Module:
     Raises:
         ValueError: the backbone is not a timm model.
     """
-    architecture, args = _origin(model)
-    plain, plain_args = plain_timm(architecture)
-    backbone = timm.create_model(plain, num_classes=0, **{**plain_args, **args})
-    backbone.load_state_dict(model.teacher.backbone.state_dict())
-    return backbone.eval()
+    return _plain(model.teacher.backbone)[0]
 
 
 def prototype_model(model: SlotCon, global_pool: str = "avg") -> SlotConPrototypes:
@@ -50,7 +48,7 @@ def prototype_model(model: SlotCon, global_pool: str = "avg") -> SlotConPrototyp
     Raises:
         ValueError: the backbone is not a timm model.
     """
-    architecture, args = _origin(model)
+    architecture, args = _origin(model.teacher.backbone)
     name = f"{architecture}_proto"
     if not timm.is_model(name):
         name, args = "slotcon_proto", {"backbone": architecture, **args}
@@ -83,37 +81,72 @@ def export(model: SlotCon, folder: str | Path, *, input_size: int, trained: str)
         The folder.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    staging = scratch / "new"
-    try:
-        architecture, args = _origin(model)
-        plain_args = {**plain_timm(architecture)[1], **args}
-        save_model(backbone_model(model), staging / "backbone", input_size, plain_args)
+    with replacing(folder) as staging:
+        save_backbone(model.teacher.backbone, staging / "backbone", input_size)
         save_model(prototype_model(model), staging / "prototypes", input_size)
         for part in staging.iterdir():
             config = json.loads((part / "config.json").read_text())
             (part / "README.md").write_text(_readme(config, part.name, trained))
-        if folder.exists():
-            folder.rename(scratch / "old")
-        try:
-            staging.rename(folder)
-        except OSError:
-            (scratch / "old").rename(folder)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
 
-def _origin(model: SlotCon) -> tuple[str, dict[str, Any]]:
-    """The timm architecture of the backbone, and the arguments it was made with."""
-    backbone: Any = model.teacher.backbone
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a new path, whose file or folder takes the place of another once the block ends without an error.
+
+    Args:
+        path: its folder is made; what is there stays as it is after an error.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        new, old = scratch / "new" / path.name, scratch / "old"
+        new.parent.mkdir()
+        yield new
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _origin(backbone: Any) -> tuple[str, dict[str, Any]]:
+    """The timm architecture of a backbone, and the arguments it was made with."""
     if not hasattr(backbone, "pretrained_cfg"):
         raise ValueError(f"the backbone, {type(backbone).__name__}, is no timm model: only those can be exported")
-    usual = {"num_classes": 0, "global_pool": "", "in_chans": 3}
-    args = {k: v for k, v in get_model_args(backbone).items() if usual.get(k) != v}
+    usual = {"num_classes": (0,), "global_pool": ("", "avg"), "in_chans": (3,)}
+    args = {k: v for k, v in get_model_args(backbone).items() if v not in usual.get(k, ())}
     return backbone.pretrained_cfg["architecture"], args
+
+
+def _plain(backbone: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """The same network as a model of timm's own, pooled, in eval mode, and the arguments that make it."""
+    architecture, args = _origin(backbone)
+    plain, plain_args = plain_timm(architecture)
+    args = {**plain_args, **args}
+    net = timm.create_model(plain, num_classes=0, **args)
+    net.load_state_dict(backbone.state_dict())
+    return net.eval(), args
+
+
+def save_backbone(backbone: nn.Module, folder: Path, input_size: int) -> None:
+    """Write a backbone so that timm loads it without this package, and transformers where it is a usual network.
+
+    Args:
+        backbone: a timm model without a classifier; ours come under timm's own names.
+        folder: made if it does not exist.
+        input_size: side of the pictures it is for, in pixels.
+
+    Raises:
+        ValueError: it is not a timm model.
+    """
+    net, args = _plain(backbone)
+    save_model(net, folder, input_size, args)
 
 
 def save_model(net: nn.Module, folder: Path, input_size: int, model_args: dict[str, Any] | None = None) -> None:
@@ -141,6 +174,7 @@ def save_model(net: nn.Module, folder: Path, input_size: int, model_args: dict[s
         del config["model_args"]
         config |= {"model_args": model_args} if model_args else {}
     path.write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copymode(path, folder / "model.safetensors")  # safetensors keeps its files to their owner
 
 
 def _readme(config: dict[str, Any], kind: str, trained: str) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, normalize, resize
 
-from slotcon_hub import store
 from slotcon_hub.layers import PrototypeNetwork
+from slotcon_hub.loading import load
 from slotcon_hub.prototype_model import SlotConPrototypes
 from slotcon_hub.segments import Region, group_map, regions
 from slotcon_hub.stopwatch import Stopwatch
@@ -30,15 +30,22 @@ def load_prototypes(name: str) -> SlotConPrototypes:
     """A prototype model with its weights, in eval mode, that returns the map of similarities.
 
     Args:
-        name: what ``timm.create_model`` knows, such as ``slotcon_r50_proto.coco_800ep`` or ``local-dir:<folder>``;
-            a name of the local store; or the folder of a run, of its export, or of the prototypes in it.
+        name: what :func:`slotcon_hub.loading.load` takes, such as ``slotcon_r50_proto.coco_800ep``; or the folder of
+            a run that has ended, or of its export.
 
     Raises:
-        ValueError: it is no prototype model, or not one of colour pictures.
-        RuntimeError: there is no such model, or no weights for it.
+        ValueError: there are no such weights, or they are of no prototype model of colour pictures.
+        RuntimeError: they are not to be had.
         OSError: a file is absent.
     """
-    model: Any = timm.create_model(_source(name), pretrained=True, global_pool="")
+    architecture = name.partition(".")[0]
+    if timm.is_model(architecture) and not architecture.endswith("_proto"):
+        proto = f"{architecture}_proto"
+        other = name.replace(architecture, proto) if timm.is_model(proto) else "such as slotcon_r50_proto"
+        raise ValueError(f"{name} is a backbone without prototypes: use a *_proto model, {other}")
+    folder = Path(name.removeprefix("local-dir:"))
+    inside = (folder / "export" / "prototypes", folder / "prototypes")
+    model: Any = load(next((str(place) for place in inside if place.is_dir()), name), global_pool="")
     if not isinstance(model, SlotConPrototypes) or not model.num_classes:
         raise ValueError(f"{name} holds no prototypes: name the export/prototypes of a run, or a *_proto model")
     config: Any = model.pretrained_cfg
@@ -47,26 +54,6 @@ def load_prototypes(name: str) -> SlotConPrototypes:
     if model.in_chans != 3:
         raise ValueError(f"{name} takes pictures of {model.in_chans} channels: name a model of colour pictures")
     return model.eval()
-
-
-def _source(name: str) -> str:
-    """What timm is asked for: never what could end without weights, or with others than were meant."""
-    architecture = name.partition(".")[0]
-    if timm.is_model(architecture):
-        proto = f"{architecture}_proto"
-        if not architecture.endswith("_proto"):
-            known = name.replace(architecture, proto) if timm.is_model(proto) else "such as slotcon_r50_proto"
-            raise ValueError(f"{name} is a backbone without prototypes: use a *_proto model, {known}")
-        return f"local-dir:{store.folder(name)}" if name in store.names() else name
-    folder = Path(name.removeprefix("local-dir:")).expanduser()
-    if not folder.is_dir():
-        return name
-    for place in (folder / "export" / "prototypes", folder / "prototypes", folder):
-        if (place / store.CONFIG).is_file() and (place / store.WEIGHTS).is_file():
-            return f"local-dir:{place}"
-    raise FileNotFoundError(
-        f"{folder} is no exported model ({store.CONFIG} and {store.WEIGHTS}): name the export/prototypes of a run"
-    )
 
 
 @dataclass(frozen=True)

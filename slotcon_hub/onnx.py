@@ -74,7 +74,7 @@ def _write(net: nn.Module, file: Path, size: int, opset: int) -> None:
     written = program.model.opset_imports[""]
     if written != opset:
         raise ValueError(f"opset={opset} is unknown here, where torch wrote {written}: use that, or update onnx")
-    graph = program.model.graph
+    graph: Any = program.model.graph
     for part in (graph, *graph.all_nodes()):
         part.metadata_props.clear()
     program.save(file, external_data=False)

@@ -13,6 +13,7 @@ from timm.models import resolve_pretrained_cfg
 from torch import Tensor
 
 from slotcon_hub import store, weights
+from slotcon_hub.convert import prototypes_backbone
 
 __all__ = ["check", "checkpoint_filter_fn", "locate"]
 
@@ -22,7 +23,7 @@ _OWN_SOURCES = ("file", "state_dict", "url")
 def locate(
     architecture: str, cfg: Any = None, overlay: dict[str, Any] | None = None, cache_dir: Any = None
 ) -> dict[str, Any] | None:
-    """Find the weights that a configuration of timm's asks for: in the local store, then on the Hub.
+    """Find the weights that a configuration of timm's asks for: in the local store, in this package, on the Hub.
 
     Args:
         architecture: of timm's registry.
@@ -34,7 +35,7 @@ def locate(
         The overlay with the file; the given one where the weights are no row of ours, which timm loads itself.
 
     Raises:
-        RuntimeError: neither the store nor the Hub has them.
+        RuntimeError: none of them has them.
         ValueError: the file is not the one that was recorded or published.
     """
     found = resolve_pretrained_cfg(architecture, cfg, overlay)
@@ -45,20 +46,36 @@ def locate(
         return overlay
     if found.hf_hub_id != weights.repository(row.name) or (overlay or {}).get("hf_hub_id"):
         return overlay
-    entry = store.find(row.name)
-    file = _download(row, cache_dir) if entry is None else store.verified(entry)
+    if entry := store.find(row.name):
+        file = store.verified(entry)
+    elif own := weights.packaged(row):
+        file = _packaged(row, own)
+    else:
+        file = _download(row, cache_dir)
     return {**(overlay or {}), "file": str(file)}
+
+
+def _packaged(row: weights.Weights, file: Path) -> Path:
+    if not file.is_file() or store.sha256(file) != row.packaged_sha256:
+        raise ValueError(
+            f"{file} is not the {row.name} that came with slotcon_hub (its SHA-256 differs): reinstall the package"
+        )
+    return file
 
 
 def _download(row: weights.Weights, cache_dir: Any) -> Path:
     repository = weights.repository(row.name)
+    if not weights.trusted(row):
+        raise RuntimeError(
+            f"the weights {row.name} are not in the local store ({store.home()}), and not published on the Hub "
+            f"yet: {_import(row)}, or name an organisation that has published them, in SLOTCON_HUB_ORG"
+        )
     try:
         path = Path(hf_hub_download(repository, store.WEIGHTS, cache_dir=cache_dir))
     except Exception as error:  # the client lets those of its HTTP library through, which differs by version
         raise RuntimeError(
             f"the weights {row.name} are neither in the local store ({store.home()}) nor to be had from the Hub "
-            f"({repository}: {_reason(error)}): put them into the store with `slotcon-hub import CHECKPOINT "
-            f"{row.name}` (the authors' checkpoints: {row.origin}), or connect to the Hub, without HF_HUB_OFFLINE"
+            f"({repository}: {_reason(error)}): {_import(row)}, or connect to the Hub, without HF_HUB_OFFLINE"
         ) from error
     # The client checks sizes only, and files a large file under the SHA-256 that the Hub tells.
     told = path.resolve().name
@@ -69,6 +86,10 @@ def _download(row: weights.Weights, cache_dir: Any) -> Path:
             "next call download it again"
         )
     return path
+
+
+def _import(row: weights.Weights) -> str:
+    return f"run `slotcon-hub import CHECKPOINT {row.name}` (the authors' checkpoints: {row.origin})"
 
 
 def _reason(error: Exception) -> str:
@@ -87,7 +108,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str,
     """Refuse weights that would leave a part of the model random or useless, as timm loads them.
 
     timm loads without strictness when the number of classes differs from the checkpoint's; only the classifier
-    may then be absent. It adapts the channels of the first convolution after this check.
+    may then be absent. It adapts the channels of the first convolution after this check. A backbone takes its part
+    of the weights of a prototype model.
 
     Raises:
         ValueError: a key is absent or unknown, a tensor has another shape, or a value that is not finite.
@@ -98,6 +120,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str,
     if first in shapes:
         outputs, _, *kernel = shapes[first]
         shapes[first] = (outputs, cfg["input_size"][0], *kernel)
+    if not any(k.startswith("backbone.") for k in shapes) and any(k.startswith("backbone.") for k in state_dict):
+        state_dict = prototypes_backbone(state_dict)
     inside = {k: v for k, v in state_dict.items() if not k.startswith(classifier)}
     check(inside, shapes, cfg["architecture"])
     _check_finite(state_dict, cfg["architecture"])

@@ -99,7 +99,6 @@ def add(entries: Mapping[str, Callable[[Path], None]]) -> list[Path]:
             staging = scratch / name
             staging.mkdir()
             write(staging)
-            shutil.copymode(staging / CONFIG, staging / WEIGHTS)  # safetensors keeps its files to their owner
             record = {file: sha256(staging / file) for file in (WEIGHTS, CONFIG)}
             (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n")
             for path in staging.iterdir():  # on the disk before the name says so

@@ -11,11 +11,12 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from slotcon_hub import SlotCon
+from slotcon_hub.drawing import colors
 from slotcon_hub.export import prototype_model
 from training import scenes
 from training.evaluation.segmentation import Segmentation, evaluate, labeled_pictures, segment
 from training.pictures import Pictures, decode
-from training.report import colors, draw_groups
+from training.report import draw_groups
 
 __all__ = ["Showcase"]
 

@@ -11,6 +11,7 @@ from hub_server import HubServer
 from huggingface_hub import close_session
 from safetensors.torch import load_file, save, save_file
 from test_convert import Malicious, one_sentence
+from tiny import shaken
 from torch import nn
 
 from slotcon_hub import store, weights
@@ -46,8 +47,9 @@ def offline(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """An empty store and an empty Hub."""
+    """An empty store and an empty Hub, of an organisation that the user has named."""
     monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
+    monkeypatch.setenv("SLOTCON_HUB_ORG", weights.ORGANISATION)
     with HubServer(tokens={"hf_test"}) as hub:
         hub.adopt(monkeypatch, tmp_path / "home")
         yield hub
@@ -150,6 +152,27 @@ def test_the_hub_comes_after_the_store(r50, hub, tmp_path):
     asked = len(hub.requests)
     assert timm.create_model(NAME, pretrained=True).bn1.bias.eq(1).all()
     assert len(hub.requests) == asked
+
+
+def test_nobody_is_asked_for_what_nobody_vouches_for(r50, hub, monkeypatch):
+    hub.add_repo(weights.repository(NAME), {store.WEIGHTS: save(r50.state_dict())})
+    monkeypatch.delenv("SLOTCON_HUB_ORG")
+    with pytest.raises(RuntimeError, match=r"not published on the Hub yet: run .*SLOTCON_HUB_ORG") as error:
+        timm.create_model(NAME, pretrained=True)
+    one_sentence(error.value)
+    assert not hub.requests
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"num_classes": 3}])
+def test_a_backbone_takes_its_part_of_a_prototype_model(kwargs):
+    whole = shaken(timm.create_model("slotcon_r18_proto", hidden_dim=8, out_dim=4), 0.1).state_dict()
+    overlay = {"state_dict": {k: v.half() for k, v in whole.items()}}
+    net = timm.create_model("slotcon_r18", pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+    part = {k: v for k, v in net.state_dict().items() if not k.startswith("fc.")}
+    assert all(torch.equal(v, whole[f"backbone.{k}"].half().to(v.dtype)) for k, v in part.items())
+    del overlay["state_dict"]["backbone.bn1.bias"]
+    with pytest.raises(ValueError, match=r"1 keys are absent and 0 unknown \(bn1.bias\)"):
+        timm.create_model("slotcon_r18", pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
 
 
 def test_a_byte_that_changed_on_the_way_is_noticed(r50, hub):

@@ -1,0 +1,170 @@
+"""Model cards: the README of a repository of weights, from the table of weights and one template, ``card.md``.
+
+``python -m slotcon_hub.cards model_cards`` writes those of the table.
+"""
+
+import sys
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from slotcon_hub import weights
+from slotcon_hub.card_metadata import TERMS, check, metadata
+from slotcon_hub.card_usage import usage
+from slotcon_hub.prototype_model import SlotConPrototypes
+from slotcon_hub.slotcon_resnet import plain_timm
+
+__all__ = ["check", "main", "render"]
+
+_PAPER = "[SlotCon](https://arxiv.org/abs/2205.15288) (Wen et al., NeurIPS 2022)"
+
+
+def render(name: str, *, repo_id: str | None = None, config: dict[str, Any] | None = None) -> str:
+    """Write the model card of weights: all that is known of those in the table, and the network alone of others.
+
+    Args:
+        name: ``<architecture>.<tag>``.
+        repo_id: of the repository on the Hub; by default the one that the table names.
+        config: the ``config.json`` of a published folder; weights outside the table need it.
+
+    Returns:
+        The whole ``README.md``, with metadata that pass :func:`check`.
+
+    Raises:
+        ValueError: it is no such name, or the configuration is absent, incomplete or of another network.
+    """
+    architecture, _, tag = name.partition(".")
+    if not tag:
+        raise ValueError(f"{name!r} is no name of weights: use architecture and tag, such as {name}.mine")
+    row = weights.find(architecture, tag)
+    repo_id = repo_id or weights.repository(name)
+    net = _network(name, row, config)
+    args = plain_timm(architecture)[1] if config is None else config.get("model_args")
+    transformers = not isinstance(net, SlotConPrototypes) and not args  # its wrapper of timm refuses model_args
+    facts = {
+        "metadata": metadata(row, repo_id, ["transformers"] if transformers else []),
+        "name": name,
+        "usage": usage(name, repo_id, net, transformers=transformers),
+        **_of_network(net, f" on {row.data}" if row else ""),
+        **(_of_row(row, net) if row else {"unknown": _UNKNOWN}),
+    }
+    sections = Path(__file__).with_name("card.md").read_text(encoding="utf-8").split("\n## ")
+    card = "\n## ".join(filter(None, (_filled(section, facts) for section in sections)))
+    check(card)
+    return card
+
+
+def main(folder: str | Path) -> None:
+    """Write the cards of the table into a folder, in place of all cards there."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.md"):
+        old.unlink()
+    for row in weights.ROWS:
+        (folder / f"{row.name}.md").write_text(render(row.name), encoding="utf-8")
+
+
+def _filled(section: str, facts: dict[str, str]) -> str:
+    """A section of the template; nothing where a fact that it tells is not known."""
+    try:
+        return Template(section).substitute(facts)
+    except KeyError:
+        return ""
+
+
+def _network(name: str, row: weights.Weights | None, config: dict[str, Any] | None) -> Any:
+    """The network in eval mode, without memory for its weights."""
+    if config is None and row is None:
+        raise ValueError(f"there are no published weights {name}: give the config.json of their folder")
+    if config is None:
+        with torch.device("meta"):
+            return timm.create_model(name).eval()
+    architecture, tag = name.split(".", 1)
+    try:
+        found, classes, cfg = config["architecture"], config["num_classes"], config["pretrained_cfg"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the configuration of {name} lacks {error}: export the model again") from None
+    if found not in (architecture, plain_timm(architecture)[0]):
+        raise ValueError(f"the configuration is of {found}, which {name} is not: use a name such as {found}.{tag}")
+    if row is not None and classes != (row.prototypes if row.has_prototypes else 0):
+        raise ValueError(f"the configuration has {classes} classes, which {name} has not: use a tag of your own")
+    args = {**config.get("model_args", {}), "num_classes": classes}
+    with torch.device("meta"):
+        return timm.create_model(found, pretrained_cfg={**cfg, "architecture": found}, **args).eval()
+
+
+def _of_network(net: Any, on: str) -> dict[str, str]:
+    has_prototypes = isinstance(net, SlotConPrototypes)
+    backbone = net.backbone if has_prototypes else net
+    plain = plain_timm(backbone.pretrained_cfg["architecture"])[0]
+    what = f"A backbone (timm's `{plain}`, without classifier)"
+    output = f"{net.num_features} features, or the backbone's maps"
+    if has_prototypes:
+        what = f"A backbone (timm's `{plain}`) with a projector and {net.num_classes} semantic prototypes"
+        output = (
+            f"similarities with {net.num_classes} prototypes in [-1, 1], of the picture or of each cell of the map"
+        )
+    cfg = net.pretrained_cfg
+    channels, height, width = cfg["input_size"]
+    mean, std = (", ".join(f"{value:g}" for value in cfg[key]) for key in ("mean", "std"))
+    return {
+        "what": f"{what}, pre-trained without labels{on} by {_PAPER}. SlotCon learns features and prototypes at "
+        "once: the cells of a picture are grouped by the prototype that they resemble most, and two views of the "
+        "picture have to agree on the groups and on what is in them.",
+        "input": f"{channels} x {height} x {width}, or any other size; {cfg['interpolation']} resize, centre crop "
+        f"of {cfg['crop_pct']:g} of the shorter side; mean ({mean}), standard deviation ({std})",
+        "output": output,
+        "parameters": f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M",
+        "stride": str(net.feature_info[-1]["reduction"]),
+    }
+
+
+def _of_row(row: weights.Weights, net: Any) -> dict[str, str]:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(torch.zeros(1, *net.pretrained_cfg["input_size"], device="meta"))
+    licence = f"The weights are under {row.licence}."
+    if row.licence == "other":
+        licence = "The authors' page names no licence for the weights alone, so none is claimed here."
+    return {
+        **{key: str(getattr(row, key)) for key in ("data", "pictures", "epochs", "prototypes", "recipe", "origin")},
+        "command": row.command,
+        "results": _results(row),
+        "licence": licence,
+        "terms": "\n".join(f"- {TERMS[dataset]}" for dataset in row.datasets),
+        "cost": row.cost,
+        "operations": f"{counter.get_total_flops() / 2e9:.2f} G",
+    }
+
+
+def _results(row: weights.Weights) -> str:
+    parts = [_table(row.results)] if row.results else []
+    if row.has_prototypes and row.backbone.results:
+        parts.append(f"Of the backbone alone, {row.backbone.name}:\n\n{_table(row.backbone.results)}")
+    if any(result.command is None for results in (row.results, row.backbone.results) for result in results):
+        parts.append("What the authors report, in their paper, has not been repeated with this code.")
+    return "\n\n".join(parts)
+
+
+def _table(results: tuple[weights.Result, ...]) -> str:
+    lines = ["| data | metric | % | from random weights | protocol | source |", "|---|---|---|---|---|---|"]
+    for result in results:
+        untrained = "–" if result.untrained is None else f"{result.untrained:.1f}"
+        source = result.source if result.command is None else f"{result.source}: `{result.command}`"
+        cells = (result.dataset, result.metric, f"{result.value:.1f}", untrained, result.protocol, source)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+_UNKNOWN = (
+    "Data, recipe, results and licence of these weights are not recorded here: ask those who publish them, or, if "
+    "these are yours, write them down."
+)
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python -m slotcon_hub.cards FOLDER")
+    main(sys.argv[1])
