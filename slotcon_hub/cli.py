@@ -8,7 +8,9 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from slotcon_hub import __version__, cli_concepts, store, weights
+from slotcon_hub import __version__, store, weights
+from slotcon_hub.cli_concepts import add_concepts
+from slotcon_hub.cli_segment import add_segment
 from slotcon_hub.importing import import_checkpoint
 from slotcon_hub.loading import load
 from slotcon_hub.table import print_table
@@ -46,6 +48,8 @@ _EXAMPLES = """\
 examples:
   slotcon-hub import ckpt_epoch_800.pth slotcon_r50.coco_800ep
   slotcon-hub export slotcon_r50.coco_800ep --to detectron2
+  slotcon-hub concepts --model slotcon_r50_proto.coco_800ep --images coco/val2017
+  slotcon-hub segment --model slotcon_r50_proto.coco_800ep street.jpg
 
 `slotcon-hub COMMAND --help` tells more of a command."""
 _HOME = "The store is $SLOTCON_HUB_HOME, or a folder among the user's data; `slotcon-hub list` names it."
@@ -88,7 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands)
     show = commands.add_parser("list", help="show all weights and where they are", description=_LIST, epilog=_HOME)
     show.set_defaults(command=_list)
-    cli_concepts.add_commands(commands)
+    add_concepts(commands)
+    add_segment(commands)
     return parser
 
 

@@ -22,7 +22,7 @@ from slotcon_hub.stopwatch import Stopwatch
 
 __all__ = ["Batch", "Concepts", "Segment", "crops", "discover"]
 
-_DIGITS = 6  # of a similarity: what float32 tells, so that equal pictures are equal in any batch
+_DIGITS = 5  # of a similarity: fewer than float32 has, so that equal pictures are equal
 
 
 class Segment(NamedTuple):
@@ -59,14 +59,15 @@ class Segment(NamedTuple):
 class Concepts:
     """Of every prototype how often it was found, and the most similar of its segments."""
 
-    def __init__(self, prototypes: int, top: int) -> None:
+    def __init__(self, prototypes: int, top: int, *, whole: bool = False) -> None:
         """Start with none.
 
         Args:
             prototypes: K.
             top: segments kept of each; the memory needed is that of K x top masks, whatever the pictures.
+            whole: each picture is one segment.
         """
-        self.top = top
+        self.top, self.whole = top, whole
         self.pictures = 0
         """Pictures that were looked at."""
         self.unreadable: list[tuple[int, str]] = []
@@ -173,24 +174,29 @@ def discover(
     """
     watch = watch or Stopwatch(next(model.parameters()).device)
     prototypes = F.normalize(model.prototypes.weight.float())
-    concepts = Concepts(len(prototypes), top)
+    concepts = Concepts(len(prototypes), top, whole=whole)
+    full = 0
     for batch in watch.waiting(batches, "decoding"):
         concepts.unreadable += batch.unreadable
         if batch.crops is None:
             continue
+        number = len(batch.crops)
+        full = max(full, number)
         with watch.measure("network"):
-            z, scores = dense_maps(model, batch.crops, precision)
+            # Filled up, since what a network returns may depend on the batch's size, by its last digits.
+            filled = F.pad(batch.crops, (0, 0, 0, 0, 0, 0, 0, full - number))
+            z, scores = dense_maps(model, filled, precision)
         with watch.measure("segments"):
-            concepts.pictures += len(batch.crops)
-            _add(concepts, batch, z, scores, prototypes, whole)
+            concepts.pictures += number
+            _add(concepts, batch, z[:number], scores[:number], prototypes)
     return concepts
 
 
-def _add(concepts: Concepts, batch: Batch, z: Tensor, scores: Tensor, prototypes: Tensor, whole: bool) -> None:
+def _add(concepts: Concepts, batch: Batch, z: Tensor, scores: Tensor, prototypes: Tensor) -> None:
     """Add the segments of a batch: projections B x D x h x w, similarities B x K x h x w, prototypes K x D."""
     assert batch.crops is not None
     height, width = batch.crops.shape[2:]
-    if whole:
+    if concepts.whole:
         groups = None
         similarity, prototype = (F.normalize(z.mean((2, 3))) @ prototypes.T).max(1)
         picture, pixels = torch.arange(len(z)), torch.full((len(z),), height * width)
@@ -201,6 +207,5 @@ def _add(concepts: Concepts, batch: Batch, z: Tensor, scores: Tensor, prototypes
         groups = groups.short().cpu()
     columns = (values.tolist() for values in (prototype, similarity, picture, pixels))
     for k, cosine, row, area in zip(*columns, strict=True):
-        concepts.add(
-            k, round(cosine, _DIGITS), batch.numbers[row], area, groups[row] if groups is not None else None
-        )
+        divided = None if groups is None else groups[row]
+        concepts.add(k, round(cosine, _DIGITS), batch.numbers[row], area, divided)

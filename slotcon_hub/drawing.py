@@ -53,7 +53,7 @@ def draw_map(
 
 def _inside(mask: np.ndarray) -> tuple[int, int]:
     """The pixel x, y of a mask with the most of it around."""
-    reach = min(mask.shape) // 8 + 1
+    reach = min(mask.shape) // 2 + 1
     padded = Image.fromarray(np.pad(mask, reach).astype(np.uint8) * 255)
     around = np.asarray(padded.filter(ImageFilter.BoxBlur(reach)), dtype=float)[reach:-reach, reach:-reach]
     y, x = np.unravel_index(np.argmax(np.where(mask, around, -1)), mask.shape)

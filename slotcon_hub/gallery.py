@@ -72,7 +72,10 @@ class Gallery:
         return self.concepts.pixels[prototype] / (self.concepts.pictures * self.crop.side**2)
 
     def _use(self, prototype: int) -> str:
-        return f"{self.concepts.segments[prototype]} segments\n{self._share(prototype):.1%} of pixels"
+        number = self.concepts.segments[prototype]
+        if self.concepts.whole:
+            return f"{number} pictures"
+        return f"{number} segments\n{self._share(prototype):.1%} of pixels"
 
     def _pictures(self, prototype: int) -> list[Image.Image]:
         marked = []
@@ -101,8 +104,8 @@ class Gallery:
             for k in range(len(concepts.segments))
         ]
         unreadable = [self._name(picture) for picture, _ in concepts.unreadable]
-        counts = {"pictures": concepts.pictures, "unreadable": unreadable, "unused": concepts.unused()}
-        return {**self.facts, **counts, "prototypes": rows}
+        counts = {"prototypes": len(rows), "pictures": concepts.pictures, "unreadable": unreadable}
+        return {**self.facts, **counts, "unused": concepts.unused(), "concepts": rows}
 
     def _index(self) -> str:
         concepts, order, unused = self.concepts, self.concepts.by_use(), self.concepts.unused()

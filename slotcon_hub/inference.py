@@ -30,11 +30,11 @@ def load_prototypes(name: str) -> SlotConPrototypes:
     """A prototype model with its weights, in eval mode, that returns the map of similarities.
 
     Args:
-        name: what :func:`slotcon_hub.loading.load` takes, such as ``slotcon_r50_proto.coco_800ep``; or the folder of
-            a run that has ended, or of its export.
+        name: what :func:`slotcon_hub.loading.load` takes, such as ``slotcon_r50_proto.coco_800ep``; or the folder
+            of a run that has ended, or of its export.
 
     Raises:
-        ValueError: there are no such weights, or they are of no prototype model of colour pictures.
+        ValueError: there are no such weights, or they are of no prototype model.
         RuntimeError: they are not to be had.
         OSError: a file is absent.
     """
@@ -51,8 +51,6 @@ def load_prototypes(name: str) -> SlotConPrototypes:
     config: Any = model.pretrained_cfg
     if model.num_classes != config["num_classes"]:  # timm would then have left them random
         raise ValueError(f"{name} contradicts itself: its configuration names two numbers of prototypes")
-    if model.in_chans != 3:
-        raise ValueError(f"{name} takes pictures of {model.in_chans} channels: name a model of colour pictures")
     return model.eval()
 
 

@@ -40,3 +40,7 @@ class Stopwatch:
             if item is None:
                 return
             yield item
+
+    def told(self) -> str:
+        """All of them, for people."""
+        return ", ".join(f"{what} {seconds:.2f} s" for what, seconds in self.seconds.items())
