@@ -102,14 +102,6 @@ def draw_groups(
     plt.close(figure)
 
 
-def colors(number: int) -> np.ndarray:
-    """Distinct colours, uint8 number x 3."""
-    hues = (np.arange(number) * 0.618) % 1  # the golden ratio keeps neighbours apart
-    values = np.where(np.arange(number) % 2, 0.95, 0.7)
-    hsv = np.stack([hues, np.full(number, 0.65), values], axis=1)
-    return (matplotlib.colors.hsv_to_rgb(hsv) * 255).astype(np.uint8)
-
-
 def matched_colors(match: Sequence[int], palette: np.ndarray) -> np.ndarray:
     """The colour of each group: that of its class, or a grey.
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from slotcon_hub import __version__
-from slotcon_hub.cli import export, publish, weights
+from slotcon_hub.cli import concepts, export, publish, segment, weights
 
 __all__ = ["main"]
 
@@ -13,6 +13,7 @@ _ALL = "SlotCon's backbones and semantic prototypes: weights by name, and what t
 _EXAMPLES = """\
 examples:
   slotcon-hub import ckpt_epoch_800.pth slotcon_r50.coco_800ep
+  slotcon-hub segment --model slotcon_r50_proto.coco_800ep picture.jpg
   slotcon-hub export slotcon_r50.coco_800ep --to detectron2
 
 `slotcon-hub COMMAND --help` tells more of a command."""
@@ -42,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("slotcon-hub", description=_ALL, epilog=_EXAMPLES, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"slotcon-hub {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (weights, export, publish):
+    for module in (weights, segment, concepts, export, publish):
         module.add_commands(commands)
     return parser

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from slotcon_hub import store, weights
+from slotcon_hub.cli.table import print_table
 from slotcon_hub.importing import import_checkpoint
 
 __all__ = ["add_commands"]
@@ -67,9 +68,7 @@ def _list(options: argparse.Namespace) -> None:
         architecture, tag = name.split(".", 1)
         if weights.find(architecture, tag) is None:
             rows.append((architecture, tag, "-", "-", "-", "store"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for line in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    print_table(rows)
     print(f"\n{_AP}\nstore: {store.home()}")
 
 

@@ -123,7 +123,9 @@ def test_groups_and_probe_of_a_run(run, pictures, tmp_path):  # noqa: F811
     )
     drawn = sorted((watched / "slots").iterdir())
     assert [path.name for path in drawn] == ["epoch-0001.png", "epoch-0002.png"]
-    assert all(Image.open(path).width > 300 for path in drawn)
+    for path in drawn:
+        with Image.open(path) as picture:
+            assert picture.width > 300
     probed = {line["step"]: line["knn"] for line in lines(watched) if "knn" in line}
     assert sorted(probed) == [2, 4]
     assert all(0 <= accuracy <= 1 for accuracy in probed.values())

@@ -10,10 +10,10 @@ import torch
 from rich import print as show
 from rich.table import Table
 
+from slotcon_hub.segments import group_map
 from training.evaluation import command
 from training.evaluation.figures import draw_activity, draw_segments
 from training.evaluation.models import similarities, standardize
-from training.evaluation.segmentation import best_groups
 
 __all__ = ["report"]
 
@@ -105,6 +105,6 @@ def _segments(model: Any, data: Any, slot: int, numbers: list[int]) -> list[tupl
     for picture in (data.whole(number) for number in numbers if number >= 0):
         with torch.inference_mode():
             scores = similarities(model, standardize(model, picture[None]))
-        inside = best_groups(scores, picture.shape[1:])[0].cpu() == slot
+        inside = group_map(scores, (picture.shape[1], picture.shape[2]))[0][0].cpu() == slot
         drawn.append((picture.permute(1, 2, 0).numpy(), inside.numpy()))
     return drawn

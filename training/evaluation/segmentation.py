@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from slotcon_hub.segments import group_map
 from training.evaluation import command
 from training.evaluation.benchmarks import open_benchmark
 from training.evaluation.metrics import IGNORE, Segmentation, confusion_matrix, score
@@ -25,9 +25,7 @@ from training.evaluation.models import load_prototypes, similarities, standardiz
 from training.evaluation.refine import refine
 from training.evaluation.segmentation_report import Example, report
 
-__all__ = ["Settings", "best_groups", "evaluate", "main", "segment"]
-
-VALUES = 2**26  # of similarities at full resolution at a time: 256 MiB
+__all__ = ["Settings", "evaluate", "main", "segment"]
 
 
 @dataclass(frozen=True)
@@ -75,28 +73,7 @@ def segment(model: nn.Module, pictures: Tensor) -> Tensor:
     Returns:
         B x H x W prototype numbers.
     """
-    return best_groups(model(standardize(model, pictures)), pictures.shape[-2:])
-
-
-def best_groups(scores: Tensor, size: Iterable[int]) -> Tensor:
-    """``argmax over k of resize(scores)``, bilinear, for some prototypes at a time, whatever their number.
-
-    Args:
-        scores: B x K x h x w.
-        size: H, W.
-
-    Returns:
-        B x H x W numbers, the lowest of equal ones.
-    """
-    height, width = size
-    chunk = max(VALUES // (len(scores) * height * width), 1)
-    parts = [
-        F.interpolate(part, (height, width), mode="bilinear", align_corners=False).max(1)
-        for part in scores.split(chunk, dim=1)
-    ]
-    winner = torch.stack([part.values for part in parts]).max(0, keepdim=True).indices
-    numbers = torch.stack([part.indices + chunk * i for i, part in enumerate(parts)])
-    return numbers.gather(0, winner)[0]
+    return group_map(model(standardize(model, pictures)), (pictures.shape[2], pictures.shape[3]))[0]
 
 
 def evaluate(
@@ -144,7 +121,7 @@ def count(
     for numbers, images, truths in itertools.chain.from_iterable(batches):
         with accelerator.autocast():
             scores = similarities(model, standardize(model, images))
-        found = {"plain": best_groups(scores, images.shape[-2:])}
+        found = {"plain": group_map(scores, (images.shape[2], images.shape[3]))[0]}
         if settings.refine:
             each = zip(scores, images.to(device), found["plain"], strict=True)
             found["refined"] = torch.stack([refine(*one) for one in each])

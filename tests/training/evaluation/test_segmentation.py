@@ -14,11 +14,10 @@ from PIL import Image
 from torch import nn
 
 from training import scenes
-from training.evaluation import segmentation
 from training.evaluation.benchmarks import coco_stuff_classes, curated
 from training.evaluation.labeled import LabeledPictures
 from training.evaluation.models import load_prototypes
-from training.evaluation.segmentation import Settings, best_groups, evaluate, main, segment
+from training.evaluation.segmentation import Settings, evaluate, main, segment
 
 SIZES = [(40, 50), (40, 50), (33, 65), (1, 1), (5, 3), (64, 41), (40, 50)]
 CLASSES, PROTOTYPES = 6, 15
@@ -42,14 +41,6 @@ class Columns(nn.Module):
 def test_segment_resizes_the_scores():
     groups = segment(Columns(), torch.randint(0, 256, (2, 3, 5, 8), dtype=torch.uint8))
     assert groups.tolist() == [[[0, 0, 0, 0, 1, 1, 1, 1]] * 5] * 2
-
-
-@pytest.mark.parametrize("values", [1, 2 * 20 * 31 * 4, 2**26])
-def test_few_prototypes_at_a_time_are_as_good_as_all(monkeypatch, values):
-    monkeypatch.setattr(segmentation, "VALUES", values)
-    scores = torch.randn(2, 11, 3, 5)
-    expected = F.interpolate(scores, (20, 31), mode="bilinear", align_corners=False).argmax(1)
-    assert torch.equal(best_groups(scores, (20, 31)), expected)
 
 
 def test_evaluate_a_folder(tmp_path):
