@@ -77,8 +77,6 @@ _NANO_INPUT = {"input_size": (3, 128, 128), "pool_size": (8, 8), "first_conv": "
 
 default_cfgs = generate_default_cfgs(
     {
-        "slotcon_nano": _cfg(**_NANO_INPUT),
-        "slotcon_nano_proto": _proto_cfg(**_NANO_INPUT, num_classes=16),
         "slotcon_r18": _cfg(),
         "slotcon_r34": _cfg(),
         "slotcon_r101": _cfg(),
