@@ -146,9 +146,9 @@ _NANO = Weights(
     20,
     64,
     command="accelerate launch training/pretrain.py imagenette_20ep --data IMAGENETTE",
-    recipe="Pictures with a short side of 160 px, in batches of 64, two views of 96 px of each; LARS, learning rate "
-    "2.0 after 1 epoch of warm-up, then a cosine to 1e-6; weight decay 1e-5; temperature of the targets 0.04; the "
-    "teacher's momentum rises from 0.97 to 1. The file holds the weights in half precision.",
+    recipe="Pictures with a short side of 160 px, in batches of 64, two views of 96 px of each; LARS, learning "
+    "rate 2.0 after 1 epoch of warm-up, then a cosine to 1e-6; weight decay 1e-5; temperature of the targets 0.04; "
+    "the teacher's momentum rises from 0.97 to 1. The file holds the weights in half precision.",
     cost="About an hour on two cores of an x86-64 CPU.",
     packaged_sha256="5e230ee9ce82c3363911d38af92c3a8f2c4616850236fcfaa0ae1034deb9c251",
     licence="apache-2.0",
