@@ -51,7 +51,7 @@ def test_the_end_of_the_launcher_is_a_wish_too(accelerator, monkeypatch, variabl
         monkeypatch.setenv(variable, "no")
     wish = Stop(accelerator)
     assert not wish.agreed()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "getppid", lambda: -1)
     assert wish.agreed() == (variable is not None)  # without a launcher, a parent may end: nohup, setsid
 
 
