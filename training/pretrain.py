@@ -74,6 +74,25 @@ def settled(run: Run, forwards: int = 20) -> SlotCon:
     return slotcon
 
 
+def rehearse(run: Run) -> None:
+    """Take a step that leaves no trace, on noise.
+
+    DistributedDataParallel arranges the gradients anew after the first step that it sees, and their sums over
+    processes with them; a run that is resumed would differ in the last bits from one that never stopped.
+    """
+    if run.accelerator.num_processes == 1:
+        return
+    recipe, device = run.recipe, run.accelerator.device
+    buffers = {name: buffer.clone() for name, buffer in run.slotcon.named_buffers()}
+    batch = recipe.micro_batch(run.accelerator.num_processes)
+    view = torch.randn(batch, 3, recipe.view_size, recipe.view_size, device=device)
+    box, flip = torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(batch, 4), view.new_zeros(batch).bool()
+    run.accelerator.backward(run.model((view, view), (box, box), (flip, flip)).loss)
+    run.optimizer.zero_grad()
+    for name, buffer in run.slotcon.named_buffers():
+        buffer.copy_(buffers[name])
+
+
 def fit(run: Run, watch: Watch, stop: Stop) -> None:
     """Train from ``run.step`` to the end of the last epoch, or until it is agreed to stop."""
     recipe, accelerator, slotcon = run.recipe, run.accelerator, run.slotcon
@@ -84,6 +103,7 @@ def fit(run: Run, watch: Watch, stop: Stop) -> None:
     unreadable = Unreadable(run.pictures, accelerator, run.unreadable)
     monitor = Monitor(run.folder, accelerator, steps, recipe.batch_size, recipe.log_every)
     slotcon.train()
+    rehearse(run)
 
     for step in steps:
         seed_step(recipe.seed, step, accelerator.process_index)

@@ -1,4 +1,10 @@
-"""A run: made ready from its recipe, saved, and restored."""
+"""A run: made ready from its recipe, saved, and restored.
+
+On the CPU, a run that was resumed, however it had ended, has the losses and the weights of one that never stopped,
+bit for bit, on as many processes and threads as before. On others, the pictures, their views and their order, the
+schedules and the steps stay exactly the same; sums are rounded otherwise, and two things change by definition: the
+slot loss is a mean over the queries of each process, and what a backbone draws (drop path) depends on the process.
+"""
 
 import json
 import os

@@ -73,6 +73,10 @@ def claim(folder: Path, patience: int = 60) -> None:
             if second == 0:
                 print(f"waiting for the process that is training in {folder} to end", file=sys.stderr)
             time.sleep(1)
+        except OSError as error:  # some network file systems know no locks
+            reason = f"{folder} cannot be locked ({error.strerror})"
+            print(f"warning: {reason}: make sure that no other process trains in it", file=sys.stderr)
+            return
     raise ValueError(f"another process is still training in {folder}: stop it first, or choose another --output")
 
 

@@ -13,6 +13,7 @@ __all__ = ["Stop", "heed_parent_alone"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # variables that accelerate and torchrun set
+NOTICE = b"\nstopping at the next line of metrics, with a checkpoint\n"
 ECHO = 1.0  # seconds within which a launcher may pass a terminal's Ctrl-C on to us, who have it already
 
 
@@ -47,6 +48,8 @@ class Stop:
         now = time.monotonic()
         if self.asked is None:
             self.asked = now
+            if self.accelerator.is_main_process:
+                os.write(2, NOTICE)  # print may be what the signal has interrupted
         elif number == signal.SIGINT and now - self.asked > ECHO:
             raise KeyboardInterrupt
 

@@ -1,5 +1,7 @@
 """Runs that are killed, stopped, moved to other numbers of processes, and shown bad pictures; all of it real."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -79,6 +81,13 @@ def test_killed_many_times(options, whole, tmp_path, processes, workers):
     assert result.half_saves > 0
 
 
+@pytest.mark.slow
+def test_killed_on_more_than_two_processes(options, whole, tmp_path):
+    """Where the order of sums over processes shows."""
+    result = storm([*options, "--workers", 0], whole(4), tmp_path, ["in a save", "in a step"], processes=4)
+    assert result.lost == []
+
+
 @pytest.mark.parametrize(
     ("processes", "ranks"), [(1, []), (2, [1])], ids=["one and its worker", "the second of two alone"]
 )
@@ -144,6 +153,15 @@ def test_a_run_is_kept_from_others_until_it_ends_however_it_ends(options, tmp_pa
     os.kill(launch.ranks[0].pid, signal.SIGKILL)  # its worker lives on for a while
     launch.ranks[0].join()
     claim(run, patience=0)
+
+
+def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    claim(tmp_path)
+    assert "cannot be locked (No locks available): make sure that no other process" in capsys.readouterr().err
 
 
 def test_bad_pictures_are_named_and_odd_ones_are_taken(tmp_path):

@@ -23,7 +23,7 @@ def accelerator(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_a_wish_and_python_gets_its_handlers_back(accelerator, number):
+def test_a_signal_is_a_wish_and_python_gets_its_handlers_back(accelerator, number, capfd):
     before = signal.getsignal(number)
     with Stop(accelerator) as wish:
         assert not wish.agreed()
@@ -32,6 +32,7 @@ def test_a_signal_is_a_wish_and_python_gets_its_handlers_back(accelerator, numbe
         assert wish.agreed()
         assert wish.agreed()
     assert signal.getsignal(number) is before
+    assert capfd.readouterr().err.count("stopping at the next line of metrics") == 1
 
 
 def test_only_a_later_ctrl_c_interrupts(accelerator, monkeypatch):
@@ -50,7 +51,7 @@ def test_the_end_of_the_launcher_is_a_wish_too(accelerator, monkeypatch, variabl
         monkeypatch.setenv(variable, "no")
     wish = Stop(accelerator)
     assert not wish.agreed()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    monkeypatch.setattr(os, "getppid", lambda: -1)
     assert wish.agreed() == (variable is not None)  # without a launcher, a parent may end: nohup, setsid
 
 
