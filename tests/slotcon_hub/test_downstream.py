@@ -128,7 +128,7 @@ def test_smp_gets_no_random_weights_for_pretrained_ones(name, words):
 
 
 def test_smp_refuses_the_stride_of_nano():
-    """Which we say in the README; the day that this fails is a good one."""
+    """It wants strides that double from map to map, and the last two of nano are the same."""
     with pytest.raises(ValueError, match="Unsupported model downsampling pattern"):
         smp.Unet("tu-slotcon_nano", encoder_weights=None)
 
