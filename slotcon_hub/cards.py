@@ -129,8 +129,9 @@ def _of_row(row: weights.Weights, net: Any) -> dict[str, str]:
     if row.licence == "other":
         licence = "The authors' page names no licence for the weights alone, so none is claimed here."
     return {
-        **{key: str(getattr(row, key)) for key in ("data", "pictures", "epochs", "prototypes", "recipe", "origin")},
+        **{key: str(getattr(row, key)) for key in ("data", "pictures", "epochs", "prototypes", "recipe")},
         "command": row.command,
+        "source": f"from <{row.origin}>" if row.packaged_sha256 is None else "and come with this package",
         "stride": str(net.feature_info[-1]["reduction"]),
         "results": _results(row),
         "licence": licence,

@@ -1,7 +1,7 @@
 """Batches of view pairs: a run's plan of which pictures come when, and the loader that follows it.
 
 Every sample is drawn from (seed, epoch, index) and every order from (seed, epoch), whatever the number of
-processes, workers or interruptions.
+processes, workers or interruptions; what a network draws, from (seed, step, rank).
 """
 
 import sys
@@ -15,12 +15,13 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.pictures import Pictures, decode
+from training.stop import heed_parent_alone
 from training.views import TwoViews
 
-__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "make_loader"]
+__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "make_loader", "seed_step"]
 
 SUBSTITUTES = 100  # pictures tried in the place of an unreadable one
-ORDERS, SAMPLES = 0, 1  # streams of random numbers that never meet
+ORDERS, SAMPLES, STEPS = 0, 1, 2  # streams of random numbers that never meet
 TOLERATED = 0.01  # share of the pictures that may be unreadable
 
 
@@ -58,11 +59,11 @@ class TooManyUnreadable(Exception):
 class Unreadable:
     """The pictures that a run could not read: named once, counted over all processes."""
 
-    def __init__(self, pictures: Pictures, accelerator: Accelerator) -> None:
-        """Start with none."""
+    def __init__(self, pictures: Pictures, accelerator: Accelerator, known: set[int]) -> None:
+        """Start with those that are known already; new ones join them."""
         self.pictures, self.accelerator = pictures, accelerator
         self.mine: set[int] = set()
-        self.all: set[int] = set()
+        self.all = known
 
     def add(self, indices: list[int]) -> None:
         """Note pictures that this process met."""
@@ -79,7 +80,7 @@ class Unreadable:
             self.accelerator.print(
                 f"skipped, since it cannot be read: {self.pictures.name(index)}", file=sys.stderr
             )
-        self.all |= met
+        self.all.update(met)
         if len(self.all) > TOLERATED * len(self.pictures):
             names = "\n  ".join(self.pictures.name(index) for index in sorted(self.all))
             raise TooManyUnreadable(
@@ -155,9 +156,16 @@ def make_loader(pairs: ViewPairs, steps: Steps, workers: int) -> DataLoader[Any]
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_single_thread,
+        worker_init_fn=_start_worker,
     )
 
 
-def _single_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    heed_parent_alone()
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed what a network draws in a step, such as the paths it drops, so that nothing has to be remembered."""
+    sequence = np.random.SeedSequence([seed, STEPS, step, rank])
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))

@@ -35,7 +35,7 @@ class Recipe:
     """Column of a table that holds the images."""
 
     backbone: str = "slotcon_r50"
-    """Any timm model that returns a map once its head is removed."""
+    """Any timm model that has a map: convolutional, or a transformer, which is made for the size of the views."""
     slotcon: Annotated[SlotConConfig, tyro.conf.arg(name="")] = field(default_factory=SlotConConfig)
 
     view_size: int = 224
@@ -67,21 +67,35 @@ class Recipe:
     seed: int = 0
     """Of initialisation, order and augmentation."""
 
+    continue_from: Path | None = None
+    """Checkpoint to go on from in a new run: an authors' full one, or model.safetensors of a run. Student, teacher,
+    predictor and centre are its own; the optimiser's momentum starts anew."""
+    continue_at: int | None = None
+    """Epoch of the schedule to go on at: 0 starts a new one with these weights; None takes the checkpoint's, and 0
+    where it names none."""
+
     output: Path | None = None
     """Folder of the run; None makes runs/<recipe>-<date and time>."""
     resume: bool = False
-    """Continue from the newest checkpoint in --output."""
+    """Continue from the newest good checkpoint in --output; where there is none yet, start."""
     workers: int = 8
     """Processes that load pictures, for each training process."""
     threads: int | None = None
     """CPU threads of each process that trains on the CPU; None shares out all cores, where accelerate would take
     one a process."""
     log_every: int = 10
-    """Steps between two lines of metrics."""
+    """Steps between two lines of metrics; a run asked to stop (SIGTERM, Ctrl-C) saves and ends at the next one."""
     save_every: int = 5
     """Epochs between two checkpoints; there is always one at the end."""
     keep: int = 2
     """Checkpoints kept, the newest ones."""
+    keep_every: int = 0
+    """Epochs between two checkpoints that are kept for good, besides; a multiple of --save-every, or 0 for none."""
+    show_every: int = 5
+    """Epochs between two pictures of the groups in the same images, slots/epoch-*.png; 0 draws none."""
+    probe: str | None = None
+    """Labelled pictures to classify by nearest neighbours at the same epochs: a folder with train and validation
+    parts of class folders, or of Parquet files."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Accelerate's trackers, besides metrics.jsonl."""
 
@@ -100,8 +114,23 @@ class Recipe:
             raise ValueError(f"min_crop={self.min_crop} must be a fraction in (0, 1]")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads={self.threads} must be at least 1")
+        if self.show_every < 0:
+            raise ValueError(f"show_every={self.show_every} must not be negative; 0 draws none")
+        if self.probe and not self.show_every:
+            raise ValueError("--probe is measured every --show-every epochs: make that at least 1")
+        if self.keep_every < 0:
+            raise ValueError(f"keep_every={self.keep_every} must not be negative; 0 keeps none for good")
+        if self.keep_every % self.save_every:
+            raise ValueError(
+                f"keep_every={self.keep_every} is no multiple of save_every={self.save_every}: no checkpoint is "
+                "written at some of these epochs; change one of them"
+            )
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative; 0 loads in the training process")
+        if self.continue_at is not None and not 0 <= self.continue_at < self.epochs:
+            raise ValueError(f"continue_at={self.continue_at} must be an epoch from 0 to {self.epochs - 1}")
+        if self.continue_at is not None and self.continue_from is None:
+            raise ValueError("--continue-at needs --continue-from, the checkpoint to go on from")
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output, the folder of the run to continue")
 
@@ -142,25 +171,39 @@ class Recipe:
 
 
 COCO = Recipe()
-IN1K = replace(COCO, slotcon=SlotConConfig(num_prototypes=2048))
+IN1K = replace(COCO, slotcon=SlotConConfig(num_prototypes=2048), save_every=1)  # epochs are long
+
+DEMO = Recipe(
+    data=SCENES,
+    backbone="slotcon_nano",
+    show_every=1,
+    # Some hundred steps in place of 180,000: sharper targets, a teacher that follows sooner, a higher rate.
+    slotcon=SlotConConfig(num_prototypes=16, hidden_dim=512, out_dim=128, teacher_temp=0.04, teacher_momentum=0.95),
+    view_size=96,
+    epochs=3,
+    batch_size=64,
+    base_lr=8.0,
+    warmup_epochs=0.5,
+    workers=1,
+    log_every=5,
+)
 
 RECIPES: dict[str, tuple[str, Recipe]] = {
     "demo": (
         "A small ResNet on synthetic scenes: minutes on two CPU cores, nothing to download.",
-        Recipe(
-            data=SCENES,
-            backbone="slotcon_nano",
-            # Some hundred steps in place of 180,000: sharper targets, a teacher that follows sooner, a higher rate.
-            slotcon=SlotConConfig(
-                num_prototypes=16, hidden_dim=512, out_dim=128, teacher_temp=0.04, teacher_momentum=0.95
-            ),
-            view_size=96,
-            epochs=3,
-            batch_size=64,
-            base_lr=8.0,
-            warmup_epochs=0.5,
-            workers=1,
-            log_every=5,
+        DEMO,
+    ),
+    "imagenette_20ep": (
+        "The small ResNet of the demo on Imagenette, 160 px (9,469 pictures): the weights that come with the "
+        "package. About an hour on two CPU cores.",
+        replace(
+            DEMO,
+            data=None,
+            slotcon=replace(DEMO.slotcon, num_prototypes=64, teacher_momentum=0.97),
+            epochs=20,
+            warmup_epochs=1,
+            save_every=2,
+            log_every=20,
         ),
     ),
     "coco_800ep": (

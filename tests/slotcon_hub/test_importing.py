@@ -1,5 +1,6 @@
 """Checkpoints of every kind into the store, and what is refused on the way."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def state_file(folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
+def state_with_image_loss(folder: Path) -> Path:
+    heads = SlotCon("slotcon_nano", replace(SMALL, image_loss_weight=1.0)).state_dict()
+    heads = {key: value for key, value in heads.items() if key.startswith("image_loss.")}
+    save_file({**model().state_dict(), **heads}, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
 def checkpoint_folder(folder: Path) -> Path:
     return state_file(folder).parent
 
@@ -76,6 +84,7 @@ KINDS = [
     official,
     backbone_only,
     state_file,
+    state_with_image_loss,
     checkpoint_folder,
     unfinished_run,
     export_folder,

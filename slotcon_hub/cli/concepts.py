@@ -1,0 +1,125 @@
+"""The command ``slotcon-hub concepts``."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
+from slotcon_hub.cli.table import print_table
+from slotcon_hub.concepts import Batch, Concepts, crops, discover
+from slotcon_hub.export import replacing
+from slotcon_hub.gallery import INDEX, NUMBERS, Gallery
+from slotcon_hub.inference import CenterCrop, load_prototypes
+from slotcon_hub.pictures import ImageFiles
+from slotcon_hub.stopwatch import Stopwatch
+
+__all__ = ["add_commands"]
+
+_CONCEPTS = """\
+Show what each prototype stands for: of all segments that belong to it, those most similar to it.
+
+Every picture is resized and cropped as the model is evaluated (for 224 pixels: short side 256, central 224 x 224).
+Every pixel belongs to the prototype that is most similar to it; a segment is all pixels of a picture that belong to
+one prototype. Its feature, the average projection of its pixels, is compared with the prototype by cosine.
+
+The folder OUTPUT gets pages of pictures with the segments in red, index.html to look through them, and
+concepts.json with all numbers."""
+_EXAMPLE = "example: slotcon-hub concepts --model slotcon_r50_proto.coco_800ep --images coco/val2017"
+_WHOLE = "group: as said above; image: each picture is one segment, as the paper does for ImageNet (group)"
+_SHOWN = 5  # prototypes in the printed table
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to the subparsers of argparse."""
+    parser = commands.add_parser(
+        "concepts",
+        help="show what prototypes stand for in a folder of pictures",
+        description=_CONCEPTS,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--images", type=Path, required=True, help="folder of pictures, at any depth")
+    add_model_options(parser, output="concepts")
+    parser.add_argument("--force", action="store_true", help="replace the concepts that OUTPUT holds")
+    parser.add_argument("--segment", choices=["group", "image"], default="group", help=_WHOLE)
+    parser.add_argument("--top", type=number(1), default=10, help="segments shown of each prototype (10)")
+    parser.add_argument("--per-page", type=number(1), default=10, help="prototypes of a page (10)")
+    parser.add_argument("--batch-size", type=number(1), default=32, help="pictures at a time (32)")
+    parser.add_argument("--workers", type=number(0), default=0, help="processes that decode (0: this one does it)")
+    parser.set_defaults(command=_concepts)
+
+
+def _concepts(options: argparse.Namespace) -> None:
+    _check_output(options.output, options.images, options.force)
+    files = ImageFiles(options.images)
+    model = load_prototypes(options.model).to(options.device)
+    crop, watch = CenterCrop.of(model), Stopwatch(options.device)
+    with replacing(options.output) as folder:
+        concepts = discover(
+            model,
+            _progress(crops(files, crop, batch_size=options.batch_size, workers=options.workers), len(files)),
+            top=options.top,
+            whole=options.segment == "image",
+            precision=PRECISIONS[options.precision],
+            watch=watch,
+        )
+        report_unreadable([(files.name(number), reason) for number, reason in concepts.unreadable], len(files))
+        folder.mkdir()
+        facts = {
+            "model": options.model,
+            "images": str(options.images),
+            "segment": options.segment,
+            "top": options.top,
+            "resize": crop.resize,
+            "crop": crop.side,
+            "interpolation": crop.interpolation,
+            "precision": options.precision,
+            "device": options.device.type,
+        }
+        gallery = Gallery(concepts, files, options.images, crop, facts, options.per_page)
+        with watch.measure("drawing"):
+            for _ in tqdm(gallery.write(folder), "drawing", gallery.number_of_files(), unit="file"):
+                pass
+    _print(concepts, crop, watch)
+    print(f"{options.output / INDEX} shows them")
+
+
+def _check_output(output: Path, images: Path, force: bool) -> None:
+    """Refuse a folder that holds something else, or the pictures, or is among them."""
+    check_is_no_file(output)
+    if output.is_dir() and any(output.iterdir()):
+        if not (output / NUMBERS).is_file():
+            raise ValueError(f"{output} holds something else than concepts: choose another --output")
+        if not force:
+            raise ValueError(f"{output} holds concepts already: add --force to replace them")
+    one, other = output.resolve(), images.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise ValueError(f"of {output} and {images} one is in the other: choose another --output")
+
+
+def _progress(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
+    with tqdm(total=total, desc="pictures", unit="picture") as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch.numbers) + len(batch.unreadable))
+
+
+def _print(concepts: Concepts, crop: CenterCrop, watch: Stopwatch) -> None:
+    rows = [("PROTOTYPE", "SEGMENTS", "PIXELS", "MOST SIMILAR")]
+    used, unused = concepts.by_use(), concepts.unused()
+    for k in used[:_SHOWN]:
+        best = concepts.nearest(k)[0].similarity
+        share = concepts.pixels[k] / (concepts.pictures * crop.side**2)
+        rows.append((str(k), str(concepts.segments[k]), f"{share:.1%}", f"{best:.3f}"))
+    print_table(rows)
+    if len(used) > _SHOWN:
+        print(f"and {len(used) - _SHOWN} more")
+    print(f"\n{len(used)} of {len(used) + len(unused)} prototypes are used in {concepts.pictures} pictures", end="")
+    print(f"; unused: {', '.join(map(str, unused))}" if unused else "")
+    if concepts.unreadable:
+        print(f"{len(concepts.unreadable)} pictures were skipped, since they cannot be read")
+    ratio = 1 + watch.seconds["segments"] / (watch.seconds["decoding"] + watch.seconds["network"])
+    print(f"{watch.told()}; decoding, network and segments: {ratio:.2f} x decoding and network alone")

@@ -1,0 +1,134 @@
+"""The command ``slotcon-hub segment``."""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
+from slotcon_hub.cli.table import print_table
+from slotcon_hub.drawing import colors, draw_index, draw_map
+from slotcon_hub.inference import load_prototypes, segment_picture
+from slotcon_hub.pictures import decode
+from slotcon_hub.segments import Region
+from slotcon_hub.stopwatch import Stopwatch
+
+__all__ = ["add_commands"]
+
+_SEGMENT = """\
+Divide whole pictures into segments: every pixel belongs to the prototype that is most similar to it.
+
+The folder OUTPUT gets for each picture
+  NAME-overlay.png     the picture under the colours and numbers of its segments
+  NAME-index.png       each pixel's prototype: the entry of its palette, or above 256 prototypes 16 bits of grey
+  NAME-segments.json   of each segment prototype, pixels, share of the picture, box (x0, y0, x1, y1; the last two
+                       outside), and the mean of its pixels' similarities with the prototype"""
+_EXAMPLE = "example: slotcon-hub segment --model slotcon_r50_proto.coco_800ep street.jpg"
+
+
+def add_commands(commands: Any) -> None:
+    """Add the command to the subparsers of argparse."""
+    parser = commands.add_parser(
+        "segment",
+        help="divide pictures into segments, each with its prototype",
+        description=_SEGMENT,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    add_model_options(parser, output="segments")
+    parser.add_argument("--force", action="store_true", help="overwrite what is there of the same names")
+    parser.add_argument("--size", type=number(1), help="shrink larger pictures to this short side for the network")
+    parser.set_defaults(command=_segment)
+
+
+def _segment(options: argparse.Namespace) -> None:
+    check_is_no_file(options.output)
+    names = _names(options.images)
+    there = [path for name in names for path in _targets(options.output, name) if path.exists()]
+    if there and not options.force:
+        raise ValueError(f"{there[0]} is there already: add --force to overwrite it, or choose another --output")
+    model = load_prototypes(options.model).to(options.device)
+    options.output.mkdir(parents=True, exist_ok=True)
+    watch, unreadable = Stopwatch(options.device), []
+    rows = [("PICTURE", "SIZE", "SEGMENTS", "LARGEST")]
+    for path, name in tqdm(list(zip(options.images, names, strict=True)), "segments", unit="picture"):
+        try:
+            with watch.measure("decoding"):
+                picture = decode(path.read_bytes(), upright=True)
+        except OSError as error:
+            unreadable.append((str(path), str(error)))
+            continue
+        precision = PRECISIONS[options.precision]
+        groups, regions = segment_picture(model, picture, watch, size=options.size, precision=precision)
+        facts = {
+            "model": options.model,
+            "picture": str(path),
+            "size": options.size,
+            "precision": options.precision,
+            "device": options.device.type,
+        }
+        with watch.measure("drawing"):
+            _write(options.output, name, picture, groups, regions, model.num_classes, facts)
+        height, width = groups.shape
+        largest = f"prototype {regions[0].prototype}, {regions[0].pixels / groups.numel():.0%}"
+        rows.append((str(path), f"{width} x {height}", str(len(regions)), largest))
+    report_unreadable(unreadable, len(names))
+    print_table(rows)
+    ratio = 1 + watch.seconds["segments"] / watch.seconds["network"]
+    print(f"\n{watch.told()}; network and segments: {ratio:.2f} x the network alone")
+    print(f"{options.output} holds overlay, index and numbers of each")
+
+
+def _names(images: list[Path]) -> list[str]:
+    """The stems of the pictures; of equal ones, those after the first get a number."""
+    names: list[str] = []
+    taken: set[str] = set()  # some file systems take A for a
+    for path in images:
+        name, count = path.stem, 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{path.stem}-{count}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _targets(folder: Path, name: str) -> list[Path]:
+    return [folder / f"{name}-{end}" for end in ("overlay.png", "index.png", "segments.json")]
+
+
+def _write(
+    folder: Path,
+    name: str,
+    picture: Tensor,
+    groups: Tensor,
+    regions: list[Region],
+    prototypes: int,
+    facts: dict[str, Any],
+) -> None:
+    """Write the files of a picture: each is there as a whole, the numbers last."""
+    height, width = groups.shape
+    segments = [
+        {
+            "prototype": region.prototype,
+            "pixels": region.pixels,
+            "share": round(region.pixels / groups.numel(), 6),
+            "box": region.box,
+            "similarity": round(region.similarity, 6),
+        }
+        for region in regions
+    ]
+    numbers = {**facts, "width": width, "height": height, "prototypes": prototypes, "segments": segments}
+    palette = colors(prototypes)
+    with tempfile.TemporaryDirectory(prefix=".segment-", dir=folder) as scratch:
+        overlay, index, told = _targets(Path(scratch), name)
+        draw_map(picture.permute(1, 2, 0).numpy(), groups.numpy(), regions, palette).save(overlay)
+        draw_index(groups.numpy(), palette).save(index)
+        told.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        for path in (overlay, index, told):
+            path.replace(folder / path.name)

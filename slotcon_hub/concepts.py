@@ -1,0 +1,211 @@
+"""Visual concept discovery (section A.4 of the supplementary): of every prototype the most similar segments.
+
+Dimensions: B pictures, K prototypes, S side of a crop in pixels.
+"""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from slotcon_hub.inference import CenterCrop, dense_maps
+from slotcon_hub.pictures import ImageFiles, decode
+from slotcon_hub.prototype_model import SlotConPrototypes
+from slotcon_hub.segments import group_map, pool_segments
+from slotcon_hub.stopwatch import Stopwatch
+
+__all__ = ["Batch", "Concepts", "Segment", "crops", "discover"]
+
+_DIGITS = 5  # of a similarity: fewer than float32 has, so that equal pictures are equal
+
+
+class Segment(NamedTuple):
+    """All pixels of a picture that belong to one prototype; the greater of two is shown first."""
+
+    similarity: float
+    """Cosine of the average-pooled projection with the prototype, in [-1, 1]."""
+    order: int
+    """Minus the number of the picture: of equals, the first counts most."""
+    pixels: int
+    """Of the S x S crop."""
+    mask: bytes
+    """The crop's pixels, one bit each; empty for a picture as a whole."""
+
+    @property
+    def picture(self) -> int:
+        """The picture's number."""
+        return -self.order
+
+    def pixel_mask(self, side: int) -> np.ndarray:
+        """S x S booleans; of a picture as a whole all are true."""
+        if not self.mask:
+            return np.ones((side, side), dtype=bool)
+        bits = np.unpackbits(np.frombuffer(self.mask, np.uint8), count=side * side)
+        return bits.reshape(side, side).astype(bool)
+
+    def box(self, side: int) -> tuple[int, int, int, int]:
+        """x0, y0, x1, y1 in pixels of the crop: the first column and row, and those after the last."""
+        mask = self.pixel_mask(side)
+        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+class Concepts:
+    """Of every prototype how often it was found, and the most similar of its segments."""
+
+    def __init__(self, prototypes: int, top: int, *, whole: bool = False) -> None:
+        """Start with none.
+
+        Args:
+            prototypes: K.
+            top: segments kept of each; the memory needed is that of K x top masks, whatever the pictures.
+            whole: each picture is one segment.
+        """
+        self.top, self.whole = top, whole
+        self.pictures = 0
+        """Pictures that were looked at."""
+        self.unreadable: list[tuple[int, str]] = []
+        """Number and reason of those that could not be."""
+        self.segments = [0] * prototypes
+        """How many each prototype has."""
+        self.pixels = [0] * prototypes
+        """How many each prototype has, in all crops together."""
+        self._kept: list[list[Segment]] = [[] for _ in range(prototypes)]
+
+    def add(self, prototype: int, similarity: float, picture: int, pixels: int, groups: Tensor | None) -> None:
+        """Count a segment, and keep it while it is among the most similar.
+
+        Args:
+            prototype: that it is assigned to.
+            similarity: its feature's with the prototype.
+            picture: its number.
+            pixels: of the segment.
+            groups: S x S prototype numbers of the picture's pixels; None for a picture as a whole.
+        """
+        self.segments[prototype] += 1
+        self.pixels[prototype] += pixels
+        kept = self._kept[prototype]
+        if len(kept) == self.top and (similarity, -picture) < kept[0][:2]:
+            return
+        mask = b"" if groups is None else np.packbits((groups == prototype).numpy()).tobytes()
+        heapq.heappush(kept, Segment(similarity, -picture, pixels, mask))
+        if len(kept) > self.top:
+            heapq.heappop(kept)
+
+    def nearest(self, prototype: int) -> list[Segment]:
+        """The segments kept of a prototype, the most similar first."""
+        return sorted(self._kept[prototype], reverse=True)
+
+    def by_use(self) -> list[int]:
+        """The prototypes that have segments, those with most of them first."""
+        used = [k for k, count in enumerate(self.segments) if count]
+        return sorted(used, key=lambda k: (-self.segments[k], k))
+
+    def unused(self) -> list[int]:
+        """The prototypes that no segment was assigned to."""
+        return [k for k, count in enumerate(self.segments) if not count]
+
+
+@dataclass
+class Batch:
+    """Crops with the numbers of their pictures, and what could not be read."""
+
+    numbers: list[int] = field(default_factory=list)
+    crops: Tensor | None = None
+    """uint8 B x 3 x S x S."""
+    unreadable: list[tuple[int, str]] = field(default_factory=list)
+
+
+class _Crops(Dataset[tuple[int, Tensor | str]]):
+    def __init__(self, files: ImageFiles, crop: CenterCrop) -> None:
+        self.files, self.crop = files, crop
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
+        try:
+            return index, self.crop(decode(self.files.read(index), upright=True))
+        except OSError as error:
+            return index, str(error)
+
+
+def _collate(samples: list[tuple[int, Any]]) -> Batch:
+    read = [(index, crop) for index, crop in samples if isinstance(crop, Tensor)]
+    unreadable = [(index, reason) for index, reason in samples if isinstance(reason, str)]
+    return Batch([index for index, _ in read], torch.stack([c for _, c in read]) if read else None, unreadable)
+
+
+def crops(files: ImageFiles, crop: CenterCrop, *, batch_size: int, workers: int) -> DataLoader[Batch]:
+    """Read, decode and crop pictures in their order, in ``workers`` processes beside this one, or in this one."""
+    dataset: Any = _Crops(files, crop)
+    return DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_collate)
+
+
+@torch.inference_mode()
+def discover(
+    model: SlotConPrototypes,
+    batches: Iterable[Batch],
+    *,
+    top: int,
+    whole: bool = False,
+    precision: torch.dtype = torch.float32,
+    watch: Stopwatch | None = None,
+) -> Concepts:
+    """Assign all segments of pictures to prototypes, and keep of each prototype the most similar ones.
+
+    A segment belongs to the prototype that its pixels were assigned to by :func:`group_map`; its feature is the
+    average of their projections. A picture as a whole belongs to the prototype that the average of all its
+    projections is most similar to.
+
+    Args:
+        model: in eval mode.
+        batches: of :func:`crops`.
+        top: segments kept of each prototype.
+        whole: take each picture for one segment, as the paper does for ImageNet.
+        precision: of the network, float32 or bfloat16.
+        watch: counts the seconds of "decoding", "network" and "segments".
+    """
+    watch = watch or Stopwatch(next(model.parameters()).device)
+    prototypes = F.normalize(model.prototypes.weight.float())
+    concepts = Concepts(len(prototypes), top, whole=whole)
+    full = 0
+    for batch in watch.waiting(batches, "decoding"):
+        concepts.unreadable += batch.unreadable
+        if batch.crops is None:
+            continue
+        number = len(batch.crops)
+        full = max(full, number)
+        with watch.measure("network"):
+            # Filled up, since what a network returns may depend on the batch's size, by its last digits.
+            filled = F.pad(batch.crops, (0, 0, 0, 0, 0, 0, 0, full - number))
+            z, scores = dense_maps(model, filled, precision)
+        with watch.measure("segments"):
+            concepts.pictures += number
+            _add(concepts, batch, z[:number], scores[:number], prototypes)
+    return concepts
+
+
+def _add(concepts: Concepts, batch: Batch, z: Tensor, scores: Tensor, prototypes: Tensor) -> None:
+    """Add the segments of a batch: projections B x D x h x w, similarities B x K x h x w, prototypes K x D."""
+    assert batch.crops is not None
+    height, width = batch.crops.shape[2:]
+    if concepts.whole:
+        groups = None
+        similarity, prototype = (F.normalize(z.mean((2, 3))) @ prototypes.T).max(1)
+        picture, pixels = torch.arange(len(z)), torch.full((len(z),), height * width)
+    else:
+        groups = group_map(scores, (height, width))[0]
+        picture, prototype, pixels, features = pool_segments(z, groups)
+        similarity = (F.normalize(features) * prototypes[prototype]).sum(1)
+        groups = groups.short().cpu()
+    columns = (values.tolist() for values in (prototype, similarity, picture, pixels))
+    for k, cosine, row, area in zip(*columns, strict=True):
+        divided = None if groups is None else groups[row]
+        concepts.add(k, round(cosine, _DIGITS), batch.numbers[row], area, divided)

@@ -1,0 +1,142 @@
+"""A prototype model by name, the pictures as it takes them, and the dense maps that it makes of them.
+
+Dimensions: B pictures, K prototypes, D channels, h x w cells of the map, H x W pixels, S side of a crop.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, normalize, resize
+
+from slotcon_hub.layers import PrototypeNetwork
+from slotcon_hub.loading import load
+from slotcon_hub.prototype_model import SlotConPrototypes
+from slotcon_hub.segments import Region, group_map, regions
+from slotcon_hub.stopwatch import Stopwatch
+
+__all__ = ["CenterCrop", "dense_maps", "load_prototypes", "segment_picture"]
+
+_LONGEST = 4  # times its short side that a picture is cut to before it is resized
+
+
+def load_prototypes(name: str) -> SlotConPrototypes:
+    """A prototype model with its weights, in eval mode, that returns the map of similarities.
+
+    Args:
+        name: what :func:`slotcon_hub.loading.load` takes, such as ``slotcon_r50_proto.coco_800ep``; or the folder
+            of a run that has ended, or of its export.
+
+    Raises:
+        ValueError: there are no such weights, or they are of no prototype model.
+        RuntimeError: they are not to be had.
+        OSError: a file is absent.
+    """
+    architecture = name.partition(".")[0]
+    if timm.is_model(architecture) and not architecture.endswith("_proto"):
+        proto = f"{architecture}_proto"
+        other = name.replace(architecture, proto) if timm.is_model(proto) else "such as slotcon_r50_proto"
+        raise ValueError(f"{name} is a backbone without prototypes: use a *_proto model, {other}")
+    folder = Path(name.removeprefix("local-dir:"))
+    inside = (folder / "export" / "prototypes", folder / "prototypes")
+    model: Any = load(next((str(place) for place in inside if place.is_dir()), name), global_pool="")
+    if not isinstance(model, SlotConPrototypes) or not model.num_classes:
+        raise ValueError(f"{name} holds no prototypes: name the export/prototypes of a run, or a *_proto model")
+    config: Any = model.pretrained_cfg
+    if model.num_classes != config["num_classes"]:  # timm would then have left them random
+        raise ValueError(f"{name} contradicts itself: its configuration names two numbers of prototypes")
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The middle of a picture, as a model is evaluated: the short side resized, then a square cut out."""
+
+    resize: int
+    """Short side, in pixels."""
+    side: int
+    """S, in pixels."""
+    interpolation: str
+    """Of the resizing, antialiased: "bicubic" or "bilinear"."""
+
+    @classmethod
+    def of(cls, model: SlotConPrototypes) -> "CenterCrop":
+        """As a model's configuration says: for 224 pixels and the usual share of 0.875, of a short side of 256."""
+        config = resolve_model_data_config(model)
+        side = config["input_size"][-1]
+        return cls(math.floor(side / config["crop_pct"]), side, config["interpolation"])
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        """uint8 3 x H x W to uint8 3 x S x S."""
+        height, width = picture.shape[1:]
+        # What a strip has beyond the crop's reach must not be resized: it could be of any length.
+        strip = [min(height, _LONGEST * width), min(width, _LONGEST * height)]
+        resized = resize(
+            center_crop(picture, strip), [self.resize], InterpolationMode(self.interpolation), antialias=True
+        )
+        return center_crop(resized, [self.side, self.side])
+
+
+@torch.inference_mode()
+def dense_maps(
+    model: SlotConPrototypes, pictures: Tensor, precision: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Projections and similarities of all cells, in float32.
+
+    Args:
+        model: in eval mode.
+        pictures: uint8 B x 3 x H x W.
+        precision: of the layers: float32, or bfloat16 by autocast.
+
+    Returns:
+        B x D x h x w projections, and B x K x h x w similarities in [-1, 1].
+    """
+    device = next(model.parameters()).device
+    config = resolve_model_data_config(model)
+    pictures = normalize(pictures.to(device).float() / 255, config["mean"], config["std"])
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        dense = PrototypeNetwork.forward(model, pictures)
+    return dense.z, dense.scores
+
+
+def segment_picture(
+    model: SlotConPrototypes,
+    picture: Tensor,
+    watch: Stopwatch,
+    *,
+    size: int | None = None,
+    precision: torch.dtype = torch.float32,
+) -> tuple[Tensor, list[Region]]:
+    """Divide a whole picture into segments.
+
+    Args:
+        model: in eval mode.
+        picture: uint8 3 x H x W.
+        watch: counts the seconds of "network" and "segments".
+        size: short side, in pixels, that a larger picture is shrunk to for the network.
+        precision: of the network.
+
+    Returns:
+        H x W prototype numbers, and the segments, the largest first.
+
+    Raises:
+        ValueError: the model takes pictures of one size only.
+    """
+    config: Any = model.pretrained_cfg
+    if config.get("fixed_input_size"):
+        side = config["input_size"][-1]
+        raise ValueError(f"the model takes pictures of {side} x {side} pixels only: use one that is convolutional")
+    height, width = picture.shape[1:]
+    if size is not None and size < min(height, width):
+        picture = resize(picture, [size], InterpolationMode(CenterCrop.of(model).interpolation), antialias=True)
+    with watch.measure("network"):
+        scores = dense_maps(model, picture[None], precision)[1]
+    with watch.measure("segments"):
+        groups, similarities = group_map(scores, (height, width))
+        return groups[0].cpu(), regions(groups[0], similarities[0])

@@ -1,0 +1,46 @@
+"""What a command spends its time on."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+__all__ = ["Stopwatch"]
+
+Item = TypeVar("Item")
+
+
+class Stopwatch:
+    """Seconds by what they were spent on; a device is waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start with none."""
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, what: str) -> Iterator[None]:
+        """Add the time that is spent inside."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+    def waiting(self, items: Iterable[Item], what: str) -> Iterator[Item]:
+        """Yield the items, and add the time that each is waited for."""
+        iterator = iter(items)
+        while True:
+            with self.measure(what):
+                item = next(iterator, None)
+            if item is None:
+                return
+            yield item
+
+    def told(self) -> str:
+        """All of them, for people."""
+        return ", ".join(f"{what} {seconds:.2f} s" for what, seconds in self.seconds.items())

@@ -1,0 +1,186 @@
+"""Probes: the neighbours against loops, and the commands on real folders, with one process and with two."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from slotcon_hub.export import save_model
+from training.evaluation.features import Features, Labeled, extract, settle
+from training.evaluation.knn import KS, knn
+from training.evaluation.linear import linear
+from training.evaluation.models import load
+
+ROOT = Path(__file__).parents[2]
+CLASSES, TRAIN, TEST = 3, 13, 7  # pictures in all; they divide by neither processes nor batches
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of classes that differ in colour."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, number in {"train": TRAIN, "validation": TEST}.items():
+        for i in range(number):
+            place = folder / split / f"class{i % CLASSES}"
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 120, (40, 50, 3))
+            pixels[..., i % CLASSES] += 130
+            Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    save_model(timm.create_model("resnet10t", num_classes=0), folder, 32)
+    return folder
+
+
+def command(module: str, *options: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            str(processes),
+        ]
+    line = [*launcher, "-m", f"training.evaluation.{module}", *options, "--workers", "0"]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 256])
+def test_neighbours_vote_as_in_loops(chunk):
+    torch.manual_seed(1)
+    train = Features(1 + torch.randn(31, 20) / 3, torch.arange(31) % 4)  # so close that many matter
+    test = Features(1 + torch.randn(40, 20) / 3, torch.arange(40) % 4)
+    ks = (1, 3, 10, 31, 200)
+    found = knn(train, test, ks=ks, chunk=chunk)
+    for k in ks:
+        right = 0
+        for query, label in zip(test.values, test.labels, strict=True):
+            cosines = [float(torch.cosine_similarity(query, other, dim=0)) for other in train.values]
+            nearest = sorted(range(31), key=lambda i: -cosines[i])[:k]
+            votes = [0.0] * 4
+            for i in nearest:
+                votes[int(train.labels[i])] += float(np.exp(cosines[i] / 0.07))
+            right += max(range(4), key=votes.__getitem__) == int(label)
+        assert found[k] == pytest.approx(right / 40), k
+    assert len(set(found.values())) > 1
+
+
+def test_a_linear_classifier_separates_what_can_be_separated():
+    torch.manual_seed(0)
+    labels = torch.arange(600) % 3
+    values = torch.randn(600, 8) + 4 * torch.nn.functional.one_hot(labels, 8)
+    separable, noise = Features(values, labels), Features(torch.randn(600, 8), labels)
+    asked = []
+    assert linear(lambda epoch: asked.append(epoch) or separable, separable, epochs=20, batch_size=64) > 0.97
+    assert asked == list(range(20))
+    assert linear(lambda _: noise, Features(torch.randn(600, 8), labels), epochs=5, batch_size=64) < 0.45
+
+
+def test_features_are_each_picture_once_and_in_order(data, model):
+    accelerator, pictures = Accelerator(cpu=True), Labeled(str(data), "train")
+    net = load(str(model))
+    found = extract(net, pictures, accelerator, batch_size=4, workers=0)
+    assert found.values.shape == (TRAIN, 512)
+    assert found.labels.bincount().tolist() == [5, 4, 4]
+    pictures.prepare(net)
+    with torch.no_grad():
+        expected = torch.cat([net(pictures[i][1][None]) for i in range(TRAIN)])
+    torch.testing.assert_close(found.values, expected)
+    first, again, other = (
+        extract(net, pictures, accelerator, epoch=epoch, batch_size=size, workers=0).values
+        for epoch, size in ((1, 4), (1, 5), (2, 4))
+    )
+    torch.testing.assert_close(first, again)
+    assert (first - other).abs().amax() > 1e-3
+    assert (first - found.values).abs().amax() > 1e-3
+
+
+def test_a_random_model_gets_statistics_of_the_pictures(data):
+    net = load("resnet10t", pretrained=False)
+    settle(net, Labeled(str(data), "train"), torch.device("cpu"), batches=2, batch_size=4)
+    assert not net.training
+    assert net.bn1.num_batches_tracked == 2
+    assert (net.bn1.running_mean != 0).any()
+
+
+def test_two_processes_give_the_numbers_of_one(data, model, tmp_path):
+    files = []
+    for processes in (1, 2):
+        files.append(tmp_path / f"{processes}.json")
+        options = ("--models", str(model), "--data", str(data), "--batch-size", "4", "--baseline")
+        done = command("knn", *options, "--output", str(files[-1]), processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("knn on") == 1
+    one, two = (json.loads(file.read_text()) for file in files)
+    assert one["accuracy"] == two["accuracy"]
+    assert set(one["accuracy"]) == {str(model), f"{model}, random"}
+    assert set(one["accuracy"][str(model)]) == {f"k = {k}" for k in KS}
+    assert one["settings"]["test_split"] == "validation"
+
+
+def test_the_linear_command_augments_when_asked_to(data, model, tmp_path):
+    options = (
+        "--models",
+        str(model),
+        "--data",
+        str(data),
+        "--epochs",
+        "3",
+        "--augment",
+        "--mixed-precision",
+        "bf16",
+    )
+    done = command("linear", *options, "--output", str(tmp_path / "found.json"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert 0 <= found["accuracy"][str(model)]["linear"] <= 1
+    assert found["settings"]["augment"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"--data": "/nowhere"}, "there is no folder /nowhere"),
+        ({"--models": "slotcon_r99"}, "slotcon_r99 could not be loaded"),
+        ({"--models": "resnet10t.nothing"}, "resnet10t.nothing could not be loaded"),
+        ({"--test-split": "dev"}, "split 'dev', could not be loaded"),
+        ({"--output": "/nowhere/found.json"}, "there is no folder /nowhere for --output"),
+    ],
+)
+def test_errors_are_one_sentence(data, model, monkeypatch, change, sentence):
+    from training.evaluation import knn as module
+    from training.evaluation.probes import Probe, run
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = {"--models": str(model), "--data": str(data), "--workers": "0", **change}
+    monkeypatch.setattr(sys, "argv", ["knn", *(word for pair in options.items() for word in pair)])
+    with pytest.raises(SystemExit) as error:
+        run("knn", "", Probe, module.measure)
+    assert str(error.value).startswith("error: ")
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_must_be_there(tmp_path):
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "a.png")
+    with pytest.raises(ValueError, match="needs the columns image and label"):
+        Labeled(str(tmp_path), "train")
