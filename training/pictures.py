@@ -1,22 +1,12 @@
 """Where pictures come from: folders, Parquet files and the Hugging Face Hub, as encoded files by number."""
 
-import contextlib
-import io
 import os
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+from slotcon_hub.pictures import ImageFiles, decode, files_below
 
 __all__ = ["ImageFiles", "ImageTable", "Pictures", "decode", "open_pictures"]
-
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 class Pictures(Protocol):
@@ -30,37 +20,6 @@ class Pictures(Protocol):
 
     def read(self, index: int) -> bytes:
         """The encoded file; raises OSError where there is none."""
-
-
-class ImageFiles:
-    """All JPEG, PNG and WebP files below a folder, in order of their paths.
-
-    Links to folders are followed. What is hidden is left out: macOS puts a ``._x.jpg`` beside an ``x.jpg``.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """List the files.
-
-        Raises:
-            ValueError: the folder does not exist, or holds no picture.
-        """
-        if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}: give --data a folder of pictures")
-        self.paths = sorted(path for path in _files_below(folder) if path.lower().endswith(SUFFIXES))
-        if not self.paths:
-            raise ValueError(f"{folder} holds no {', '.join(SUFFIXES)} file, at any depth: give --data another")
-
-    def __len__(self) -> int:
-        """Number of files."""
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        """Path of a file."""
-        return self.paths[index]
-
-    def read(self, index: int) -> bytes:
-        """Bytes of a file."""
-        return Path(self.paths[index]).read_bytes()
 
 
 class ImageTable:
@@ -129,22 +88,9 @@ def open_pictures(data: str, split: str = "train", column: str = "image") -> Pic
         if not path.is_file():
             raise ValueError(f"there is no file {path}: give --data a Parquet file or a folder")
         return ImageTable(_load_table(data, "train", "parquet", data_files=str(path)), column)
-    if any(file.endswith(".parquet") for file in _files_below(path)):
+    if any(file.endswith(".parquet") for file in files_below(path)):
         return ImageTable(_load_table(data, split, "parquet", data_dir=str(path)), column)
     return ImageFiles(path)
-
-
-def _files_below(folder: Path) -> Iterator[str]:
-    """Yield the paths of files that are not hidden; a folder that several links lead to is entered once."""
-    entered = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        place = os.path.realpath(root)
-        if place in entered:
-            folders.clear()
-            continue
-        entered.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(root, name) for name in files if not name.startswith("."))
 
 
 def _load_table(data: str, split: str, *source: str, **files: str) -> Any:
@@ -155,27 +101,3 @@ def _load_table(data: str, split: str, *source: str, **files: str) -> Any:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{data}, split {split!r}, could not be loaded: {reason}") from None
-
-
-def decode(data: bytes) -> Tensor:
-    """Decode a picture of any colour mode to RGB, uint8 3 x H x W.
-
-    Transparency is dropped, 16 bits a channel become their upper 8, and of an animation the first frame is
-    taken. The orientation in EXIF is not applied, as usual in pre-training.
-
-    Raises:
-        OSError: it is damaged, no picture, or so large (by Pillow's limit) that it may be a decompression bomb.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data)) as image:  # reads the header, and refuses bombs
-                if image.format == "JPEG":
-                    # The fast way. Only JPEGs take it: a damaged PNG ends torchvision in a segmentation fault.
-                    with contextlib.suppress(RuntimeError):
-                        return decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
-                if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
-                    image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except Exception as error:  # Pillow raises whatever its parsers stumble over
-            raise OSError(f"{type(error).__name__}: {error}") from None

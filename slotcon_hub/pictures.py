@@ -1,0 +1,96 @@
+"""Files of pictures: which a folder holds, and how they are decoded."""
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+__all__ = ["ImageFiles", "decode", "files_below"]
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+
+
+class ImageFiles:
+    """All JPEG, PNG and WebP files below a folder, in order of their paths.
+
+    Links to folders are followed. What is hidden is left out: macOS puts a ``._x.jpg`` beside an ``x.jpg``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """List the files.
+
+        Raises:
+            ValueError: the folder does not exist, or holds no picture.
+        """
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}: name a folder of pictures")
+        self.paths = sorted(path for path in files_below(folder) if path.lower().endswith(SUFFIXES))
+        if not self.paths:
+            raise ValueError(f"{folder} holds no {', '.join(SUFFIXES)} file, at any depth: name another folder")
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """Path of a file."""
+        return self.paths[index]
+
+    def read(self, index: int) -> bytes:
+        """Bytes of a file."""
+        return Path(self.paths[index]).read_bytes()
+
+
+def files_below(folder: Path) -> Iterator[str]:
+    """Yield the paths of files that are not hidden; a folder that several links lead to is entered once."""
+    entered = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)
+        if place in entered:
+            folders.clear()
+            continue
+        entered.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(root, name) for name in files if not name.startswith("."))
+
+
+def decode(data: bytes, *, upright: bool = False) -> Tensor:
+    """Decode a picture of any colour mode to RGB, uint8 3 x H x W.
+
+    Transparency is dropped, 16 bits a channel become their upper 8, and of an animation the first frame is
+    taken.
+
+    Args:
+        data: the encoded file.
+        upright: turn it as its EXIF says, to be looked at; left as it is, as usual in pre-training.
+
+    Raises:
+        OSError: it is damaged, no picture, or so large (by Pillow's limit) that it may be a decompression bomb.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data)) as image:  # reads the header, and refuses bombs
+                if image.format == "JPEG":
+                    # The fast way. Only JPEGs take it: a damaged PNG ends torchvision in a segmentation fault.
+                    with contextlib.suppress(RuntimeError):
+                        return decode_jpeg(
+                            torch.frombuffer(data, dtype=torch.uint8),
+                            ImageReadMode.RGB,
+                            apply_exif_orientation=upright,
+                        )
+                if upright:
+                    ImageOps.exif_transpose(image, in_place=True)
+                if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
+                    image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        except Exception as error:  # Pillow raises whatever its parsers stumble over
+            raise OSError(f"{type(error).__name__}: {error}") from None
