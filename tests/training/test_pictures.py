@@ -1,6 +1,5 @@
 """Where pictures come from: folders, Parquet files, and data sets by name."""
 
-
 import pytest
 from picture_files import encode, filled
 
