@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from slotcon_hub.pictures import ImageFiles, decode, files_below
+from slotcon_hub.pictures import ImageFiles, files_below
 
-__all__ = ["ImageFiles", "ImageTable", "Pictures", "decode", "open_pictures"]
+__all__ = ["ImageTable", "Pictures", "open_pictures"]
 
 
 class Pictures(Protocol):

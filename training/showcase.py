@@ -12,9 +12,10 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from slotcon_hub import SlotCon
 from slotcon_hub.export import prototype_model
+from slotcon_hub.pictures import decode
 from training import scenes
 from training.evaluation.segmentation import Segmentation, evaluate, labeled_pictures, segment
-from training.pictures import Pictures, decode
+from training.pictures import Pictures
 from training.report import colors, draw_groups
 
 __all__ = ["Showcase"]
