@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-__all__ = ["ImageFiles", "decode", "files_below", "size"]
+__all__ = ["ImageFiles", "Picture", "decode", "files_below"]
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
@@ -62,59 +62,64 @@ def files_below(folder: Path) -> Iterator[str]:
         yield from (os.path.join(root, name) for name in files if not name.startswith("."))
 
 
-def size(data: bytes) -> tuple[int, int]:
-    """Height and width that the header of a picture states, in pixels.
+class Picture:
+    """An encoded picture of which the header has been read: its pixels are yet to be decoded."""
 
-    Raises:
-        OSError: as for :func:`decode`, as far as the header shows it.
-    """
-    with _open(data) as image:
-        return image.height, image.width
+    def __init__(self, data: bytes) -> None:
+        """Read the header.
+
+        Raises:
+            OSError: it is no picture, or so large (by Pillow's limit) that it may be a decompression bomb.
+        """
+        self._data = data
+        with _errors_of_pillow():
+            self._image = Image.open(io.BytesIO(data))
+        self.height, self.width = self._image.height, self._image.width
+
+    def decode(self, *, upright: bool = False, reduction: int = 1) -> Tensor:
+        """Decode a picture of any colour mode to RGB, uint8 3 x H x W; once only.
+
+        Transparency is dropped, 16 bits a channel become their upper 8, and of an animation the first frame is
+        taken.
+
+        Args:
+            upright: turn it as its EXIF says, to be looked at; left as it is, as usual in pre-training.
+            reduction: 2, 4 or 8 to average squares of so many pixels a side, what is left over at the right and
+                at the bottom likewise. A JPEG does this while it is decoded, from fewer of its cosines.
+
+        Raises:
+            OSError: it is damaged.
+        """
+        with _errors_of_pillow(), self._image as image:
+            jpeg = image.format in ("JPEG", "MPO")  # cameras write MPO: several JPEGs, the picture first
+            if jpeg and reduction == 1:
+                # The fast way. Only JPEGs take it: a damaged PNG ends torchvision in a segmentation fault.
+                with contextlib.suppress(RuntimeError):
+                    data = torch.frombuffer(self._data, dtype=torch.uint8)
+                    return decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=upright)
+            if jpeg and min(image.size) >= 2 * reduction:
+                image.draft(None, (image.width // reduction, image.height // reduction))
+                reduction = 1
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
+                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+            image = image.convert("RGB")
+            if reduction > 1:
+                image = image.reduce(reduction)
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def decode(data: bytes, *, upright: bool = False, reduction: int = 1) -> Tensor:
-    """Decode a picture of any colour mode to RGB, uint8 3 x H x W.
-
-    Transparency is dropped, 16 bits a channel become their upper 8, and of an animation the first frame is
-    taken.
-
-    Args:
-        data: the encoded file.
-        upright: turn it as its EXIF says, to be looked at; left as it is, as usual in pre-training.
-        reduction: 2, 4 or 8 to average squares of so many pixels a side, what is left over at the right and at
-            the bottom likewise. A JPEG does this while it is decoded, from fewer of its cosines.
-
-    Raises:
-        OSError: it is damaged, no picture, or so large (by Pillow's limit) that it may be a decompression bomb.
-    """
-    with _open(data) as image:
-        jpeg = image.format in ("JPEG", "MPO")  # cameras write MPO: several JPEGs in a file, the picture first
-        if jpeg and reduction == 1:
-            # The fast way. Only JPEGs take it: a damaged PNG ends torchvision in a segmentation fault.
-            with contextlib.suppress(RuntimeError):
-                return decode_jpeg(
-                    torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=upright
-                )
-        if jpeg and min(image.size) >= 2 * reduction:
-            image.draft(None, (image.width // reduction, image.height // reduction))
-            reduction = 1
-        if upright:
-            ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
-            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-        image = image.convert("RGB")
-        if reduction > 1:
-            image = image.reduce(reduction)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    """Decode a picture in one go: see :class:`Picture`, which raises OSError for whatever is wrong."""
+    return Picture(data).decode(upright=upright, reduction=reduction)
 
 
 @contextlib.contextmanager
-def _open(data: bytes) -> Iterator[Image.Image]:
-    """Read the header, refuse bombs, and raise OSError whatever is wrong, here and inside."""
+def _errors_of_pillow() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                yield image
+            yield
         except Exception as error:  # Pillow raises whatever its parsers stumble over
             raise OSError(f"{type(error).__name__}: {error}") from None

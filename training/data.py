@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from slotcon_hub.pictures import decode, size
+from slotcon_hub.pictures import Picture
 from training.pictures import Pictures
 from training.views import TwoViews
 
@@ -43,17 +43,17 @@ class ViewPairs(Dataset[dict[str, Any]]):
         unreadable: list[int] = []
         while len(unreadable) < SUBSTITUTES:
             try:
-                data = self.pictures.read(index)
-                drawn = self.views.draw(*size(data), rng)
-                picture = decode(data, reduction=drawn.reduction)
+                picture = Picture(self.pictures.read(index))
+                drawn = self.views.draw(picture.height, picture.width, rng)
+                pixels = picture.decode(reduction=drawn.reduction)
                 break
             except OSError:
                 unreadable.append(index)
                 index = int(rng.integers(len(self.pictures)))
         else:
-            picture = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
-            drawn = self.views.draw(*picture.shape[1:], rng)
-        return {**self.views.cut(picture, drawn), "unreadable": unreadable}
+            pixels = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
+            drawn = self.views.draw(*pixels.shape[1:], rng)
+        return {**self.views.cut(pixels, drawn), "unreadable": unreadable}
 
 
 class TooManyUnreadable(Exception):
@@ -143,7 +143,7 @@ class Steps(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, int(index)) for index in part]
 
 
-def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack samples: views 2 x B x 3 x S x S, boxes, flips and colours likewise, unreadable indices joined."""
     batch: dict[str, Any] = {
         key: torch.stack([s[key] for s in samples], dim=1) for key in ("boxes", "flips", "color")
@@ -160,7 +160,7 @@ def make_loader(pairs: ViewPairs, steps: Steps, workers: int) -> DataLoader[Any]
         pairs,
         batch_sampler=steps,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_single_thread,
     )

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn.functional import avg_pool2d
 
 from slotcon_hub import pictures
-from slotcon_hub.pictures import ImageFiles, decode, size
+from slotcon_hub.pictures import ImageFiles, Picture, decode
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +57,7 @@ def test_reads_at_a_part_of_the_resolution(name, reduction):
     odd = RGB.crop((0, 0, 61, 35))
     data = KINDS.get(name) or encode(odd, "JPEG" if name.endswith("jpg") else "PNG")
     whole, reduced = decode(data).float(), decode(data, reduction=reduction)
-    assert size(data) == tuple(whole.shape[1:])
+    assert (Picture(data).height, Picture(data).width) == tuple(whole.shape[1:])
     expected = avg_pool2d(whole, reduction, ceil_mode=True)
     assert (reduced.dtype, reduced.shape) == (torch.uint8, expected.shape)
     assert (reduced - expected).abs().mean() < 2
@@ -118,7 +118,7 @@ def test_truncated(name):
     "data", [b"", b"not a picture", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP"]
 )
 def test_no_picture(data):
-    for read in (decode, size):
+    for read in (decode, Picture):
         with pytest.raises(OSError, match=r"cannot identify|UnidentifiedImageError"):
             read(data)
 
@@ -127,7 +127,7 @@ DAMAGE = """
 import sys, warnings
 from pathlib import Path
 import numpy as np
-from slotcon_hub.pictures import ImageFiles, decode, size
+from slotcon_hub.pictures import ImageFiles, Picture, decode
 
 warnings.simplefilter("error")
 rng = np.random.default_rng(0)
@@ -172,7 +172,7 @@ def test_bombs_that_are_jpegs():
     huge = bytearray(KINDS["rgb.jpg"])
     size = huge.index(b"\xff\xc0") + 5
     huge[size : size + 4] = b"\xff\xdc" * 2  # 65,500 x 65,500 pixels: 12.9 GB
-    for read in (decode, size):
+    for read in (decode, Picture):
         with pytest.raises(OSError, match="DecompressionBombError"):
             read(bytes(huge))
 
