@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+import itertools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +20,29 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 class ImageFiles:
-    """All JPEG, PNG and WebP files below a folder, in order of their paths.
+    """All JPEG, PNG and WebP files below some folders, in order of their paths.
 
     Links to folders are followed. What is hidden is left out: macOS puts a ``._x.jpg`` beside an ``x.jpg``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, *folders: Path, listed: Iterable[str] | None = None) -> None:
         """List the files.
 
+        Args:
+            folders: to search at any depth.
+            listed: what :func:`files_below` yields for them, where that is known already.
+
         Raises:
-            ValueError: the folder does not exist, or holds no picture.
+            ValueError: a folder does not exist, or they hold no picture.
         """
-        if not folder.is_dir():
-            raise ValueError(f"there is no folder {folder}: name a folder of pictures")
-        self.paths = sorted(path for path in files_below(folder) if path.lower().endswith(SUFFIXES))
+        for folder in folders:
+            if not folder.is_dir():
+                raise ValueError(f"there is no folder {folder}: name a folder of pictures")
+        files = listed if listed is not None else files_below(*folders)
+        self.paths = sorted(path for path in files if path.lower().endswith(SUFFIXES))
         if not self.paths:
-            raise ValueError(f"{folder} holds no {', '.join(SUFFIXES)} file, at any depth: name another folder")
+            places = " and ".join(map(str, folders))
+            raise ValueError(f"{places} holds no {', '.join(SUFFIXES)} file, at any depth: name another folder")
 
     def __len__(self) -> int:
         """Number of files."""
@@ -49,16 +57,16 @@ class ImageFiles:
         return Path(self.paths[index]).read_bytes()
 
 
-def files_below(folder: Path) -> Iterator[str]:
+def files_below(*folders: Path) -> Iterator[str]:
     """Yield the paths of files that are not hidden; a folder that several links lead to is entered once."""
     entered = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, inner, files in itertools.chain.from_iterable(os.walk(f, followlinks=True) for f in folders):
         place = os.path.realpath(root)
         if place in entered:
-            folders.clear()
+            inner.clear()
             continue
         entered.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
         yield from (os.path.join(root, name) for name in files if not name.startswith("."))
 
 

@@ -26,6 +26,7 @@ from slotcon_hub.export import prototype_model
 from slotcon_hub.functional import teacher_momentum
 from training import checkpoint, color, run_folder, scenes
 from training.data import Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader
+from training.layouts import LAYOUTS
 from training.monitor import Diverged, Monitor
 from training.optim import lr_at, make_optimizer
 from training.pictures import Pictures, open_pictures
@@ -103,7 +104,10 @@ def prepare(name: str, recipe: Recipe) -> Run:
     with processes.main_process_first():
         held_out = scenes.prepare() if recipe.data == SCENES else None
     source = str(held_out.train) if held_out else str(recipe.data)
-    pictures = open_pictures(source, recipe.split, recipe.image_column)
+    pictures = open_pictures(source, recipe.split, recipe.image_column, recipe.layout)
+    miscount = recipe.layout and LAYOUTS[recipe.layout].miscount(Path(source).expanduser(), len(pictures))
+    if miscount and processes.is_main_process:
+        print(f"warning: {miscount}", file=sys.stderr)
     recipe.steps_per_epoch(len(pictures))
 
     slotcon = build(recipe, processes)
