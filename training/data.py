@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from training.pictures import Pictures, decode
+from slotcon_hub.pictures import Picture
+from training.pictures import Pictures
 from training.stop import heed_parent_alone
 from training.views import TwoViews
 
@@ -33,7 +34,7 @@ class ViewPairs(Dataset[dict[str, Any]]):
         self.pictures, self.views, self.seed = pictures, views, seed
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """The sample of an epoch and a picture: what ``TwoViews`` returns, and ``unreadable`` indices.
+        """The sample of an epoch and a picture: what ``TwoViews.cut`` returns, and ``unreadable`` indices.
 
         In the place of an unreadable picture comes another one, drawn from the same numbers; after a hundred of
         them a black one, since such data end the run at its next line of metrics.
@@ -41,15 +42,19 @@ class ViewPairs(Dataset[dict[str, Any]]):
         epoch, index = key
         rng = np.random.default_rng([self.seed, SAMPLES, epoch, index])
         unreadable: list[int] = []
-        picture = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
         while len(unreadable) < SUBSTITUTES:
             try:
-                picture = decode(self.pictures.read(index))
+                picture = Picture(self.pictures.read(index))
+                drawn = self.views.draw(picture.height, picture.width, rng)
+                pixels = picture.decode(reduction=drawn.reduction)
                 break
             except OSError:
                 unreadable.append(index)
                 index = int(rng.integers(len(self.pictures)))
-        return {**self.views(picture, rng), "unreadable": unreadable}
+        else:
+            pixels = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
+            drawn = self.views.draw(*pixels.shape[1:], rng)
+        return {**self.views.cut(pixels, drawn), "unreadable": unreadable}
 
 
 class TooManyUnreadable(Exception):
@@ -139,11 +144,13 @@ class Steps(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, int(index)) for index in part]
 
 
-def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples: views 2 of B x 3 x S x S, boxes, flips and colours likewise, unreadable indices joined."""
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples: views 2 x B x 3 x S x S, boxes, flips and colours likewise, unreadable indices joined."""
     batch: dict[str, Any] = {
-        key: torch.stack([s[key] for s in samples], dim=1) for key in ("views", "boxes", "flips", "color")
+        key: torch.stack([s[key] for s in samples], dim=1) for key in ("boxes", "flips", "color")
     }
+    views = torch.stack([s["views"].permute(0, 2, 3, 1) for s in samples], dim=1)  # as they lie in memory
+    batch["views"] = views.permute(0, 1, 4, 2, 3)
     batch["unreadable"] = [index for s in samples for index in s["unreadable"]]
     return batch
 
@@ -154,7 +161,7 @@ def make_loader(pairs: ViewPairs, steps: Steps, workers: int) -> DataLoader[Any]
         pairs,
         batch_sampler=steps,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_start_worker,
     )

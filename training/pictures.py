@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
-from slotcon_hub.pictures import ImageFiles, decode, files_below
+from slotcon_hub.pictures import ImageFiles, files_below
+from training.layouts import LAYOUTS, LayoutName
 
-__all__ = ["ImageFiles", "ImageTable", "Pictures", "decode", "open_pictures"]
+__all__ = ["ImageTable", "Pictures", "open_pictures"]
 
 
 class Pictures(Protocol):
@@ -66,7 +67,9 @@ class ImageTable:
         return self.table[index][self.column] or {}
 
 
-def open_pictures(data: str, split: str = "train", column: str = "image") -> Pictures:
+def open_pictures(
+    data: str, split: str = "train", column: str = "image", layout: LayoutName | None = None
+) -> Pictures:
     """Open what ``--data`` names.
 
     Args:
@@ -75,6 +78,7 @@ def open_pictures(data: str, split: str = "train", column: str = "image") -> Pic
         split: of a Hub data set, or of a folder of Parquet files: those that have it in the names of their files
             or folders, as on the Hub. Where nothing names a split, all files are ``train``.
         column: that holds the images of a table.
+        layout: of a folder, which may then be that of the whole data set.
 
     Raises:
         ValueError: there is nothing to read, in one sentence.
@@ -88,9 +92,11 @@ def open_pictures(data: str, split: str = "train", column: str = "image") -> Pic
         if not path.is_file():
             raise ValueError(f"there is no file {path}: give --data a Parquet file or a folder")
         return ImageTable(_load_table(data, "train", "parquet", data_files=str(path)), column)
-    if any(file.endswith(".parquet") for file in files_below(path)):
+    folders = LAYOUTS[layout].find(path) if layout else (path,)
+    files = list(files_below(*folders))
+    if any(file.endswith(".parquet") for file in files):
         return ImageTable(_load_table(data, split, "parquet", data_dir=str(path)), column)
-    return ImageFiles(path)
+    return ImageFiles(*folders, listed=files)
 
 
 def _load_table(data: str, split: str, *source: str, **files: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from slotcon_hub import SlotConConfig
+from training.layouts import LayoutName
 from training.optim import OptimizerName
 
 __all__ = ["RECIPES", "SCENES", "Recipe", "parse"]
@@ -33,6 +34,9 @@ class Recipe:
     """Split of a Hub data set, or of Parquet files named after theirs."""
     image_column: str = "image"
     """Column of a table that holds the images."""
+    layout: LayoutName | None = None
+    """Data set that --data may be the folder of: its training pictures are then found below it, and counted. Any
+    other folder is taken whole, and so is every folder with None."""
 
     backbone: str = "slotcon_r50"
     """Any timm model that has a map: convolutional, or a transformer, which is made for the size of the views."""
@@ -170,8 +174,8 @@ class Recipe:
         return pictures // self.batch_size
 
 
-COCO = Recipe()
-IN1K = replace(COCO, slotcon=SlotConConfig(num_prototypes=2048), save_every=1)  # epochs are long
+COCO = Recipe(layout="coco")
+IN1K = replace(COCO, layout="imagenet", slotcon=SlotConConfig(num_prototypes=2048), save_every=1)  # epochs are long
 
 DEMO = Recipe(
     data=SCENES,
@@ -212,8 +216,8 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
         COCO,
     ),
     "cocoplus_800ep": (
-        "COCO train2017 + unlabeled2017 (about 241,690 pictures). Reported: 41.8 box AP, 37.8 mask AP.",
-        COCO,
+        "COCO train2017 + unlabeled2017 (241,690 pictures). Reported: 41.8 box AP, 37.8 mask AP.",
+        replace(COCO, layout="coco+"),
     ),
     "in1k_100ep": (
         "ImageNet-1k train (1,281,167 pictures). Reported: 41.4 box AP, 37.2 mask AP.",
@@ -225,7 +229,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     ),
     "bdd100k_800ep": (
         "BDD100K train (70,000 pictures). Reported: 73.9 mIoU on Cityscapes.",
-        replace(COCO, slotcon=SlotConConfig(num_prototypes=64)),
+        replace(COCO, layout="bdd100k", slotcon=SlotConConfig(num_prototypes=64)),
     ),
     "cocostuff27": (
         "COCO train2017 with 27 prototypes, for unsupervised segmentation. Reported: 42.36 pixel accuracy on "

@@ -24,6 +24,7 @@ from slotcon_hub import SlotCon, distributed
 from slotcon_hub.backbone import create_backbone
 from slotcon_hub.export import backbone_model, prototype_model
 from training import checkpoint, continuing, run_folder, scenes
+from training.layouts import LAYOUTS
 from training.optim import make_optimizer
 from training.pictures import Pictures, open_pictures
 from training.recipes import SCENES, Recipe
@@ -145,7 +146,10 @@ def _data(recipe: Recipe, processes: PartialState) -> tuple[Pictures, Showcase]:
     with processes.main_process_first():
         held_out = scenes.prepare() if recipe.data == SCENES else None
     source = str(held_out.train) if held_out else str(recipe.data)
-    pictures = open_pictures(source, recipe.split, recipe.image_column)
+    pictures = open_pictures(source, recipe.split, recipe.image_column, recipe.layout)
+    miscount = recipe.layout and LAYOUTS[recipe.layout].miscount(Path(source).expanduser(), len(pictures))
+    if miscount and processes.is_main_process:
+        print(f"warning: {miscount}", file=sys.stderr)
     recipe.steps_per_epoch(len(pictures))
     size = recipe.view_size
     return pictures, Showcase.of_scenes(held_out) if held_out else Showcase.of_pictures(pictures, size)

@@ -13,11 +13,12 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from slotcon_hub import SlotCon
 from slotcon_hub.drawing import colors
 from slotcon_hub.export import prototype_model
+from slotcon_hub.pictures import decode
 from training import scenes
 from training.evaluation.labeled import LabeledPictures
 from training.evaluation.metrics import Segmentation
 from training.evaluation.segmentation import evaluate, segment
-from training.pictures import Pictures, decode
+from training.pictures import Pictures
 from training.report import draw_groups, matched_colors
 
 __all__ = ["Showcase"]

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from slotcon_hub.pictures import ImageFiles
 from training import color
 from training.data import SUBSTITUTES, Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader
-from training.pictures import ImageFiles
 from training.views import TwoViews
 
 SIZE = 16

@@ -339,6 +339,15 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(run, pictures, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_data_set_that_is_not_complete_is_warned_of_once(run, pictures, capsys):
+    pictures.rename(pictures.parent / "train2017")
+    for place in (pictures.parent, pictures.parent / "train2017"):
+        with pytest.raises(SystemExit, match="timm cannot make"):
+            run("coco_800ep", "--data", place, *TINY.split(), "--backbone", "nonsense")
+        warning = f"warning: COCO train2017 has 118,287 pictures, 10 were found in {data}: is it complete"
+        assert capsys.readouterr().err.count(warning) == 1
+
+
 def test_an_output_in_use_is_left_alone(run, pictures, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/precious").touch()

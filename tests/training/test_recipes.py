@@ -3,24 +3,28 @@ from pathlib import Path
 
 import pytest
 
+from training.layouts import LAYOUTS
 from training.recipes import RECIPES, Recipe, parse
 
 
 @pytest.mark.parametrize(
-    ("name", "epochs", "prototypes"),
+    ("name", "layout", "pictures", "epochs", "prototypes"),
     [
-        ("coco_800ep", 800, 256),
-        ("cocoplus_800ep", 800, 256),
-        ("in1k_100ep", 100, 2048),
-        ("in1k_200ep", 200, 2048),
-        ("bdd100k_800ep", 800, 64),
-        ("cocostuff27", 800, 27),
+        ("coco_800ep", "coco", "118,287", 800, 256),
+        ("cocoplus_800ep", "coco+", "241,690", 800, 256),
+        ("in1k_100ep", "imagenet", "1,281,167", 100, 2048),
+        ("in1k_200ep", "imagenet", "1,281,167", 200, 2048),
+        ("bdd100k_800ep", "bdd100k", "70,000", 800, 64),
+        ("cocostuff27", "coco", None, 800, 27),
     ],
 )
-def test_published_recipes(name, epochs, prototypes):
-    _, recipe = RECIPES[name]
+def test_published_recipes(name, layout, pictures, epochs, prototypes):
+    description, recipe = RECIPES[name]
     assert (recipe.epochs, recipe.slotcon.num_prototypes) == (epochs, prototypes)
-    paper = replace(Recipe(), epochs=epochs, slotcon=replace(Recipe().slotcon, num_prototypes=prototypes))
+    slotcon = replace(Recipe().slotcon, num_prototypes=prototypes)
+    paper = replace(Recipe(), layout=layout, epochs=epochs, slotcon=slotcon)
+    assert pictures is None or f"({pictures} pictures)" in description
+    assert pictures in (None, f"{LAYOUTS[layout].pictures:,}")
     assert replace(recipe, save_every=paper.save_every) == paper
 
 

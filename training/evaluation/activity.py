@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from slotcon_hub.functional import active_slots
+from slotcon_hub.pictures import decode
 from training import color
 from training.evaluation import command
 from training.evaluation.activity_report import report
 from training.evaluation.models import load_prototypes, similarities, standardize
-from training.pictures import Pictures, decode, open_pictures
+from training.pictures import Pictures, open_pictures
 from training.views import TwoViews
 
 __all__ = ["Activity", "PicturesAndViews", "Settings", "main", "watch"]

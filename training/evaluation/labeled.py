@@ -15,8 +15,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
+from slotcon_hub.pictures import ImageFiles, decode
 from training.evaluation.metrics import IGNORE
-from training.pictures import ImageFiles, decode
 
 __all__ = ["CenterSquare", "LabeledPictures"]
 

@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from slotcon_hub.pictures import ImageFiles
 from training import color
 from training.evaluation.activity import PicturesAndViews, Settings, main, watch
 from training.evaluation.models import load_prototypes
-from training.pictures import ImageFiles
 
 PICTURES, PROTOTYPES = 11, 15
 
