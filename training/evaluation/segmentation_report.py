@@ -11,11 +11,12 @@ from rich import print as show
 from rich.table import Table
 from torch import Tensor
 
+from slotcon_hub.drawing import colors
 from training.evaluation import command
 from training.evaluation.benchmarks import Benchmark
 from training.evaluation.figures import draw_confusion
 from training.evaluation.metrics import IGNORE, Segmentation, score, score_part
-from training.report import colors, draw_groups, matched_colors
+from training.report import draw_groups, matched_colors
 
 __all__ = ["Example", "report"]
 
