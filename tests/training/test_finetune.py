@@ -23,7 +23,8 @@ from torch import nn
 from slotcon_hub import SlotCon, SlotConConfig
 from slotcon_hub.export import export
 from training import finetune, finetune_segmentation
-from training.evaluation.segmentation import LabeledPictures, evaluate
+from training.evaluation.labeled import LabeledPictures
+from training.evaluation.segmentation import evaluate
 
 # timm's data sets leave it to the garbage collector to close files.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
