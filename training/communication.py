@@ -135,7 +135,8 @@ def main() -> None:
         f"Sizes: what one GPU sends in a step. Assumed: {machine.active:g} active slots a view, "
         f"{1000 * machine.image_seconds:.1f} ms of computation an image, {machine.node_bandwidth:g} GB/s a GPU "
         f"inside a node of {machine.gpus_per_node} and {machine.network_bandwidth:g} GB/s between nodes, "
-        f"{machine.latency:g} us a collective and doubling, nothing overlapped with computation. The paper tried batches of 256 to 1024."
+        f"{machine.latency:g} us a collective and doubling, nothing overlapped with computation. "
+        "The paper tried batches of 256 to 1024."
     )
 
 
