@@ -32,6 +32,7 @@ from training.optim import lr_at, make_optimizer
 from training.pictures import Pictures, open_pictures
 from training.recipes import SCENES, Recipe, parse
 from training.showcase import Showcase
+from training.streaming import ParquetStream, Unreachable
 from training.views import TwoViews
 
 RESUMABLE = {
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         fit(run)
     except (Diverged, TooManyUnreadable) as error:
         raise SystemExit(f"error: {error}") from None
+    except Unreachable as error:
+        raise SystemExit(f"error: {str(error).splitlines()[-1]}") from None  # below the traceback of its worker
     if run.accelerator.is_main_process:
         run_folder.finish(run.folder, run.slotcon, run.showcase, run.recipe, run.name)
     run.accelerator.end_training()
@@ -104,7 +107,8 @@ def prepare(name: str, recipe: Recipe) -> Run:
     with processes.main_process_first():
         held_out = scenes.prepare() if recipe.data == SCENES else None
     source = str(held_out.train) if held_out else str(recipe.data)
-    pictures = open_pictures(source, recipe.split, recipe.image_column, recipe.layout)
+    where = {"layout": recipe.layout, "streaming": recipe.streaming}
+    pictures = open_pictures(source, recipe.split, recipe.image_column, **where)
     miscount = recipe.layout and LAYOUTS[recipe.layout].miscount(Path(source).expanduser(), len(pictures))
     if miscount and processes.is_main_process:
         print(f"warning: {miscount}", file=sys.stderr)
@@ -129,7 +133,10 @@ def prepare(name: str, recipe: Recipe) -> Run:
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         model, optimizer = accelerator.prepare(slotcon, optimizer)
     size = recipe.view_size
-    showcase = Showcase.of_scenes(held_out) if held_out else Showcase.of_pictures(pictures, size)
+    if held_out:
+        showcase = Showcase.of_scenes(held_out)
+    else:  # others than the main process need not read any picture for it
+        showcase = Showcase.of_pictures(pictures, size) if processes.is_main_process else Showcase([])
     run = Run(name, recipe, folder, accelerator, pictures, showcase, slotcon, model, optimizer)
     if resumed:
         restore(run, *resumed)
@@ -230,6 +237,8 @@ def load(run: Run, steps: range) -> Any:
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         accumulation=recipe.accumulation_steps,
+        groups=run.pictures.groups if isinstance(run.pictures, ParquetStream) else None,
+        workers=recipe.workers,
     )
     return make_loader(ViewPairs(run.pictures, views, recipe.seed), plan, recipe.workers)
 
