@@ -79,7 +79,7 @@ def _result(row: weights.Weights) -> str:
         return "-"
     first = results[0]
     alike = [f"{r.value:.1f}" for r in results if (r.dataset, r.protocol) == (first.dataset, first.protocol)]
-    return f"{first.metric.split()[-1]} {'/'.join(alike)}"
+    return f"{first.metric.removesuffix(' accuracy').split()[-1]} {'/'.join(alike)}"
 
 
 def _where(row: weights.Weights) -> str:

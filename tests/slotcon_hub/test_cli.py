@@ -131,8 +131,8 @@ def test_help_is_a_page():
     for name in ("import", "export", "list"):
         assert sum(line.startswith(f"    {name} ") for line in lines) == 1
     examples = [line.split()[1:] for line in lines if line.startswith("  slotcon-hub ")]
-    assert len(examples) == 2
-    assert [main(arguments) for arguments in examples] == [1, 1]  # right usage, but nothing is there
+    assert len(examples) == 3
+    assert [main(arguments) for arguments in examples] == [1, 1, 1]  # right usage, but nothing is there
 
 
 def test_the_organisation_can_be_another():

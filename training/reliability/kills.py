@@ -107,4 +107,4 @@ def differences(whole: Path, run: Path) -> list[str]:
 
 def _lines(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_wait")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_wait", "memory_gb")} for line in lines]
