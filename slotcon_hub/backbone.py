@@ -14,7 +14,7 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-__all__ = ["ask", "averaging", "check_trainable", "create_backbone", "evaluating", "feature_map"]
+__all__ = ["ask", "averaging", "check_trainable", "create_backbone", "evaluating", "intermediate_map"]
 
 _SIDE = 64  # pixels of the picture that a backbone is asked with, unless it insists on another size
 
@@ -54,7 +54,7 @@ def ask(backbone: nn.Module) -> tuple[int, bool]:
         backbone: put back into its mode afterwards.
 
     Returns:
-        C, and whether the map is what the backbone returns, for :func:`feature_map`.
+        C, and whether the map is what the backbone returns; if not, :func:`intermediate_map` has it.
 
     Raises:
         ValueError: there is no map, or the backbone cannot take the pictures that it is made for.
@@ -73,7 +73,7 @@ def ask(backbone: nn.Module) -> tuple[int, bool]:
         if isinstance(features, Tensor) and features.dim() == 4 and layout == "NCHW":
             return features.shape[1], True
         try:
-            return feature_map(backbone, picture, returned=False).shape[1], False
+            return intermediate_map(backbone, picture).shape[1], False
         except (AttributeError, AssertionError, TypeError):  # it has no such method, or one without a norm
             found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
     raise ValueError(
@@ -82,28 +82,21 @@ def ask(backbone: nn.Module) -> tuple[int, bool]:
     )
 
 
-def feature_map(backbone: nn.Module, pictures: Tensor, returned: bool) -> Tensor:
-    """B x C x H x W map of a backbone.
+def intermediate_map(backbone: nn.Module, pictures: Tensor) -> Tensor:
+    """B x C x H x W map of the last layer, after the final norm, of timm's models of tokens or of channels last.
 
-    Args:
-        backbone: to call.
-        pictures: B x 3 x S x S.
-        returned: the map is what the backbone returns. If not, which is so for timm's models of tokens and of
-            channels last, it is timm's map of the last layer, after the final norm, without class and register
-            tokens.
+    Class and register tokens are left out.
     """
-    if returned:
-        return backbone(pictures)
-    form = {"indices": 1, "norm": True, "output_fmt": "NCHW", "intermediates_only": True}
-    return backbone.forward_intermediates(pictures, **form)[-1]  # type: ignore[operator]
+    ask_for: Any = backbone.forward_intermediates
+    return ask_for(pictures, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
 
 
-def check_trainable(backbone: nn.Module, returned: bool) -> None:
+def check_trainable(backbone: nn.Module, returns_map: bool) -> None:
     """Make sure that training reaches all of a backbone.
 
     Args:
         backbone: its parameters without ``requires_grad`` do not count.
-        returned: as for :func:`feature_map`.
+        returns_map: what :func:`ask` said.
 
     Raises:
         ValueError: its map does not depend on some parameters, which would stay random, and for whose gradients
@@ -114,8 +107,8 @@ def check_trainable(backbone: nn.Module, returned: bool) -> None:
     if not trained:
         return
     with torch.enable_grad():
-        total = feature_map(probe, _picture(probe), returned).sum()
-        gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+        features = probe(_picture(probe)) if returns_map else intermediate_map(probe, _picture(probe))
+        gradients = torch.autograd.grad(features.sum(), list(trained.values()), allow_unused=True)
     idle = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
     if idle:
         named = ", ".join(idle[:3]) + ", ..." * (len(idle) > 3)

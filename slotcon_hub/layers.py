@@ -4,12 +4,12 @@ Dimensions: B images, C backbone channels, K prototypes, D embedding channels, H
 Sections are those of the SlotCon paper (arXiv 2205.15288).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from slotcon_hub.backbone import ask, evaluating, feature_map
+from slotcon_hub.backbone import ask, evaluating, intermediate_map
 from slotcon_hub.distributed import SYNCHRONIZED
 from slotcon_hub.functional import cosine_scores
 
@@ -126,6 +126,8 @@ class Dense(NamedTuple):
 class PrototypeNetwork(nn.Module):
     """Backbone f, projector g and prototypes S: what student and teacher are, and what is released."""
 
+    returns_map: Final[bool]  # final for TorchScript, which else compiles both ways to the map
+
     def __init__(
         self, backbone: nn.Module, num_prototypes: int, hidden_dim: int = 4096, out_dim: int = 256, **dd: Any
     ) -> None:
@@ -149,7 +151,9 @@ class PrototypeNetwork(nn.Module):
 
     def features(self, view: Tensor) -> Tensor:
         """B x 3 x S x S pictures to the backbone's B x C x H x W map."""
-        return feature_map(self.backbone, view, self.returns_map)
+        if self.returns_map:
+            return self.backbone(view)
+        return intermediate_map(self.backbone, view)
 
     def forward(self, view: Tensor) -> Dense:
         """B x 3 x S x S pictures to projections, raw scores and features."""

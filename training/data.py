@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from slotcon_hub.pictures import Picture
 from training.pictures import Pictures
 from training.stop import heed_parent_alone
+from training.streaming import deal
 from training.views import TwoViews
 
 __all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "make_loader", "seed_step"]
@@ -98,7 +99,8 @@ class Steps(Sampler[list[tuple[int, int]]]):
     """The (epoch, index) pairs of this process, micro-batch after micro-batch, for the steps of a whole run.
 
     An epoch is a random order of all pictures, cut into global batches; what is left over is not seen. A global
-    batch is cut into equal micro-batches, which go to the processes in turn.
+    batch is cut into equal micro-batches, which go to the processes in turn, and in each of them to its workers
+    in turn. Where pictures come in row groups, the order is one in which a worker reads whole ones.
     """
 
     def __init__(
@@ -111,6 +113,8 @@ class Steps(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         processes: int = 1,
         accumulation: int = 1,
+        groups: np.ndarray | None = None,
+        workers: int = 1,
     ) -> None:
         """Plan the steps.
 
@@ -122,9 +126,12 @@ class Steps(Sampler[list[tuple[int, int]]]):
             rank: of this process.
             processes: how many there are.
             accumulation: micro-batches a process makes of its share.
+            groups: sizes of the row groups that the pictures come in; None if any order will do.
+            workers: of each process, for whom the groups are.
         """
         self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
         self.rank, self.processes, self.accumulation = rank, processes, accumulation
+        self.groups, self.workers = groups, max(workers, 1)
 
     def __len__(self) -> int:
         """Number of micro-batches of this process."""
@@ -137,11 +144,21 @@ class Steps(Sampler[list[tuple[int, int]]]):
         for step in self.steps:
             epoch, place = divmod(step, steps_per_epoch)
             if epoch != current:
-                current, order = epoch, np.random.default_rng([self.seed, ORDERS, epoch]).permutation(self.length)
+                current, order = epoch, self._order(epoch)
             batch = order[place * self.batch_size :][: self.batch_size]
             parts = np.split(batch, self.accumulation * self.processes)
             for part in parts[self.rank :: self.processes]:
                 yield [(epoch, int(index)) for index in part]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, ORDERS, epoch])
+        if self.groups is None:
+            return rng.permutation(self.length)
+        steps, parts = self.length // self.batch_size, self.processes * self.accumulation
+        part = np.arange(steps * self.batch_size) // (self.batch_size // parts)
+        micro_batch, rank = np.divmod(part, self.processes)
+        worker = (epoch * steps * self.accumulation + micro_batch) % self.workers  # as DataLoader takes turns
+        return deal(self.groups, rank * self.workers + worker, rng)
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

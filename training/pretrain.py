@@ -23,6 +23,7 @@ from training.optim import lr_at
 from training.recipes import parse
 from training.run import Run, comparable, prepare, save
 from training.stop import Stop
+from training.streaming import ParquetStream, Unreachable
 from training.views import TwoViews
 from training.watch import Watch
 
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             fit(run, watch, stop)
         except (Diverged, TooManyUnreadable, OSError) as error:
             raise SystemExit(f"error: {error}") from None
+        except Unreachable as error:
+            raise SystemExit(f"error: {str(error).splitlines()[-1]}") from None  # below the traceback of its worker
         except KeyboardInterrupt:
             raise SystemExit("error: interrupted: --resume goes on from the last checkpoint") from None
         if run.accelerator.is_main_process:
@@ -167,6 +170,8 @@ def load(run: Run, steps: range) -> Any:
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         accumulation=recipe.accumulation_steps,
+        groups=run.pictures.groups if isinstance(run.pictures, ParquetStream) else None,
+        workers=recipe.workers,
     )
     return make_loader(ViewPairs(run.pictures, views, recipe.seed), plan, recipe.workers)
 

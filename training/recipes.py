@@ -28,12 +28,14 @@ class Recipe:
     """
 
     data: str | None = None
-    """Folder of pictures (searched at any depth), Parquet file or folder of them, hf:<name> for a data set of the
-    Hugging Face Hub, or "scenes" for the embedded synthetic ones."""
+    """Folder of pictures (searched at any depth), Parquet file, URL or folder of them, hf:<name> for a data set of
+    the Hugging Face Hub, or "scenes" for the embedded synthetic ones."""
     split: str = "train"
     """Split of a Hub data set, or of Parquet files named after theirs."""
     image_column: str = "image"
     """Column of a table that holds the images."""
+    streaming: bool = False
+    """Read a data set of the Hub, or Parquet files, as they are needed, and keep nothing of them on the disk."""
     layout: LayoutName | None = None
     """Data set that --data may be the folder of: its training pictures are then found below it, and counted. Any
     other folder is taken whole, and so is every folder with None."""

@@ -146,13 +146,16 @@ def _data(recipe: Recipe, processes: PartialState) -> tuple[Pictures, Showcase]:
     with processes.main_process_first():
         held_out = scenes.prepare() if recipe.data == SCENES else None
     source = str(held_out.train) if held_out else str(recipe.data)
-    pictures = open_pictures(source, recipe.split, recipe.image_column, recipe.layout)
+    where = {"layout": recipe.layout, "streaming": recipe.streaming}
+    pictures = open_pictures(source, recipe.split, recipe.image_column, **where)
     miscount = recipe.layout and LAYOUTS[recipe.layout].miscount(Path(source).expanduser(), len(pictures))
     if miscount and processes.is_main_process:
         print(f"warning: {miscount}", file=sys.stderr)
     recipe.steps_per_epoch(len(pictures))
-    size = recipe.view_size
-    return pictures, Showcase.of_scenes(held_out) if held_out else Showcase.of_pictures(pictures, size)
+    if held_out:
+        return pictures, Showcase.of_scenes(held_out)
+    # Others than the main process need not read any picture for it.
+    return pictures, Showcase.of_pictures(pictures, recipe.view_size) if processes.is_main_process else Showcase([])
 
 
 def _build(recipe: Recipe, processes: PartialState) -> SlotCon:

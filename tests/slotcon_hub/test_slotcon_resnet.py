@@ -154,6 +154,14 @@ def test_any_timm_backbone_makes_a_prototype_model(backbone, args, cells):
     assert create_optimizer_v2(model, opt="sgd", lr=1.0, layer_decay=0.75).param_groups
 
 
+@pytest.mark.filterwarnings("ignore")  # torch deprecates what timm still tests
+@torch.no_grad()
+def test_a_prototype_model_can_be_scripted():
+    model = timm.create_model("slotcon_r18_proto", **SMALL).eval()
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_layer_decay(name):
     model = make(name, num_classes=4)

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -185,6 +187,17 @@ def test_demo_measures_before_and_after(run, tmp_path, monkeypatch):
         assert picture.height > picture.width / 3
 
 
+def test_a_resumed_stream_is_uninterrupted(run, pictures, tmp_path):
+    images = [{"bytes": path.read_bytes(), "path": None} for path in sorted(pictures.rglob("*.jpg"))]
+    pq.write_table(pa.table({"image": images}), tmp_path / "pictures.parquet", row_group_size=3)
+    options = ["--data", tmp_path / "pictures.parquet", "--streaming", *TINY.split(), "--workers", "1"]
+    whole = run("demo", *options, "--output", tmp_path / "whole")
+    part = run("demo", *options, "--output", tmp_path / "part")
+    shutil.rmtree(max((part / "checkpoints").iterdir()))
+    run("demo", *options, "--output", part, "--resume")
+    assert_equal(weights(whole), weights(part))
+
+
 def test_fp16_overflow_moves_neither_schedule_nor_teacher(run, pictures, monkeypatch):
     """The second of four steps is skipped, as the scaler does: rates and teacher wait for the next one."""
     moves, skipped = [], iter([False, True, False, False])
@@ -293,6 +306,19 @@ def test_two_processes_really_are_two(pictures, tmp_path):
     facts = json.loads((output / "run.json").read_text())
     assert (facts["processes"], facts["micro_batch"]) == (2, 2)
     assert [line["step"] for line in lines(output)] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["loss"]) for line in lines(output))
+
+
+def test_two_processes_stream_their_own_parts(pictures, tmp_path):
+    images = [{"bytes": path.read_bytes(), "path": None} for path in sorted(pictures.rglob("*.jpg"))]
+    table = pa.table({"image": images + images[:4]})
+    pq.write_table(table, tmp_path / "pictures.parquet", row_group_size=3)
+    output = tmp_path / "run"
+    options = ["--streaming", "--workers", "2", "--output", output]
+    done = launch("demo", "--data", tmp_path / "pictures.parquet", *TINY.split(), *options, processes=2)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((output / "run.json").read_text())
+    assert (facts["processes"], facts["pictures"], facts["steps"]) == (2, 14, 6)
     assert all(np.isfinite(line["loss"]) for line in lines(output))
 
 
