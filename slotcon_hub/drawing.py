@@ -45,7 +45,8 @@ def draw_map(
     pen, size = ImageDraw.Draw(image), max(min(groups.shape) // 20, 10)
     for region in regions:
         if region.pixels >= _LABELED * groups.size:
-            x, y = _inside(groups == region.prototype)
+            places = zip(_inside(groups == region.prototype), image.size, strict=True)
+            x, y = (min(max(place, size), side - size) for place, side in places)
             font = ImageFont.load_default(size)
             pen.text((x, y), str(region.prototype), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
     return image

@@ -66,7 +66,7 @@ def _contenders(scores: Tensor) -> Tensor:
     square = [min(2, n) for n in scores.shape[2:]]
     lowest, highest = -F.max_pool2d(-scores, square, stride=1), F.max_pool2d(scores, square, stride=1)
     possible = (highest >= lowest.amax(1, keepdim=True) - _ROUNDING).flatten(2).any(2)
-    chosen = possible.byte().argsort(dim=1, descending=True, stable=True)[:, : int(possible.sum(1).max())]
+    chosen = possible.byte().argsort(dim=1, descending=True)[:, : int(possible.sum(1).max())]
     return chosen.sort(dim=1).values
 
 
