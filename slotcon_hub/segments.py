@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Region", "group_map", "pool_segments", "regions"]
+__all__ = ["Segment", "describe_segments", "group_map", "pool_segments"]
 
 
-class Region(NamedTuple):
+class Segment(NamedTuple):
     """All pixels of a picture that belong to one prototype."""
 
     prototype: int
@@ -27,7 +27,7 @@ class Region(NamedTuple):
 
 
 _VALUES = 2**23  # at a time while maps are blown up: 32 MiB of float32
-_ROUNDING = 1e-6  # more than what interpolation of values in [-1, 1] loses in float32
+_ROUNDING = 1e-6  # more than what interpolation in float32 loses, as a share of the largest value
 
 
 def group_map(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ def group_map(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     some rows at a time, and only for the prototypes that can win somewhere: the B x K x H x W values never exist.
 
     Args:
-        scores: B x K x h x w similarities in [-1, 1].
+        scores: B x K x h x w similarities, or other scores.
         size: H, W in pixels.
 
     Returns:
@@ -65,7 +65,8 @@ def _contenders(scores: Tensor) -> Tensor:
     """
     square = [min(2, n) for n in scores.shape[2:]]
     lowest, highest = -F.max_pool2d(-scores, square, stride=1), F.max_pool2d(scores, square, stride=1)
-    possible = (highest >= lowest.amax(1, keepdim=True) - _ROUNDING).flatten(2).any(2)
+    bound = lowest.amax(1, keepdim=True) - _ROUNDING * scores.abs().max()
+    possible = (highest >= bound).flatten(2).any(2)
     chosen = possible.byte().argsort(dim=1, descending=True)[:, : int(possible.sum(1).max())]
     return chosen.sort(dim=1).values
 
@@ -99,7 +100,7 @@ def pool_segments(z: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     return picture, prototype, torch.cat(pixels).long(), torch.cat(features)
 
 
-def regions(groups: Tensor, similarities: Tensor) -> list[Region]:
+def describe_segments(groups: Tensor, similarities: Tensor) -> list[Segment]:
     """Measure the segments of a picture, the largest first.
 
     Args:
@@ -112,7 +113,7 @@ def regions(groups: Tensor, similarities: Tensor) -> list[Region]:
     (x0, x1), (y0, y1) = _extents(groups.T, len(pixels)), _extents(groups, len(pixels))
     boxes = torch.stack([x0, y0, x1, y1], dim=1).tolist()
     order = pixels.argsort(descending=True, stable=True)[: int((pixels > 0).sum())]
-    return [Region(k, int(pixels[k]), tuple(boxes[k]), float(means[k])) for k in order.tolist()]
+    return [Segment(k, int(pixels[k]), tuple(boxes[k]), float(means[k])) for k in order.tolist()]
 
 
 def _extents(groups: Tensor, number: int) -> tuple[Tensor, Tensor]:

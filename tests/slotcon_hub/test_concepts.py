@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from prototype_models import dividing_model, paint, painted
 
-from slotcon_hub.concepts import Concepts, Segment, crops, discover
+from slotcon_hub.concepts import Concepts, Retrieved, crops, discover
 from slotcon_hub.inference import CenterCrop, dense_maps
 from slotcon_hub.pictures import ImageFiles, decode
 
@@ -139,7 +139,7 @@ def test_a_segment_knows_its_box():
     (segment,) = concepts.nearest(1)
     assert segment.box(10) == (3, 2, 9, 5)
     assert segment.pixel_mask(10).sum() == 18
-    assert Segment(0.1, -5, 100, b"").box(10) == (0, 0, 10, 10)
+    assert Retrieved(0.1, -5, 100, b"").box(10) == (0, 0, 10, 10)
 
 
 def test_pictures_are_turned_upright(model, tmp_path):
