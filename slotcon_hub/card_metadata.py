@@ -12,6 +12,8 @@ __all__ = ["TERMS", "check", "metadata"]
 TERMS = {
     "coco": "COCO: the terms of access to its pictures, which are Flickr's, allow non-commercial research and "
     "education. Its annotations (CC BY 4.0) were not used.",
+    "frgfm/imagenette": "Imagenette: ten classes of ImageNet, whose terms of access allow non-commercial "
+    "research and education. Its labels were not used in training.",
     "ILSVRC/imagenet-1k": "ImageNet: the terms of access to its pictures allow non-commercial research and "
     "education. Its labels were not used.",
 }
@@ -22,11 +24,13 @@ _BENCHMARKS = {
     "Cityscapes val": "cityscapes",
     "PASCAL VOC 2012 val": "pascal-voc-2012",
     "ADE20K val": "zhoubolei/scene_parse_150",
+    "Imagenette validation": "frgfm/imagenette",
 }
 _METRICS = {  # the Hub's names of task and metric
     "box AP": ("object-detection", "mAP"),
     "mask AP": ("image-segmentation", "mAP"),
     "mIoU": ("image-segmentation", "mean_iou"),
+    "top-1 accuracy": ("image-classification", "accuracy"),
 }
 _LICENCES = {"apache-2.0", "other"}
 _TAGS = {

@@ -119,7 +119,6 @@ def _of_network(net: Any, on: str) -> dict[str, str]:
         f"of {cfg['crop_pct']:g} of the shorter side; mean ({mean}), standard deviation ({std})",
         "output": output,
         "parameters": f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M",
-        "stride": str(net.feature_info[-1]["reduction"]),
     }
 
 
@@ -130,8 +129,10 @@ def _of_row(row: weights.Weights, net: Any) -> dict[str, str]:
     if row.licence == "other":
         licence = "The authors' page names no licence for the weights alone, so none is claimed here."
     return {
-        **{key: str(getattr(row, key)) for key in ("data", "pictures", "epochs", "prototypes", "recipe", "origin")},
+        **{key: str(getattr(row, key)) for key in ("data", "pictures", "epochs", "prototypes", "recipe")},
         "command": row.command,
+        "source": f"from <{row.origin}>" if row.packaged_sha256 is None else "and come with this package",
+        "stride": str(net.feature_info[-1]["reduction"]),
         "results": _results(row),
         "licence": licence,
         "terms": "\n".join(f"- {TERMS[dataset]}" for dataset in row.datasets),

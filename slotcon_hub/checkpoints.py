@@ -30,7 +30,7 @@ from slotcon_hub.store import CONFIG, WEIGHTS
 __all__ = ["State", "Teacher", "dimensions", "read_checkpoint", "read_teacher"]
 
 State = dict[str, Tensor]
-_SLOTCON = ("student.", "teacher.", "predictor.", "center")
+_SLOTCON = ("student.", "teacher.", "predictor.", "center", "image_loss.")
 # Arguments of a model that its weights show, or that make no difference to them.
 _SHOWN = ("num_classes", "hidden_dim", "out_dim", "in_chans", "global_pool")
 
@@ -65,7 +65,7 @@ def read_teacher(checkpoint: str | Path, architecture: str) -> Teacher:
     path = _file(Path(checkpoint))
     config = _config(path)
     _refuse_variants(path, config, architecture)
-    return Teacher(*_teacher(_read(path)), _side(config))
+    return Teacher(*_teacher(read_checkpoint(path)), _side(config))
 
 
 def dimensions(whole: State) -> dict[str, Any]:
@@ -88,12 +88,13 @@ def dimensions(whole: State) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Read a checkpoint pickle without running any code in it.
+    """Read a checkpoint without running any code in it.
 
-    Tensors, plain containers and the ``argparse.Namespace`` of the authors' files are all that is accepted.
+    Of a pickle, tensors, plain containers and the ``argparse.Namespace`` of the authors' files are all that is
+    accepted.
 
     Args:
-        path: a file written by ``torch.save``.
+        path: a file of safetensors, by its name, or else one written by ``torch.save``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -102,6 +103,11 @@ def read_checkpoint(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged, or no safetensors file ({error}): get it again") from None
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -154,15 +160,6 @@ def _refuse_variants(path: Path, config: dict[str, Any], architecture: str) -> N
             f"{path.parent} is of a network made with {said}, which {architecture} is not: load it from where it "
             f'is, with timm.create_model("local-dir:{path.parent}", pretrained=True)'
         )
-
-
-def _read(path: Path) -> Any:
-    if path.suffix != ".safetensors" or not path.is_file():
-        return read_checkpoint(path)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged, or no safetensors file ({error}): get it again") from None
 
 
 def _teacher(checkpoint: Any) -> tuple[Kind, State, State | None]:

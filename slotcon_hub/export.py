@@ -14,6 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_model_args, save_for_hf
 from torch import nn
 
+from slotcon_hub.backbone import averaging
 from slotcon_hub.slotcon import SlotCon
 from slotcon_hub.slotcon_resnet import SlotConPrototypes, plain_timm
 
@@ -33,7 +34,7 @@ def backbone_model(model: SlotCon) -> nn.Module:
     """The teacher's backbone as a model of timm's own, without a classifier, in eval mode.
 
     Raises:
-        ValueError: the backbone is not a timm model.
+        ValueError: the backbone is not a timm model, or has other parameters when it pools.
     """
     return _plain(model.teacher.backbone)[0]
 
@@ -86,7 +87,7 @@ def export(model: SlotCon, folder: str | Path, *, input_size: int, trained: str)
         save_model(prototype_model(model), staging / "prototypes", input_size)
         for part in staging.iterdir():
             config = json.loads((part / "config.json").read_text())
-            (part / "README.md").write_text(_readme(config, part.name, trained))
+            (part / "README.md").write_text(_readme(config, part.name, trained, model.teacher.returns_map))
     return folder
 
 
@@ -125,12 +126,18 @@ def _origin(backbone: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _plain(backbone: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
-    """The same network as a model of timm's own, pooled, in eval mode, and the arguments that make it."""
+    """The same network as a model of timm's own, pooled by the mean of its map, in eval mode, and its arguments."""
     architecture, args = _origin(backbone)
     plain, plain_args = plain_timm(architecture)
-    args = {**plain_args, **args}
+    args = {**plain_args, **args, **averaging(backbone)}
     net = timm.create_model(plain, num_classes=0, **args)
-    net.load_state_dict(backbone.state_dict())
+    try:
+        net.load_state_dict(backbone.state_dict())
+    except RuntimeError:
+        raise ValueError(
+            f"{plain} cannot be exported, since the pooling that timm gives it has parameters of its own, which "
+            "SlotCon does not train: choose another backbone"
+        ) from None
     return net.eval(), args
 
 
@@ -143,7 +150,7 @@ def save_backbone(backbone: nn.Module, folder: Path, input_size: int) -> None:
         input_size: side of the pictures it is for, in pixels.
 
     Raises:
-        ValueError: it is not a timm model.
+        ValueError: it is not a timm model, or has other parameters when it pools.
     """
     net, args = _plain(backbone)
     save_model(net, folder, input_size, args)
@@ -177,10 +184,12 @@ def save_model(net: nn.Module, folder: Path, input_size: int, model_args: dict[s
     shutil.copymode(path, folder / "model.safetensors")  # safetensors keeps its files to their owner
 
 
-def _readme(config: dict[str, Any], kind: str, trained: str) -> str:
+def _readme(config: dict[str, Any], kind: str, trained: str, returns_map: bool) -> str:
     if kind == "backbone":
         what = f"A {config['architecture']} backbone ({config['num_features']} channels, no classifier)"
-        needs, output = "import timm", "B x C features; model.forward_features(x) gives the map"
+        inside = "forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]"
+        dense = "forward_features(x)" if returns_map else inside
+        needs, output = "import timm", f"B x C features; model.{dense} gives the map"
     else:
         what = f"A backbone with projector and {config['num_classes']} semantic prototypes"
         needs, output = "import slotcon_hub\nimport timm", "B x K similarities; global_pool='' gives the map"

@@ -16,10 +16,11 @@ __all__ = [
     "active_slots",
     "align",
     "assign",
+    "contrast",
     "cosine_scores",
     "group_slots",
     "grouping_loss",
-    "slot_contrast",
+    "regression",
     "teacher_momentum",
 ]
 
@@ -79,25 +80,25 @@ def active_slots(scores: Tensor) -> Tensor:
     return active.scatter_(1, scores.argmax(dim=1).flatten(1), True)
 
 
-def align(scores: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
+def align(maps: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
     """Undo crop and flip: cut the shared box out of a view's map, resize it to H x W, mirror flipped views.
 
     The inverse augmentation of supplementary A.1. The maps of two views of an image, aligned each with its own
     box, show the same place of the picture in the same cell.
 
     Args:
-        scores: B x C x H x W.
+        maps: B x C x H x W, such as raw scores or projections.
         boxes: B x 4, ``(x1, y1, x2, y2)`` in the unit square of the view, after its flip.
         flips: B booleans, true where the view was mirrored.
 
     Returns:
         B x C x H x W.
     """
-    images, _, height, width = scores.shape
-    index = torch.arange(images, device=scores.device, dtype=scores.dtype)
-    x1, y1, x2, y2 = boxes.to(scores).unbind(1)
+    images, _, height, width = maps.shape
+    index = torch.arange(images, device=maps.device, dtype=maps.dtype)
+    x1, y1, x2, y2 = boxes.to(maps).unbind(1)
     rois = torch.stack([index, x1 * width, y1 * height, x2 * width, y2 * height], dim=1)
-    aligned = roi_align(scores, rois, output_size=(height, width), aligned=True)
+    aligned = roi_align(maps, rois, output_size=(height, width), aligned=True)
     return torch.where(flips[:, None, None, None], aligned.flip(-1), aligned)
 
 
@@ -122,14 +123,14 @@ def grouping_loss(
     return -(target * (student / student_temp).log_softmax(dim=1)).sum(dim=1).mean()
 
 
-def slot_contrast(queries: Tensor, keys: Tensor, positives: Tensor, temperature: float) -> Tensor:
-    """Group-level contrastive loss of one direction (equation 7).
+def contrast(queries: Tensor, keys: Tensor, positives: Tensor, temperature: float) -> Tensor:
+    """Contrastive loss of one direction: of slots (equation 7), or of whole images (supplementary C, ablation d).
 
     ``2 tau * mean over queries of  - log softmax(<q, keys> / tau)[positive]``, all vectors l2-normalised.
 
     Args:
-        queries: Q x D predictions of the student's slots.
-        keys: M x D slots of the teacher, of the whole global batch.
+        queries: Q x D predictions of the student.
+        keys: M x D vectors of the teacher, of the whole global batch.
         positives: Q row numbers into ``keys``.
         temperature: tau.
 
@@ -139,6 +140,23 @@ def slot_contrast(queries: Tensor, keys: Tensor, positives: Tensor, temperature:
     logits = F.normalize(queries, dim=1) @ F.normalize(keys, dim=1).T / temperature
     total = F.cross_entropy(logits, positives, reduction="sum")
     return 2 * temperature * total / max(len(queries), 1)
+
+
+def regression(queries: Tensor, keys: Tensor) -> Tensor:
+    """Regression loss of one direction, in place of the contrast (supplementary C, ablation b, after BYOL).
+
+    ``mean over queries of  2 - 2 <q, key>``, all vectors l2-normalised: there is no temperature, so nothing is
+    multiplied by it.
+
+    Args:
+        queries: Q x D predictions of the student.
+        keys: Q x D vectors of the teacher, each of the query in its row.
+
+    Returns:
+        A scalar in [0, 4]; an exact zero that is still connected to ``queries`` when there are none.
+    """
+    cosines = (F.normalize(queries, dim=1) * F.normalize(keys, dim=1)).sum(dim=1)
+    return (2 - 2 * cosines).sum() / max(len(queries), 1)
 
 
 def teacher_momentum(step: int, total_steps: int, base: float) -> float:

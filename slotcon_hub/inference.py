@@ -101,7 +101,8 @@ def dense_maps(
     config = resolve_model_data_config(model)
     pictures = normalize(pictures.to(device).float() / 255, config["mean"], config["std"])
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        return PrototypeNetwork.forward(model, pictures)
+        dense = PrototypeNetwork.forward(model, pictures)
+    return dense.z, dense.scores
 
 
 def segment_picture(

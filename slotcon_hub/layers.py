@@ -1,26 +1,26 @@
-"""The modules of SlotCon: projector, prototypes, slot predictor, and the network that joins the first two.
+"""The modules of SlotCon: projector, prototypes, slot predictor, and the network that student and teacher are.
 
 Dimensions: B images, C backbone channels, K prototypes, D embedding channels, H x W cells, Q slots.
 Sections are those of the SlotCon paper (arXiv 2205.15288).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from slotcon_hub.backbone import ask, evaluating, intermediate_map
 from slotcon_hub.distributed import SYNCHRONIZED
 from slotcon_hub.functional import cosine_scores
 
 __all__ = [
+    "MLP",
+    "Dense",
     "ProjectionHead",
     "PrototypeNetwork",
     "Prototypes",
     "SlotPredictor",
-    "evaluating",
-    "map_channels",
+    "full_precision",
 ]
 
 
@@ -53,42 +53,50 @@ class ProjectionHead(nn.Module):
         return self.mlp(features)
 
 
-class SlotPredictor(nn.Module):
-    """The predictor q: linear layers D -> hidden -> hidden -> D with BatchNorm and GELU between them."""
+class MLP(nn.Module):
+    """Linear layers in -> hidden -> hidden -> out with BatchNorm and GELU between them."""
 
-    def __init__(self, dim: int = 256, hidden_dim: int = 4096) -> None:
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
         """Draw the weights from a truncated normal of std 0.02; biases are zero."""
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden_dim),
+            nn.Linear(in_dim, hidden_dim),
             nn.BatchNorm1d(hidden_dim),
             nn.GELU(),
             nn.Linear(hidden_dim, hidden_dim),
             nn.BatchNorm1d(hidden_dim),
             nn.GELU(),
-            nn.Linear(hidden_dim, dim),
+            nn.Linear(hidden_dim, out_dim),
         )
         self.mlp.apply(_init_weights)
 
-    def forward(self, slots: Tensor, total: int | None = None) -> Tensor:
-        """Predict the teacher's slots from the student's.
+    def forward(self, rows: Tensor, total: int | None = None) -> Tensor:
+        """Transform a batch of vectors.
 
-        A batch of fewer than two slots has no variance: it is normalised by the running statistics, which it
-        does not move.
+        A batch of fewer than two has no variance: it is normalised by the running statistics, which it does not
+        move.
 
         Args:
-            slots: Q x D; Q may be 0.
-            total: slots of all processes together, which counts where the norms are synchronised.
+            rows: Q x in; Q may be 0.
+            total: rows of all processes together, which counts where the norms are synchronised.
 
         Returns:
-            Q x D.
+            Q x out.
         """
         if total is None or not isinstance(self.mlp[1], SYNCHRONIZED):
-            total = len(slots)
+            total = len(rows)
         if total < 2:
             with evaluating(self.mlp):
-                return self.mlp(slots)
-        return self.mlp(slots)
+                return self.mlp(rows)
+        return self.mlp(rows)
+
+
+class SlotPredictor(MLP):
+    """The predictor q: D -> hidden -> hidden -> D, from the student's slots to the teacher's."""
+
+    def __init__(self, dim: int = 256, hidden_dim: int = 4096) -> None:
+        """Make it for slots of ``dim`` channels."""
+        super().__init__(dim, hidden_dim, dim)
 
 
 class Prototypes(nn.Module):
@@ -104,56 +112,61 @@ class Prototypes(nn.Module):
         return cosine_scores(z, self.weight)
 
 
+class Dense(NamedTuple):
+    """What a network says of every cell of a view."""
+
+    z: Tensor
+    """B x D x H x W projections, at least float32."""
+    scores: Tensor
+    """B x K x H x W raw scores in [-1, 1], at least float32."""
+    features: Tensor
+    """B x C x H x W features of the backbone."""
+
+
 class PrototypeNetwork(nn.Module):
     """Backbone f, projector g and prototypes S: what student and teacher are, and what is released."""
 
-    def __init__(self, backbone: nn.Module, projector: ProjectionHead, prototypes: Prototypes) -> None:
-        """Join three modules; ``backbone`` maps B x 3 x S x S pictures to B x C x H x W."""
-        super().__init__()
-        self.backbone = backbone
-        self.projector = projector
-        self.prototypes = prototypes
+    returns_map: Final[bool]  # final for TorchScript, which else compiles both ways to the map
 
-    def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
-        """B x 3 x S x S pictures to projections B x D x H x W and raw scores B x K x H x W.
+    def __init__(
+        self, backbone: nn.Module, num_prototypes: int, hidden_dim: int = 4096, out_dim: int = 256, **dd: Any
+    ) -> None:
+        """Put projector and prototypes on a backbone.
 
-        Both are at least float32, whatever autocast made of the layers.
+        Args:
+            backbone: maps B x 3 x S x S pictures to B x C x H x W; or a timm model that has such a map inside.
+            num_prototypes: K.
+            hidden_dim: hidden channels of the projector.
+            out_dim: D.
+            **dd: ``device`` and ``dtype`` of projector and prototypes.
+
+        Raises:
+            ValueError: the backbone has no map.
         """
-        z = self.projector(self.backbone(view))
+        super().__init__()
+        self.channels, self.returns_map = ask(backbone)
+        self.backbone = backbone
+        self.projector = ProjectionHead(self.channels, hidden_dim, out_dim, **dd)
+        self.prototypes = Prototypes(num_prototypes, out_dim, **dd)
+
+    def features(self, view: Tensor) -> Tensor:
+        """B x 3 x S x S pictures to the backbone's B x C x H x W map."""
+        if self.returns_map:
+            return self.backbone(view)
+        return intermediate_map(self.backbone, view)
+
+    def forward(self, view: Tensor) -> Dense:
+        """B x 3 x S x S pictures to projections, raw scores and features."""
+        features = self.features(view)
+        z = self.projector(features)
         with torch.autocast(z.device.type, enabled=False):
-            z = z if z.dtype == torch.float64 else z.float()
-            return z, self.prototypes(z)
+            z = full_precision(z)
+            return Dense(z, self.prototypes(z), features)
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode, and each of its parts back into its own mode afterwards."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
-
-
-@torch.no_grad()
-def map_channels(backbone: nn.Module) -> int:
-    """Ask a backbone, with one small picture, for the channels C of the B x C x H x W map that it returns.
-
-    Raises:
-        ValueError: it returns something else.
-    """
-    config = getattr(backbone, "pretrained_cfg", {})
-    size = config["input_size"][1:] if config.get("fixed_input_size") else (64, 64)
-    weight = next(backbone.parameters(), torch.zeros(()))
-    with evaluating(backbone):
-        features = backbone(weight.new_zeros(1, getattr(backbone, "in_chans", 3), *size))
-    layout = getattr(backbone, "output_fmt", "NCHW")
-    if not isinstance(features, Tensor) or features.dim() != 4 or layout != "NCHW":
-        found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"the backbone returns {found}: SlotCon needs one that returns a B x C x H x W map")
-    return features.shape[1]
+def full_precision(x: Tensor) -> Tensor:
+    """Float32, whatever autocast made of it; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _init_weights(module: nn.Module) -> None:

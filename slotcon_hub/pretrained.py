@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from timm.models import resolve_pretrained_cfg
 from torch import Tensor
 
 from slotcon_hub import store, weights
 from slotcon_hub.convert import prototypes_backbone
+from slotcon_hub.hub import reason
 
 __all__ = ["check", "checkpoint_filter_fn", "locate"]
 
@@ -75,7 +74,7 @@ def _download(row: weights.Weights, cache_dir: Any) -> Path:
     except Exception as error:  # the client lets those of its HTTP library through, which differs by version
         raise RuntimeError(
             f"the weights {row.name} are neither in the local store ({store.home()}) nor to be had from the Hub "
-            f"({repository}: {_reason(error)}): {_import(row)}, or connect to the Hub, without HF_HUB_OFFLINE"
+            f"({repository}: {reason(error)}): {_import(row)}, or connect to the Hub, without HF_HUB_OFFLINE"
         ) from error
     # The client checks sizes only, and files a large file under the SHA-256 that the Hub tells.
     told = path.resolve().name
@@ -90,18 +89,6 @@ def _download(row: weights.Weights, cache_dir: Any) -> Path:
 
 def _import(row: weights.Weights) -> str:
     return f"run `slotcon-hub import CHECKPOINT {row.name}` (the authors' checkpoints: {row.origin})"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, GatedRepoError):  # it is a RepositoryNotFoundError too
-        return "access is granted on its page, to those logged in"
-    if isinstance(error, RepositoryNotFoundError):
-        return "there is no such repository, or it is private"
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and they were not downloaded before"
-    if isinstance(error, LocalEntryNotFoundError):
-        return "there is no connection, and they were not downloaded before"
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import timm
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
-from slotcon_hub.layers import ProjectionHead, PrototypeNetwork, Prototypes, map_channels
+from slotcon_hub.layers import PrototypeNetwork, Prototypes
 
 __all__ = ["SlotConPrototypes"]
 
@@ -39,7 +39,8 @@ class SlotConPrototypes(PrototypeNetwork):
         """Build the network with random weights.
 
         Args:
-            backbone: any timm model that returns a map once its head is removed.
+            backbone: any timm model that returns a map once its head is removed, or has one inside, as vision
+                transformers do.
             num_classes: K; 0 leaves the prototypes out.
             in_chans: channels of a picture.
             global_pool: "avg", "max", "avgmax", or "" for the dense map.
@@ -51,11 +52,9 @@ class SlotConPrototypes(PrototypeNetwork):
         """
         dd = {"device": device, "dtype": dtype}
         net: Any = timm.create_model(backbone, num_classes=0, global_pool="", in_chans=in_chans, **dd, **kwargs)
-        channels = map_channels(net)
-        projector = ProjectionHead(channels, hidden_dim, out_dim, **dd)
-        super().__init__(net, projector, Prototypes(num_classes, out_dim, **dd))
+        super().__init__(net, num_classes, hidden_dim, out_dim, **dd)
         self.in_chans = in_chans
-        self.num_features = channels
+        self.num_features = self.channels
         self.head_hidden_size = out_dim
         self.feature_info = [{**info, "module": f"backbone.{info['module']}"} for info in net.feature_info]
         self._set_head(num_classes, global_pool)
@@ -119,7 +118,7 @@ class SlotConPrototypes(PrototypeNetwork):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """B x 3 x S x S pictures to the backbone's B x C x H x W map."""
-        return self.backbone(x)
+        return self.features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """B x C x H x W features to similarities, or with ``pre_logits`` to projections; pooled as configured."""

@@ -27,7 +27,7 @@ class Segment(NamedTuple):
 
 
 _VALUES = 2**23  # at a time while maps are blown up: 32 MiB of float32
-_ROUNDING = 1e-6  # more than what interpolation in float32 loses, as a share of the largest value
+_ROUNDING = 1e-6  # of the largest value: more than what interpolation loses in float32
 
 
 def group_map(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ def group_map(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     some rows at a time, and only for the prototypes that can win somewhere: the B x K x H x W values never exist.
 
     Args:
-        scores: B x K x h x w similarities, or other scores.
+        scores: B x K x h x w similarities.
         size: H, W in pixels.
 
     Returns:
@@ -65,8 +65,8 @@ def _contenders(scores: Tensor) -> Tensor:
     """
     square = [min(2, n) for n in scores.shape[2:]]
     lowest, highest = -F.max_pool2d(-scores, square, stride=1), F.max_pool2d(scores, square, stride=1)
-    bound = lowest.amax(1, keepdim=True) - _ROUNDING * scores.abs().max()
-    possible = (highest >= bound).flatten(2).any(2)
+    rounding = _ROUNDING * scores.abs().amax()
+    possible = (highest >= lowest.amax(1, keepdim=True) - rounding).flatten(2).any(2)
     chosen = possible.byte().argsort(dim=1, descending=True)[:, : int(possible.sum(1).max())]
     return chosen.sort(dim=1).values
 

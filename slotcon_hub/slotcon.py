@@ -5,18 +5,22 @@ Dimensions: B images on this process, K prototypes, D embedding channels, H x W 
 
 import copy
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from slotcon_hub import distributed
 from slotcon_hub import functional as SF
-from slotcon_hub.layers import ProjectionHead, PrototypeNetwork, Prototypes, SlotPredictor, map_channels
+from slotcon_hub.backbone import check_trainable, create_backbone
+from slotcon_hub.image_loss import ImageLoss
+from slotcon_hub.layers import Dense, PrototypeNetwork, SlotPredictor
+from slotcon_hub.slot_loss import SlotLoss, slot_loss
 
 __all__ = ["SlotCon", "SlotConConfig", "SlotConOutput"]
 
 Pair = tuple[Tensor, Tensor]
+Align = Literal["assignments", "projections"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,14 @@ class SlotConConfig:
     """Share of itself that the teacher keeps at the first step; it rises to 1 on a cosine."""
     center_momentum: float = 0.9
     """Share of itself that the centre of the teacher's scores keeps in a step."""
+    slot_loss: SlotLoss = "contrastive"
+    """Contrast each slot with all others, or regress it on the teacher's alone (ablation)."""
+    align: Align = "assignments"
+    """What is cut to the region that both views show: the scores, or already the projections, so that slots come
+    from that region alone (ablation)."""
+    image_loss_weight: float = 0.0
+    """Weight of a contrast between whole images, beside the two losses (ablation); 0 leaves it out. The paper
+    states none; 1 takes MoCo v3's loss as it is."""
 
     def __post_init__(self) -> None:
         if self.num_prototypes < 2:
@@ -55,6 +67,11 @@ class SlotConConfig:
         for name in ("group_loss_weight", "teacher_momentum", "center_momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if not self.image_loss_weight >= 0:
+            raise ValueError(f"image_loss_weight={self.image_loss_weight} must not be negative")
+        for name, choices in (("slot_loss", get_args(SlotLoss)), ("align", get_args(Align))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
 
 
 @dataclass
@@ -62,11 +79,14 @@ class SlotConOutput:
     """Losses of a step, and the statistics that show whether it goes well (supplementary D). All are tensors."""
 
     loss: Tensor
-    """Scalar: ``group_loss_weight * group_loss + (1 - group_loss_weight) * slot_loss``."""
+    """Scalar: ``group_loss_weight * group_loss + (1 - group_loss_weight) * slot_loss``, and
+    ``image_loss_weight * image_loss`` where there is one."""
     group_loss: Tensor
     """Scalar: pixel-level deep clustering, sum of both directions."""
     slot_loss: Tensor
-    """Scalar: group-level contrast, sum of both directions."""
+    """Scalar: group-level contrast or regression, sum of both directions."""
+    image_loss: Tensor | None
+    """Scalar: contrast between whole images, sum of both directions; None where the configuration has none."""
     active_slots: Tensor
     """Scalar: teacher slots active in a view, mean over images and views of this process."""
     positive_pairs: Tensor
@@ -75,6 +95,17 @@ class SlotConOutput:
     """Scalar: K - positive_pairs, the terms of an image that the slot loss leaves out."""
     usage: Tensor
     """K integers: teacher views of this process in which each slot is active."""
+
+
+class _Grouped(NamedTuple):
+    """A view after grouping."""
+
+    slots: Tensor
+    """B x K x D."""
+    scores: Tensor
+    """B x K x H x W raw scores of the cells that the slots are made of."""
+    aligned: Tensor
+    """B x K x H x W raw scores of the region that both views show."""
 
 
 class SlotCon(nn.Module):
@@ -86,23 +117,24 @@ class SlotCon(nn.Module):
         """Build the student around a backbone, and the teacher as its copy.
 
         Args:
-            backbone: a module that maps B x 3 x S x S to B x C x H x W, or the name of a timm model that does
-                so once its head is removed.
+            backbone: a module that maps B x 3 x S x S to B x C x H x W, or a timm model without its head that
+                has such a map inside, as :func:`slotcon_hub.backbone.create_backbone` makes it, or its name.
             config: of the objective.
 
         Raises:
-            ValueError: there is no such timm model, or the backbone does not return a map.
+            ValueError: there is no such timm model, or the backbone has no map that depends on all of it.
         """
         super().__init__()
         self.config = config = config or SlotConConfig()
         if isinstance(backbone, str):
-            backbone = _create_backbone(backbone)
-        projector = ProjectionHead(map_channels(backbone), config.hidden_dim, config.out_dim)
-        prototypes = Prototypes(config.num_prototypes, config.out_dim)
-        self.student = PrototypeNetwork(backbone, projector, prototypes)
+            backbone = create_backbone(backbone)
+        dims = config.hidden_dim, config.out_dim
+        self.student = PrototypeNetwork(backbone, config.num_prototypes, *dims)
+        check_trainable(backbone, self.student.returns_map)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.predictor = SlotPredictor(config.out_dim, config.hidden_dim)
         self.register_buffer("center", torch.zeros(1, config.num_prototypes))
+        self.image_loss = ImageLoss(self.student.channels, *dims) if config.image_loss_weight else None
 
     def forward(self, views: Pair, boxes: Pair, flips: Pair) -> SlotConOutput:
         """Compute the losses; in train mode also move the centre, and BatchNorm's running statistics.
@@ -113,96 +145,62 @@ class SlotCon(nn.Module):
                 square, after its flip.
             flips: two of B booleans, true where the view was mirrored.
         """
-        (z1, s1), (z2, s2) = (self.student(view) for view in views)
+        students = [self.student(view) for view in views]
         with torch.no_grad():
-            (zt1, t1), (zt2, t2) = (self.teacher(view) for view in views)
+            teachers = [self.teacher(view) for view in views]
 
-        with torch.autocast(z1.device.type, enabled=False):
-            group_loss = self._grouping((s1, s2), (t1, t2), boxes, flips)
+        with torch.autocast(views[0].device.type, enabled=False):
+            s1, s2 = (self._group(self.student, *view) for view in zip(students, boxes, flips, strict=True))
+            t1, t2 = (self._group(self.teacher, *view) for view in zip(teachers, boxes, flips, strict=True))
+            group = self._grouping_loss(s1, t2) + self._grouping_loss(s2, t1)
             if self.training:
-                self._update_center(t1, t2)
-            active = torch.stack([SF.active_slots(scores) for scores in (s1, s2, t1, t2)])
+                self._update_center(teachers)
+            active = torch.stack([SF.active_slots(view.scores) for view in (s1, s2, t1, t2)])
 
-        students = self._slots(z1, s1), self._slots(z2, s2)
-        teachers = self._slots(zt1, t1), self._slots(zt2, t2)
-        slot_loss = self._contrast(students, teachers, active)
+        config = self.config
+        slots = (s1.slots, s2.slots), (t1.slots, t2.slots)
+        slot = slot_loss(self.predictor, *slots, active, config.slot_loss, config.contrast_temp)
+        loss = config.group_loss_weight * group + (1 - config.group_loss_weight) * slot
+        image = None
+        if self.image_loss is not None:
+            image = self.image_loss([view.features for view in students], [view.features for view in teachers])
+            loss = loss + config.image_loss_weight * image
 
-        weight = self.config.group_loss_weight
-        pairs = (active[:2] & active[2:].flip(0)).sum(-1, dtype=s1.dtype).mean()
+        pairs = (active[:2] & active[2:].flip(0)).sum(-1, dtype=loss.dtype).mean()
         return SlotConOutput(
-            loss=weight * group_loss + (1 - weight) * slot_loss,
-            group_loss=group_loss.detach(),
-            slot_loss=slot_loss.detach(),
-            active_slots=active[2:].sum(-1, dtype=s1.dtype).mean(),
+            loss=loss,
+            group_loss=group.detach(),
+            slot_loss=slot.detach(),
+            image_loss=None if image is None else image.detach(),
+            active_slots=active[2:].sum(-1, dtype=loss.dtype).mean(),
             positive_pairs=pairs,
-            excluded_terms=self.config.num_prototypes - pairs,
+            excluded_terms=config.num_prototypes - pairs,
             usage=active[2:].sum(dim=(0, 1)),
         )
 
-    def _grouping(self, students: Pair, teachers: Pair, boxes: Pair, flips: Pair) -> Tensor:
-        """Grouping loss of both directions: the teacher's view b teaches the student's view a."""
-        s1, s2 = (SF.align(s, box, flip) for s, box, flip in zip(students, boxes, flips, strict=True))
-        t1, t2 = (SF.align(t, box, flip) for t, box, flip in zip(teachers, boxes, flips, strict=True))
+    def _group(self, network: PrototypeNetwork, view: Dense, box: Tensor, flip: Tensor) -> _Grouped:
+        """Group a view's cells into slots, and align it with the other view."""
+        z, scores = view.z, view.scores
+        if self.config.align == "projections":
+            z = SF.align(z, box, flip)
+            scores = aligned = network.prototypes(z)
+        else:
+            aligned = SF.align(scores, box, flip)
+        slots = SF.group_slots(z, SF.assign(scores, self.config.teacher_temp))
+        return _Grouped(slots, scores, aligned)
+
+    def _grouping_loss(self, student: _Grouped, teacher: _Grouped) -> Tensor:
+        """Grouping loss of one direction: the teacher's view teaches the student's."""
         temps = {"student_temp": self.config.student_temp, "teacher_temp": self.config.teacher_temp}
-        return SF.grouping_loss(s1, t2, self.center, **temps) + SF.grouping_loss(s2, t1, self.center, **temps)
-
-    def _slots(self, z: Tensor, scores: Tensor) -> Tensor:
-        """Slots of a view, B x K x D."""
-        with torch.autocast(z.device.type, enabled=False):
-            return SF.group_slots(z, SF.assign(scores, self.config.teacher_temp))
-
-    def _contrast(self, students: Pair, teachers: Pair, active: Tensor) -> Tensor:
-        """Slot loss of both directions.
-
-        Args:
-            students: two of B x K x D slots.
-            teachers: two of B x K x D slots.
-            active: 4 x B x K booleans: students of view 1 and 2, teachers of view 1 and 2.
-        """
-        keys = active[2:].flip(0)  # direction (1, 2) has the keys of the teacher's view 2, and the other way round
-        queries = active[:2] & keys
-        # The number of queries and keys of every process and direction: shapes that the host must know.
-        counts = distributed.gather_counts(torch.cat([queries.sum((1, 2)), keys.sum((1, 2))]))
-        loss = students[0].new_zeros(())
-        for direction in (0, 1):
-            num_queries = [c[direction] for c in counts]
-            num_keys = [c[2 + direction] for c in counts]
-            loss = loss + self._contrast_one(
-                students[direction],
-                teachers[1 - direction],
-                queries[direction],
-                keys[direction],
-                num_queries,
-                num_keys,
-            )
-        return loss
-
-    def _contrast_one(
-        self,
-        student: Tensor,
-        teacher: Tensor,
-        is_query: Tensor,
-        is_key: Tensor,
-        num_queries: list[int],
-        num_keys: list[int],
-    ) -> Tensor:
-        """Slot loss of one direction, over the keys of all processes."""
-        rank = distributed.rank()
-        query_rows = torch.nonzero_static(is_query.flatten(), size=num_queries[rank])[:, 0]
-        key_rows = torch.nonzero_static(is_key.flatten(), size=num_keys[rank])[:, 0]
-        keys = distributed.gather_rows(teacher.flatten(0, 1)[key_rows], num_keys)
-        # A query's positive is the key of its own image and slot: its place among the keys of this process.
-        place = is_key.flatten().cumsum(0)[query_rows] - 1 + sum(num_keys[:rank])
-        slots = student.flatten(0, 1)[query_rows]
-        # In float32: torch's SyncBatchNorm takes a process without queries for one in half precision.
-        with torch.autocast(slots.device.type, enabled=False):
-            predicted = self.predictor(slots, sum(num_queries))
-            return SF.slot_contrast(predicted, keys, place, self.config.contrast_temp)
+        return SF.grouping_loss(student.aligned, teacher.aligned, self.center, **temps)
 
     @torch.no_grad()
-    def _update_center(self, *scores: Tensor) -> None:
-        """Move the centre towards the mean of the teacher's unaligned raw scores over cells, views, processes."""
-        batch = torch.stack([s.mean(dim=(0, 2, 3)) for s in scores]).mean(dim=0)
+    def _update_center(self, teachers: list[Dense]) -> None:
+        """Move the centre towards the mean of the teacher's raw scores over cells, views and processes.
+
+        They are those of whole views, whatever is aligned: a mean over the data, not over pairs of views.
+        """
+        batch = torch.stack([view.scores.mean(dim=(0, 2, 3)) for view in teachers]).mean(dim=0)
         self.center.lerp_(distributed.mean(batch)[None], 1 - self.config.center_momentum)
 
     @torch.no_grad()
@@ -215,15 +213,11 @@ class SlotCon(nn.Module):
         Args:
             momentum: m in [0, 1]; see :func:`slotcon_hub.functional.teacher_momentum`.
         """
-        if self.training:
-            torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
-
-
-def _create_backbone(name: str) -> nn.Module:
-    """Make a timm model without its head; ValueError where timm cannot."""
-    try:
-        return timm.create_model(name, num_classes=0, global_pool="")
-    except (RuntimeError, OSError, AssertionError, TypeError) as error:
-        raise ValueError(
-            f"timm cannot make the backbone {name!r} ({error}): timm.list_models() names those there are"
-        ) from None
+        if not self.training:
+            return
+        teacher: list[Tensor] = list(self.teacher.parameters())
+        student: list[Tensor] = list(self.student.parameters())
+        if self.image_loss is not None:
+            teacher += self.image_loss.teacher.parameters()
+            student += self.image_loss.student.parameters()
+        torch._foreach_lerp_(teacher, student, 1 - momentum)

@@ -55,6 +55,11 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
+def _proto_cfg(**kwargs: Any) -> dict[str, Any]:
+    first_conv = f"backbone.{kwargs.pop('first_conv', 'conv1')}"
+    return _cfg(**{"num_classes": 256, "classifier": "prototypes", **kwargs, "first_conv": first_conv})
+
+
 def _row_cfg(row: weights.Weights) -> dict[str, Any]:
     source = {
         "hf_hub_id": weights.repository(row.name),
@@ -63,24 +68,18 @@ def _row_cfg(row: weights.Weights) -> dict[str, Any]:
         "origin_url": row.origin,
         "paper_ids": row.paper,
         "description": f"Pre-trained without labels on {row.data} for {row.epochs} epochs.",
+        **(_NANO_INPUT if row.architecture.startswith("slotcon_nano") else {}),
     }
     return _proto_cfg(**source, num_classes=row.prototypes) if row.has_prototypes else _cfg(**source)
-
-
-def _proto_cfg(**kwargs: Any) -> dict[str, Any]:
-    head = {"num_classes": 256, "first_conv": "backbone.conv1", "classifier": "prototypes"}
-    return _cfg(**{**head, **kwargs})
 
 
 _NANO_INPUT = {"input_size": (3, 128, 128), "pool_size": (8, 8), "first_conv": "conv1.0", "crop_pct": 1.0}
 
 default_cfgs = generate_default_cfgs(
     {
-        "slotcon_nano": _cfg(**_NANO_INPUT),
         "slotcon_r18": _cfg(),
         "slotcon_r34": _cfg(),
         "slotcon_r101": _cfg(),
-        "slotcon_nano_proto": _proto_cfg(**{**_NANO_INPUT, "first_conv": "backbone.conv1.0"}, num_classes=16),
         "slotcon_r18_proto": _proto_cfg(),
         "slotcon_r34_proto": _proto_cfg(),
         "slotcon_r101_proto": _proto_cfg(),

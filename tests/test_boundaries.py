@@ -54,11 +54,30 @@ def test_the_package_imports_no_training_library(file):
 ROOMS = [f for room in ("evaluation", "transfer") for f in sorted((ROOT / "training" / room).rglob("*.py"))]
 
 
-@pytest.mark.parametrize("file", ROOMS, ids=lambda f: str(f.relative_to(ROOT)))
-def test_evaluation_and_transfer_know_nothing_of_the_rest_of_training(file):
-    room = f"training.{file.relative_to(ROOT / 'training').parts[0]}"
+LEAVES = {f"training.{name}" for name in ("color", "pictures", "report", "scenes", "views")}
+
+
+def of_training(file: Path) -> set[str]:
+    """Modules of training that a file imports; an imported name of a leaf counts as the leaf."""
     names = {name for name in imported(file) if name.split(".")[0] == "training"}
-    assert all(f"{name}.".startswith(f"{room}.") for name in names), names
+    return {next((leaf for leaf in LEAVES if f"{name}.".startswith(f"{leaf}.")), name) for name in names}
+
+
+@pytest.mark.parametrize("file", ROOMS, ids=lambda f: str(f.relative_to(ROOT)))
+def test_evaluation_and_transfer_know_nothing_of_training_but_its_leaves(file):
+    room = f"training.{file.relative_to(ROOT / 'training').parts[0]}"
+    assert all(f"{name}.".startswith(f"{room}.") for name in of_training(file) - LEAVES), of_training(file)
+
+
+@pytest.mark.parametrize("leaf", sorted(LEAVES))
+def test_leaves_of_training_know_leaves_alone(leaf):
+    assert of_training((ROOT / leaf.replace(".", "/")).with_suffix(".py")) <= LEAVES
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "training").glob("finetune*.py")), ids=lambda f: f.name)
+def test_fine_tuning_knows_the_evaluation_alone(file):
+    names = {name for name in imported(file) if name.split(".")[0] == "training"}
+    assert all(name.startswith("training.evaluation.") for name in names), names
 
 
 def test_siblings_of_training_are_imported_by_their_full_name():

@@ -11,6 +11,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # B images, n of them that an operation touches, S x S pixels, P parameters of an image.
 # Every operation takes float32 (n, 3, S, S) in [0, 1] and returns the same; amounts are float32 (n,).
@@ -21,10 +22,11 @@ STD = (0.229, 0.224, 0.225)
 JITTER, GRAY = 0.8, 0.2  # probabilities, equal in both views
 BLUR = {1: 1.0, 2: 0.1}  # probabilities by view
 SOLARIZE = {1: 0.0, 2: 0.2}
-LOWEST = (0.6, 0.6, 0.8, -0.1)  # brightness, contrast, saturation, hue
-HIGHEST = (1.4, 1.4, 1.2, 0.1)
+LOWEST = np.array([0.6, 0.6, 0.8, -0.1])  # brightness, contrast, saturation, hue
+HIGHEST = np.array([1.4, 1.4, 1.2, 0.1])
 SIGMAS = (0.1, 2.0)  # pixels
 RADIUS = 8  # of the blur in pixels: four times the largest sigma
+CACHED = 8  # images that a processor changes at a time: they stay in its cache
 
 
 class Column(IntEnum):
@@ -83,36 +85,21 @@ def apply(images: Tensor, parameters: Tensor) -> Tensor:
         parameters: float32 (B, P) on the CPU, rows of `draw`.
 
     Returns:
-        float32 (B, 3, S, S) on the device of `images`, normalised as by `normalize`.
+        float32 (B, 3, S, S) on the device of `images`, standardised with ImageNet's mean and deviation.
 
     Raises:
         ValueError: if a shape, a dtype or the device of the parameters is another.
 
     """
     _check(images, parameters)
-    pixels = images.to(torch.float32).div_(255)
-    operations, columns, chosen = zip(*_steps(parameters), strict=True)
-    rows = _send(torch.cat(chosen), images.device).split([len(rows) for rows in chosen])
-    amounts = _send(parameters, images.device)
+    pixels = images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+    together = CACHED if images.device.type == "cpu" else len(images)
     with torch.autocast(images.device.type, enabled=False):
-        for operation, column, own in zip(operations, columns, rows, strict=True):
-            if len(own):
-                amount = () if column is None else (amounts[:, column].index_select(0, own),)
-                pixels.index_copy_(0, own, operation(pixels.index_select(0, own), *amount))
-    return _standardize_(pixels)
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Scale 8-bit RGB to [0, 1] and standardise it with ImageNet's mean and deviation.
-
-    Args:
-        images: uint8 (..., 3, H, W); never written to.
-
-    Returns:
-        float32, the same shape and device.
-
-    """
-    return _standardize_(images.to(torch.float32).div_(255))
+        for part, own in zip(pixels.split(together), parameters.split(together), strict=True):
+            _change_(part, own)
+    for channel, mean, std in zip(pixels.unbind(1), MEAN, STD, strict=True):
+        channel.sub_(mean).div_(std)
+    return pixels
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -135,15 +122,14 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 def hue(images: Tensor, turns: Tensor) -> Tensor:
     """Turn the colours of each image around the colour circle by a fraction of it, in [-0.5, 0.5].
 
-    With the hue h in [0, 6), 0 red, 2 green, 4 blue, a channel whose own hue is c is
-    `min + (max - min) * clip(2 - distance(h, c), 0, 1)`, the distance taken around the circle.
+    The hue h is counted in sixths of the circle: 0 red, 2 green, 4 blue. Where red, green and blue are stretched
+    to [0, 1], the distance of h from red is `1 - red + green + blue`, on the side of green or of blue; and a
+    channel whose own hue is c is `min + (max - min) * clip(2 - distance(h, c), 0, 1)`.
     """
     red, green, blue = images.unbind(1)
-    low = torch.minimum(torch.minimum(red, green), blue)
-    high = torch.maximum(torch.maximum(red, green), blue)
-    chroma = high.sub(low)
-    h = torch.where(high == green, (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4))
-    h = torch.where(high == red, green - blue, h)
+    low, high = images.amin(1), images.amax(1)
+    h = high.sub(low, alpha=2).add_(green).add_(blue).sub_(red).copysign_(green - blue)
+    chroma = high.sub_(low)
     h.div_(chroma.clamp(min=torch.finfo(chroma.dtype).tiny)).add_(6 * turns.view(-1, 1, 1))
     h.sub_(h.div(6).floor_(), alpha=6)
     channels = torch.stack(((h - 3).abs_().sub_(1), 2 - (h - 2).abs_(), 2 - (h - 4).abs_()), dim=1)
@@ -158,12 +144,15 @@ def gray(images: Tensor) -> Tensor:
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image with a Gaussian of its own sigma in pixels, the border pixels repeated outwards.
 
-    Two batched matrix products, one along each axis, with the S x S matrix of the image's sigma. The kernel
-    ends `RADIUS` pixels from its centre and sums to one.
+    Two convolutions, one along each axis, each channel of each image with its own kernel, which ends `RADIUS`
+    pixels from its centre and sums to one.
     """
-    matrices = _blur_matrices(sigma, images.shape[-1])
-    along_rows = (images.flatten(1, 2) @ matrices.mT).view(images.shape)
-    return matrices.unsqueeze(1) @ along_rows
+    offsets = torch.arange(-RADIUS, RADIUS + 1, device=sigma.device)
+    kernels = torch.softmax(-(offsets**2) / (2 * sigma.view(-1, 1) ** 2), dim=1).repeat_interleave(3, dim=0)
+    planes = F.pad(images.flatten(0, 1).unsqueeze(0), [RADIUS] * 4, mode="replicate")
+    for kernel in (kernels[:, None, None, :], kernels[:, None, :, None]):
+        planes = F.conv2d(planes, kernel, groups=len(kernels))
+    return planes.view(images.shape)
 
 
 def solarize(images: Tensor) -> Tensor:
@@ -182,6 +171,25 @@ OPERATIONS = {
 }
 
 
+def _change_(pixels: Tensor, parameters: Tensor) -> None:
+    """Apply the operations to their images, in place."""
+    operations, columns, chosen = zip(*_steps(parameters), strict=True)
+    rows = _send(torch.cat(chosen), pixels.device).split([len(rows) for rows in chosen])
+    amounts = _send(parameters, pixels.device)
+    for operation, column, own in zip(operations, columns, rows, strict=True):
+        if len(own):
+            amount = () if column is None else (amounts[:, column].index_select(0, own),)
+            _put_(pixels, own, operation(pixels.index_select(0, own), *amount))
+
+
+def _put_(pixels: Tensor, rows: Tensor, changed: Tensor) -> None:
+    if pixels.device.type != "cpu":
+        pixels.index_copy_(0, rows, changed)
+        return
+    for row, image in zip(rows.tolist(), changed, strict=True):  # a third of what index_copy_ takes on a CPU
+        pixels[row].copy_(image)
+
+
 def _steps(parameters: Tensor) -> Iterator[tuple[Callable[..., Tensor], Column | None, Tensor]]:
     """Yield the operations in order, each with the column of its amount, if any, and the rows it touches."""
     for turn in TURNS:
@@ -196,16 +204,6 @@ def _rows(chosen: Tensor) -> Tensor:
     return chosen.nonzero().flatten()
 
 
-def _blur_matrices(sigma: Tensor, size: int) -> Tensor:
-    """Return float32 (n, S, S): row i holds the weights of all pixels of a line in its blurred pixel i."""
-    offsets = torch.arange(-RADIUS, RADIUS + 1, device=sigma.device)
-    weights = torch.softmax(-(offsets**2) / (2 * sigma.view(-1, 1) ** 2), dim=1)
-    place = torch.arange(size, device=sigma.device)
-    sources = (place + offsets.view(-1, 1)).clamp_(0, size - 1)
-    shifts = sources.unsqueeze(-1) == place  # (offsets, S, S): pixel i is taken from pixel i + offset
-    return (weights @ shifts.flatten(1).to(weights.dtype)).view(-1, size, size)
-
-
 def _luma(images: Tensor) -> Tensor:
     red, green, blue = images.split(1, dim=1)
     return red.mul(0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
@@ -213,12 +211,6 @@ def _luma(images: Tensor) -> Tensor:
 
 def _per_image(amount: Tensor) -> Tensor:
     return amount.view(-1, 1, 1, 1)
-
-
-def _standardize_(pixels: Tensor) -> Tensor:
-    for channel, mean, std in zip(pixels.unbind(-3), MEAN, STD, strict=True):
-        channel.sub_(mean).div_(std)
-    return pixels
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:

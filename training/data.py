@@ -1,7 +1,7 @@
 """Batches of view pairs: a run's plan of which pictures come when, and the loader that follows it.
 
 Every sample is drawn from (seed, epoch, index) and every order from (seed, epoch), whatever the number of
-processes, workers or interruptions.
+processes, workers or interruptions; what a network draws, from (seed, step, rank).
 """
 
 import sys
@@ -14,13 +14,16 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from training.pictures import Pictures, decode
+from slotcon_hub.pictures import Picture
+from training.pictures import Pictures
+from training.stop import heed_parent_alone
+from training.streaming import deal
 from training.views import TwoViews
 
-__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "make_loader"]
+__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "make_loader", "seed_step"]
 
 SUBSTITUTES = 100  # pictures tried in the place of an unreadable one
-ORDERS, SAMPLES = 0, 1  # streams of random numbers that never meet
+ORDERS, SAMPLES, STEPS = 0, 1, 2  # streams of random numbers that never meet
 TOLERATED = 0.01  # share of the pictures that may be unreadable
 
 
@@ -32,7 +35,7 @@ class ViewPairs(Dataset[dict[str, Any]]):
         self.pictures, self.views, self.seed = pictures, views, seed
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """The sample of an epoch and a picture: what ``TwoViews`` returns, and ``unreadable`` indices.
+        """The sample of an epoch and a picture: what ``TwoViews.cut`` returns, and ``unreadable`` indices.
 
         In the place of an unreadable picture comes another one, drawn from the same numbers; after a hundred of
         them a black one, since such data end the run at its next line of metrics.
@@ -40,15 +43,19 @@ class ViewPairs(Dataset[dict[str, Any]]):
         epoch, index = key
         rng = np.random.default_rng([self.seed, SAMPLES, epoch, index])
         unreadable: list[int] = []
-        picture = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
         while len(unreadable) < SUBSTITUTES:
             try:
-                picture = decode(self.pictures.read(index))
+                picture = Picture(self.pictures.read(index))
+                drawn = self.views.draw(picture.height, picture.width, rng)
+                pixels = picture.decode(reduction=drawn.reduction)
                 break
             except OSError:
                 unreadable.append(index)
                 index = int(rng.integers(len(self.pictures)))
-        return {**self.views(picture, rng), "unreadable": unreadable}
+        else:
+            pixels = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
+            drawn = self.views.draw(*pixels.shape[1:], rng)
+        return {**self.views.cut(pixels, drawn), "unreadable": unreadable}
 
 
 class TooManyUnreadable(Exception):
@@ -58,11 +65,11 @@ class TooManyUnreadable(Exception):
 class Unreadable:
     """The pictures that a run could not read: named once, counted over all processes."""
 
-    def __init__(self, pictures: Pictures, accelerator: Accelerator) -> None:
-        """Start with none."""
+    def __init__(self, pictures: Pictures, accelerator: Accelerator, known: set[int]) -> None:
+        """Start with those that are known already; new ones join them."""
         self.pictures, self.accelerator = pictures, accelerator
         self.mine: set[int] = set()
-        self.all: set[int] = set()
+        self.all = known
 
     def add(self, indices: list[int]) -> None:
         """Note pictures that this process met."""
@@ -79,7 +86,7 @@ class Unreadable:
             self.accelerator.print(
                 f"skipped, since it cannot be read: {self.pictures.name(index)}", file=sys.stderr
             )
-        self.all |= met
+        self.all.update(met)
         if len(self.all) > TOLERATED * len(self.pictures):
             names = "\n  ".join(self.pictures.name(index) for index in sorted(self.all))
             raise TooManyUnreadable(
@@ -92,7 +99,8 @@ class Steps(Sampler[list[tuple[int, int]]]):
     """The (epoch, index) pairs of this process, micro-batch after micro-batch, for the steps of a whole run.
 
     An epoch is a random order of all pictures, cut into global batches; what is left over is not seen. A global
-    batch is cut into equal micro-batches, which go to the processes in turn.
+    batch is cut into equal micro-batches, which go to the processes in turn, and in each of them to its workers
+    in turn. Where pictures come in row groups, the order is one in which a worker reads whole ones.
     """
 
     def __init__(
@@ -105,6 +113,8 @@ class Steps(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         processes: int = 1,
         accumulation: int = 1,
+        groups: np.ndarray | None = None,
+        workers: int = 1,
     ) -> None:
         """Plan the steps.
 
@@ -116,9 +126,12 @@ class Steps(Sampler[list[tuple[int, int]]]):
             rank: of this process.
             processes: how many there are.
             accumulation: micro-batches a process makes of its share.
+            groups: sizes of the row groups that the pictures come in; None if any order will do.
+            workers: of each process, for whom the groups are.
         """
         self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
         self.rank, self.processes, self.accumulation = rank, processes, accumulation
+        self.groups, self.workers = groups, max(workers, 1)
 
     def __len__(self) -> int:
         """Number of micro-batches of this process."""
@@ -131,18 +144,30 @@ class Steps(Sampler[list[tuple[int, int]]]):
         for step in self.steps:
             epoch, place = divmod(step, steps_per_epoch)
             if epoch != current:
-                current, order = epoch, np.random.default_rng([self.seed, ORDERS, epoch]).permutation(self.length)
+                current, order = epoch, self._order(epoch)
             batch = order[place * self.batch_size :][: self.batch_size]
             parts = np.split(batch, self.accumulation * self.processes)
             for part in parts[self.rank :: self.processes]:
                 yield [(epoch, int(index)) for index in part]
 
+    def _order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, ORDERS, epoch])
+        if self.groups is None:
+            return rng.permutation(self.length)
+        steps, parts = self.length // self.batch_size, self.processes * self.accumulation
+        part = np.arange(steps * self.batch_size) // (self.batch_size // parts)
+        micro_batch, rank = np.divmod(part, self.processes)
+        worker = (epoch * steps * self.accumulation + micro_batch) % self.workers  # as DataLoader takes turns
+        return deal(self.groups, rank * self.workers + worker, rng)
 
-def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples: views 2 of B x 3 x S x S, boxes, flips and colours likewise, unreadable indices joined."""
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples: views 2 x B x 3 x S x S, boxes, flips and colours likewise, unreadable indices joined."""
     batch: dict[str, Any] = {
-        key: torch.stack([s[key] for s in samples], dim=1) for key in ("views", "boxes", "flips", "color")
+        key: torch.stack([s[key] for s in samples], dim=1) for key in ("boxes", "flips", "color")
     }
+    views = torch.stack([s["views"].permute(0, 2, 3, 1) for s in samples], dim=1)  # as they lie in memory
+    batch["views"] = views.permute(0, 1, 4, 2, 3)
     batch["unreadable"] = [index for s in samples for index in s["unreadable"]]
     return batch
 
@@ -153,11 +178,18 @@ def make_loader(pairs: ViewPairs, steps: Steps, workers: int) -> DataLoader[Any]
         pairs,
         batch_sampler=steps,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_single_thread,
+        worker_init_fn=_start_worker,
     )
 
 
-def _single_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    heed_parent_alone()
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed what a network draws in a step, such as the paths it drops, so that nothing has to be remembered."""
+    sequence = np.random.SeedSequence([seed, STEPS, step, rank])
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))

@@ -5,22 +5,27 @@ Metrics stay on the device and are added up there; the host reads them once a li
 
 import json
 import math
+import os
+import resource
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 from slotcon_hub import SlotConOutput
 
 __all__ = ["Diverged", "Monitor"]
 
-_MEANS = [f.name for f in fields(SlotConOutput) if f.name != "usage"]
+_SCALARS = [f.name for f in fields(SlotConOutput) if f.name != "usage"]
 
 
 class Diverged(Exception):
@@ -47,7 +52,8 @@ class Monitor:
         main = accelerator.is_main_process
         self.bar = tqdm(total=steps.stop, initial=steps.start, unit="step", disable=not main, dynamic_ncols=True)
         if main and self.path.exists():
-            self._drop_lines_from(steps.start)
+            self._drop_lines_after(steps.start)
+        self.warned: set[str] = set()
         self._reset()
 
     @contextmanager
@@ -57,12 +63,27 @@ class Monitor:
         yield
         self.waited += time.perf_counter() - before
 
-    def add(self, out: SlotConOutput) -> None:
-        """Add the output of a forward; nothing is read from the device."""
-        values = torch.stack([getattr(out, name).detach().float() for name in _MEANS])
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Leave the time inside out of the speed: what is looked at between steps is not training."""
+        before = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - before
+
+    def add(self, out: SlotConOutput, step: int) -> None:
+        """Add the output of a forward of the step with this number; nothing is read from the device."""
+        self.names = [name for name in _SCALARS if getattr(out, name) is not None]
+        values = torch.stack([getattr(out, name).detach().float() for name in self.names])
         self.sums = values if self.sums is None else self.sums + values
         self.usage = out.usage if self.usage is None else self.usage + out.usage
         self.forwards += 1
+        number = torch.where(values.isfinite(), torch.inf, float(step))
+        self.broken = number if self.broken is None else self.broken.minimum(number)
+
+    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add the norm of the gradients of a step; nothing is read from the device."""
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.grad_norm = norm if self.grad_norm is None else self.grad_norm + norm
 
     def step(self, step: int, values: dict[str, float], saving: bool) -> bool:
         """Count a step; every ``log_every`` steps, after the last, and before a checkpoint, write a line.
@@ -93,6 +114,8 @@ class Monitor:
     def _reset(self) -> None:
         self.sums: Tensor | None = None
         self.usage: Tensor | None = None
+        self.broken: Tensor | None = None
+        self.grad_norm: Tensor | None = None
         self.forwards = self.steps = 0
         self.waited, self.since = 0.0, time.perf_counter()
 
@@ -105,24 +128,21 @@ class Monitor:
         share = usage / usage.sum().clamp(min=1)
         line = {
             "step": step,
-            **dict(zip(_MEANS, means, strict=True)),
+            **dict(zip(self.names, means, strict=True)),
             **values,
             "dead_slots": int((usage == 0).sum()),
             "usage_entropy": float(-(share * share.clamp(min=1e-12).log()).sum() / math.log(len(share))),
             "images_per_second": self.steps * self.batch_size / seconds,
             "data_wait": self.waited / seconds,
+            "memory_gb": _peak_memory(self.accelerator.device),
         }
+        if self.grad_norm is not None and math.isfinite(norm := float(self.grad_norm) / self.steps):
+            line["grad_norm"] = norm  # fp16 leaves out steps whose gradients overflow
         if not math.isfinite(line["loss"]):
-            parts = ", ".join(f"{k}={line[k]}" for k in ("group_loss", "slot_loss"))
             raise Diverged(
-                f"the loss is {line['loss']} ({parts}) at step {step}: lower --base-lr, or use bf16 in place of "
-                "fp16; the checkpoints before it are kept"
+                f"{self._blame()}: lower --base-lr, or use bf16 in place of fp16; the checkpoints are kept"
             )
-        if line["active_slots"] < 1.01 or line["usage_entropy"] < 0.01:
-            self.bar.write(
-                f"warning: collapse at step {step}: {line['active_slots']:.2f} active slots a view, "
-                f"{line['dead_slots']} of {len(share)} without use since the last line"
-            )
+        self._look(line, share)
         self.bar.set_postfix(
             loss=f"{line['loss']:.3f}", active=f"{line['active_slots']:.1f}", dead=line["dead_slots"]
         )
@@ -130,9 +150,60 @@ class Monitor:
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint may follow, and must not outlive its line
 
-    def _drop_lines_from(self, step: int) -> None:
+    def _blame(self) -> str:
+        """Which part of the loss was first no number, and in which step; of all processes."""
+        assert self.broken is not None
+        first = self.broken[None]
+        steps = self.accelerator.gather(first).amin(0).tolist()  # inf where all is well
+        step = min(steps)
+        parts = [name for name, at in zip(self.names, steps, strict=True) if at == step and name != "loss"]
+        return f"step {step:.0f} gave a loss that is no number, in {' and '.join(parts) or 'the sum'}"
+
+    def _look(self, line: dict[str, Any], share: Tensor) -> None:
+        """Say in words what goes wrong: once, until it is well again."""
+        most, number = (float(v) for v in share.max(0))
+        self._warn(
+            "collapse onto one prototype",
+            most > 0.9,
+            f"prototype {number:.0f} takes {most:.0%} of all uses: the run has collapsed onto it; sharpen the "
+            "targets (--teacher-temp) or slow the teacher (--teacher-momentum)",
+        )
+        self._warn(
+            "collapse of the views",
+            line["active_slots"] < 1.01,
+            f"a view has {line['active_slots']:.2f} active slots: every picture is one group, so that nothing is "
+            "told apart; lower --base-lr or --teacher-temp",
+        )
+        self._warn(
+            "starvation",
+            line["data_wait"] > 0.3,
+            f"{line['data_wait']:.0%} of the time goes into waiting for pictures: raise --workers, or put the "
+            "pictures on a faster disk",
+        )
+
+    def _warn(self, what: str, wrong: bool, text: str) -> None:
+        if wrong and what not in self.warned and self.accelerator.is_main_process:
+            said = f"step {self.bar.n}: {text}"
+            self.bar.write(f"warning: {said}")
+            with self.path.with_name("warnings.txt").open("a") as file:
+                file.write(said + "\n")
+        (self.warned.add if wrong else self.warned.discard)(what)
+
+    def _drop_lines_after(self, step: int) -> None:
         """Forget what was measured after the checkpoint that the run continues from, and a line cut short."""
         whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
-        self.path.write_text("".join(line + "\n" for line in kept))
+        replacement = self.path.with_suffix(".new")
+        replacement.write_text("".join(line + "\n" for line in kept))
+        replacement.replace(self.path)
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Most memory that this process has used: of tensors on a GPU, else resident; GB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # of getrusage
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

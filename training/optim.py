@@ -33,7 +33,7 @@ def make_optimizer(
     """Make the optimiser of a model's trainable parameters; the step sets its learning rate.
 
     Biases and the parameters of norms (all that have one dimension) get neither weight decay nor, with LARS,
-    an adapted rate.
+    an adapted rate. A transformer's tokens and positions have more, and count as weights.
 
     Args:
         model: whose parameters with ``requires_grad`` are optimised.

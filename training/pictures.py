@@ -1,12 +1,16 @@
 """Where pictures come from: folders, Parquet files and the Hugging Face Hub, as encoded files by number."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from slotcon_hub.pictures import ImageFiles, decode, files_below
+from slotcon_hub.pictures import ImageFiles, files_below
+from training.layouts import LAYOUTS, LayoutName
+from training.streaming import ParquetStream
 
-__all__ = ["ImageFiles", "ImageTable", "Pictures", "decode", "open_pictures"]
+__all__ = ["ImageTable", "Pictures", "open_pictures"]
 
 
 class Pictures(Protocol):
@@ -66,38 +70,80 @@ class ImageTable:
         return self.table[index][self.column] or {}
 
 
-def open_pictures(data: str, split: str = "train", column: str = "image") -> Pictures:
+def open_pictures(
+    data: str,
+    split: str = "train",
+    column: str = "image",
+    *,
+    layout: LayoutName | None = None,
+    streaming: bool = False,
+) -> Pictures:
     """Open what ``--data`` names.
 
     Args:
-        data: a folder of pictures, a Parquet file or a folder of them, or ``hf:`` and the name of a data set on
-            the Hugging Face Hub.
+        data: a folder of pictures, a Parquet file (or the URL of some) or a folder of them, or ``hf:`` and the
+            name of a data set on the Hugging Face Hub.
         split: of a Hub data set, or of a folder of Parquet files: those that have it in the names of their files
             or folders, as on the Hub. Where nothing names a split, all files are ``train``.
         column: that holds the images of a table.
+        layout: of a folder, which may then be that of the whole data set.
+        streaming: read a table as it is needed, and keep nothing of it on the disk. All processes must call this
+            together then.
 
     Raises:
         ValueError: there is nothing to read, in one sentence.
     """
     if data == "hf:":
         raise ValueError("hf: is followed by the name of a data set: give --data hf:<owner>/<name>")
-    if data.startswith("hf:"):
-        return ImageTable(_load_table(data, split, data.removeprefix("hf:")), column)
     path = Path(os.path.expanduser(data))
-    if path.suffix == ".parquet" and not path.is_dir():
+    if data.startswith("hf:"):
+        source = {"path": data.removeprefix("hf:")}
+    elif "://" in data:
+        source, split = {"path": "parquet", "data_files": data}, "train"
+    elif path.suffix == ".parquet" and not path.is_dir():
         if not path.is_file():
             raise ValueError(f"there is no file {path}: give --data a Parquet file or a folder")
-        return ImageTable(_load_table(data, "train", "parquet", data_files=str(path)), column)
-    if any(file.endswith(".parquet") for file in files_below(path)):
-        return ImageTable(_load_table(data, split, "parquet", data_dir=str(path)), column)
-    return ImageFiles(path)
+        source, split = {"path": "parquet", "data_files": str(path)}, "train"
+    else:
+        folders = LAYOUTS[layout].find(path) if layout else (path,)
+        files = list(files_below(*folders))
+        if not any(file.endswith(".parquet") for file in files):
+            if streaming:
+                raise ValueError(f"{path} holds no Parquet file to stream: leave out --streaming")
+            return ImageFiles(*folders, listed=files)
+        source = {"path": "parquet", "data_dir": str(path)}
+    if streaming:
+        return ParquetStream(lambda: _list_parquet(data, split, source), column)
+    return ImageTable(_load(data, split, source), column)
 
 
-def _load_table(data: str, split: str, *source: str, **files: str) -> Any:
+def _load(data: str, split: str, source: dict[str, str]) -> Any:
+    import datasets
+
+    with _one_sentence(data, split):
+        return datasets.load_dataset(**source, split=split)
+
+
+def _list_parquet(data: str, split: str, source: dict[str, str]) -> list[str]:
+    """List the Parquet files of a split, as ``datasets`` tells them apart."""
+    import datasets
+
+    with _one_sentence(data, split):
+        files = datasets.load_dataset_builder(**source).config.data_files or {}
+        if split not in files:
+            raise ValueError(f"there are {', '.join(map(str, files)) or 'no files'}")
+    other = next((file for file in files[split] if not file.endswith(".parquet")), None)
+    if other:
+        raise ValueError(f"{data} keeps its pictures in files like {other}: only Parquet files can be streamed")
+    return list(files[split])
+
+
+@contextlib.contextmanager
+def _one_sentence(data: str, split: str) -> Iterator[None]:
     import datasets
 
     try:
-        return datasets.load_dataset(*source, split=split, **files)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{data}, split {split!r}, could not be loaded: {reason}") from None

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from slotcon_hub import SlotConConfig
+from training.layouts import LayoutName
 from training.optim import OptimizerName
 
 __all__ = ["RECIPES", "SCENES", "Recipe", "parse"]
@@ -27,15 +28,20 @@ class Recipe:
     """
 
     data: str | None = None
-    """Folder of pictures (searched at any depth), Parquet file or folder of them, hf:<name> for a data set of the
-    Hugging Face Hub, or "scenes" for the embedded synthetic ones."""
+    """Folder of pictures (searched at any depth), Parquet file, URL or folder of them, hf:<name> for a data set of
+    the Hugging Face Hub, or "scenes" for the embedded synthetic ones."""
     split: str = "train"
     """Split of a Hub data set, or of Parquet files named after theirs."""
     image_column: str = "image"
     """Column of a table that holds the images."""
+    streaming: bool = False
+    """Read a data set of the Hub, or Parquet files, as they are needed, and keep nothing of them on the disk."""
+    layout: LayoutName | None = None
+    """Data set that --data may be the folder of: its training pictures are then found below it, and counted. Any
+    other folder is taken whole, and so is every folder with None."""
 
     backbone: str = "slotcon_r50"
-    """Any timm model that returns a map once its head is removed."""
+    """Any timm model that has a map: convolutional, or a transformer, which is made for the size of the views."""
     slotcon: Annotated[SlotConConfig, tyro.conf.arg(name="")] = field(default_factory=SlotConConfig)
 
     view_size: int = 224
@@ -67,21 +73,35 @@ class Recipe:
     seed: int = 0
     """Of initialisation, order and augmentation."""
 
+    continue_from: Path | None = None
+    """Checkpoint to go on from in a new run: an authors' full one, or model.safetensors of a run. Student, teacher,
+    predictor and centre are its own; the optimiser's momentum starts anew."""
+    continue_at: int | None = None
+    """Epoch of the schedule to go on at: 0 starts a new one with these weights; None takes the checkpoint's, and 0
+    where it names none."""
+
     output: Path | None = None
     """Folder of the run; None makes runs/<recipe>-<date and time>."""
     resume: bool = False
-    """Continue from the newest checkpoint in --output."""
+    """Continue from the newest good checkpoint in --output; where there is none yet, start."""
     workers: int = 8
     """Processes that load pictures, for each training process."""
     threads: int | None = None
     """CPU threads of each process that trains on the CPU; None shares out all cores, where accelerate would take
     one a process."""
     log_every: int = 10
-    """Steps between two lines of metrics."""
+    """Steps between two lines of metrics; a run asked to stop (SIGTERM, Ctrl-C) saves and ends at the next one."""
     save_every: int = 5
     """Epochs between two checkpoints; there is always one at the end."""
     keep: int = 2
     """Checkpoints kept, the newest ones."""
+    keep_every: int = 0
+    """Epochs between two checkpoints that are kept for good, besides; a multiple of --save-every, or 0 for none."""
+    show_every: int = 5
+    """Epochs between two pictures of the groups in the same images, slots/epoch-*.png; 0 draws none."""
+    probe: str | None = None
+    """Labelled pictures to classify by nearest neighbours at the same epochs: a folder with train and validation
+    parts of class folders, or of Parquet files."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Accelerate's trackers, besides metrics.jsonl."""
 
@@ -100,8 +120,23 @@ class Recipe:
             raise ValueError(f"min_crop={self.min_crop} must be a fraction in (0, 1]")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads={self.threads} must be at least 1")
+        if self.show_every < 0:
+            raise ValueError(f"show_every={self.show_every} must not be negative; 0 draws none")
+        if self.probe and not self.show_every:
+            raise ValueError("--probe is measured every --show-every epochs: make that at least 1")
+        if self.keep_every < 0:
+            raise ValueError(f"keep_every={self.keep_every} must not be negative; 0 keeps none for good")
+        if self.keep_every % self.save_every:
+            raise ValueError(
+                f"keep_every={self.keep_every} is no multiple of save_every={self.save_every}: no checkpoint is "
+                "written at some of these epochs; change one of them"
+            )
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative; 0 loads in the training process")
+        if self.continue_at is not None and not 0 <= self.continue_at < self.epochs:
+            raise ValueError(f"continue_at={self.continue_at} must be an epoch from 0 to {self.epochs - 1}")
+        if self.continue_at is not None and self.continue_from is None:
+            raise ValueError("--continue-at needs --continue-from, the checkpoint to go on from")
         if self.resume and self.output is None:
             raise ValueError("--resume needs --output, the folder of the run to continue")
 
@@ -141,26 +176,40 @@ class Recipe:
         return pictures // self.batch_size
 
 
-COCO = Recipe()
-IN1K = replace(COCO, slotcon=SlotConConfig(num_prototypes=2048))
+COCO = Recipe(layout="coco")
+IN1K = replace(COCO, layout="imagenet", slotcon=SlotConConfig(num_prototypes=2048), save_every=1)  # epochs are long
+
+DEMO = Recipe(
+    data=SCENES,
+    backbone="slotcon_nano",
+    show_every=1,
+    # Some hundred steps in place of 180,000: sharper targets, a teacher that follows sooner, a higher rate.
+    slotcon=SlotConConfig(num_prototypes=16, hidden_dim=512, out_dim=128, teacher_temp=0.04, teacher_momentum=0.95),
+    view_size=96,
+    epochs=3,
+    batch_size=64,
+    base_lr=8.0,
+    warmup_epochs=0.5,
+    workers=1,
+    log_every=5,
+)
 
 RECIPES: dict[str, tuple[str, Recipe]] = {
     "demo": (
         "A small ResNet on synthetic scenes: minutes on two CPU cores, nothing to download.",
-        Recipe(
-            data=SCENES,
-            backbone="slotcon_nano",
-            # Some hundred steps in place of 180,000: sharper targets, a teacher that follows sooner, a higher rate.
-            slotcon=SlotConConfig(
-                num_prototypes=16, hidden_dim=512, out_dim=128, teacher_temp=0.04, teacher_momentum=0.95
-            ),
-            view_size=96,
-            epochs=3,
-            batch_size=64,
-            base_lr=8.0,
-            warmup_epochs=0.5,
-            workers=1,
-            log_every=5,
+        DEMO,
+    ),
+    "imagenette_20ep": (
+        "The small ResNet of the demo on Imagenette, 160 px (9,469 pictures): the weights that come with the "
+        "package. About an hour on two CPU cores.",
+        replace(
+            DEMO,
+            data=None,
+            slotcon=replace(DEMO.slotcon, num_prototypes=64, teacher_momentum=0.97),
+            epochs=20,
+            warmup_epochs=1,
+            save_every=2,
+            log_every=20,
         ),
     ),
     "coco_800ep": (
@@ -169,8 +218,8 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
         COCO,
     ),
     "cocoplus_800ep": (
-        "COCO train2017 + unlabeled2017 (about 241,690 pictures). Reported: 41.8 box AP, 37.8 mask AP.",
-        COCO,
+        "COCO train2017 + unlabeled2017 (241,690 pictures). Reported: 41.8 box AP, 37.8 mask AP.",
+        replace(COCO, layout="coco+"),
     ),
     "in1k_100ep": (
         "ImageNet-1k train (1,281,167 pictures). Reported: 41.4 box AP, 37.2 mask AP.",
@@ -182,7 +231,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     ),
     "bdd100k_800ep": (
         "BDD100K train (70,000 pictures). Reported: 73.9 mIoU on Cityscapes.",
-        replace(COCO, slotcon=SlotConConfig(num_prototypes=64)),
+        replace(COCO, layout="bdd100k", slotcon=SlotConConfig(num_prototypes=64)),
     ),
     "cocostuff27": (
         "COCO train2017 with 27 prototypes, for unsupervised segmentation. Reported: 42.36 pixel accuracy on "

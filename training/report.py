@@ -14,11 +14,12 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.patches import Patch
 
 __all__ = ["draw_curves", "draw_groups", "write_page"]
 
 PANELS = {
-    "Loss": ("loss", "group_loss", "slot_loss"),
+    "Loss": ("loss", "group_loss", "slot_loss", "image_loss"),
     "Slots of a picture": ("active_slots", "positive_pairs"),
     "Dead prototypes": ("dead_slots",),
     "Entropy of prototype usage (1: all alike)": ("usage_entropy",),
@@ -75,12 +76,15 @@ def draw_curves(metrics: Path, target: Path) -> None:
     plt.close(figure)
 
 
-def draw_groups(rows: dict[str, Sequence[np.ndarray]], target: Path) -> None:
+def draw_groups(
+    rows: dict[str, Sequence[np.ndarray]], target: Path, legend: dict[str, np.ndarray] | None = None
+) -> None:
     """Draw rows of pictures, one column a scene, into a PNG.
 
     Args:
         rows: title to uint8 H x W x 3 pictures, the same number in each row.
         target: of the PNG.
+        legend: name to uint8 colour, for a line below.
     """
     columns = len(next(iter(rows.values())))
     height, width = next(iter(rows.values()))[0].shape[:2]
@@ -91,8 +95,26 @@ def draw_groups(rows: dict[str, Sequence[np.ndarray]], target: Path) -> None:
             axis.imshow(picture)
             axis.axis("off")
         line[0].set_title(title, loc="left", fontsize=9)
+    if legend:
+        patches = [Patch(facecolor=color / 255, edgecolor="0.7", label=name) for name, color in legend.items()]
+        figure.legend(handles=patches, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
     figure.savefig(target, dpi=130)
     plt.close(figure)
+
+
+def matched_colors(match: Sequence[int], palette: np.ndarray) -> np.ndarray:
+    """The colour of each group: that of its class, or a grey.
+
+    Args:
+        match: the class of each group, or -1.
+        palette: uint8 C x 3 colours of the classes.
+
+    Returns:
+        uint8 K x 3.
+    """
+    grey = np.linspace(60, 200, len(match)).astype(np.uint8)[:, None].repeat(3, axis=1)
+    classes = np.array(match)[:, None]
+    return np.where(classes >= 0, palette[classes[:, 0]], grey)
 
 
 STYLE = """

@@ -1,10 +1,14 @@
 """The folder of a run: its name, what it says of the run, and what it holds at the end."""
 
+import fcntl
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
+import sys
+import time
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +26,9 @@ from training.recipes import Recipe
 from training.report import draw_curves
 from training.showcase import Showcase
 
-__all__ = ["before", "choose", "describe", "finish"]
+__all__ = ["before", "choose", "claim", "describe", "finish"]
+
+RUN = "run.json"
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "huggingface-hub")
 
@@ -39,10 +45,39 @@ def choose(name: str, recipe: Recipe) -> Path:
         problem = f"{folder} is a file: choose another --output"
     elif not recipe.resume and folder.is_dir() and any(folder.iterdir()):
         problem = f"{folder} holds a run already: add --resume to continue it, or choose another --output"
+    elif recipe.resume and folder.is_dir() and any(folder.iterdir()) and not (folder / RUN).exists():
+        problem = f"{folder} holds something else than a run: choose another --output"
     folder, problem = broadcast_object_list([(folder, problem)])[0]
     if problem:
         raise ValueError(problem)
     return folder
+
+
+def claim(folder: Path, patience: int = 60) -> None:
+    """Keep other runs out of a folder for as long as this process lives, however it ends.
+
+    Args:
+        folder: of the run.
+        patience: seconds to wait for another process, which may be saving before it stops.
+
+    Raises:
+        ValueError: that one does not end.
+    """
+    # Never closed: that would give the lock back. A lock of this kind is not inherited by workers, who may live on.
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    for second in range(patience + 1):
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except (BlockingIOError, PermissionError):
+            if second == 0:
+                print(f"waiting for the process that is training in {folder} to end", file=sys.stderr)
+            time.sleep(1)
+        except OSError as error:  # some network file systems know no locks
+            reason = f"{folder} cannot be locked ({error.strerror})"
+            print(f"warning: {reason}: make sure that no other process trains in it", file=sys.stderr)
+            return
+    raise ValueError(f"another process is still training in {folder}: stop it first, or choose another --output")
 
 
 def describe(folder: Path, name: str, recipe: Recipe, pictures: int, accelerator: Accelerator) -> None:
@@ -57,6 +92,7 @@ def describe(folder: Path, name: str, recipe: Recipe, pictures: int, accelerator
         "peak_lr": recipe.peak_lr,
         "processes": accelerator.num_processes,
         "micro_batch": recipe.micro_batch(accelerator.num_processes),
+        "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
         "device": _device_name(accelerator.device),
         "python": platform.python_version(),
@@ -64,7 +100,8 @@ def describe(folder: Path, name: str, recipe: Recipe, pictures: int, accelerator
         "revision": _revision(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    claim(folder)
+    (folder / RUN).write_text(json.dumps(facts, indent=2, default=str) + "\n")
     table = Table("setting", "value", title=escape(f"{name} in {folder}"), title_justify="left")
     for key, value in {**settings, **{k: v for k, v in facts.items() if k != "settings"}}.items():
         for inner, setting in value.items() if isinstance(value, dict) else [(key, value)]:
@@ -82,6 +119,8 @@ def before(folder: Path, slotcon: SlotCon, showcase: Showcase) -> None:
 def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, name: str) -> None:
     """Write export, pictures and ``summary.json``, and print what a person wants to see."""
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    for left in folder.glob(".export-*"):  # by a kill in the middle
+        shutil.rmtree(left)
     trained = f"Recipe {name}, {recipe.epochs} epochs, batch {recipe.batch_size}, views of {recipe.view_size} px."
     export(slotcon, folder / "export", input_size=recipe.view_size, trained=trained)
     found = showcase.measure(slotcon)

@@ -21,6 +21,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 VERSION = 1  # part of the folder's name: raise it with every change that alters a pixel
+SIZE = (128, 192)  # height and width
 CLASSES: tuple[str, ...] = (
     "sky", "mountain", "sea", "grass", "sand", "road",
     "house", "tree", "flowers", "car", "boat", "cow",
@@ -283,7 +284,7 @@ def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return image.round().clip(0, 255).astype(np.uint8)
 
 
-def make_scene(seed: int, height: int = 128, width: int = 192) -> tuple[np.ndarray, np.ndarray]:
+def make_scene(seed: int, height: int = SIZE[0], width: int = SIZE[1]) -> tuple[np.ndarray, np.ndarray]:
     """One scene, always the same for the same arguments: image (H x W x 3 uint8) and mask (H x W uint8).
 
     Pixels of the mask are indices into `CLASSES`; a scene has 3 to 8 of them. Objects scale with `height`.

@@ -13,10 +13,13 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from slotcon_hub import SlotCon
 from slotcon_hub.drawing import colors
 from slotcon_hub.export import prototype_model
+from slotcon_hub.pictures import decode
 from training import scenes
-from training.evaluation.segmentation import Segmentation, evaluate, labeled_pictures, segment
-from training.pictures import Pictures, decode
-from training.report import draw_groups
+from training.evaluation.labeled import LabeledPictures
+from training.evaluation.metrics import Segmentation
+from training.evaluation.segmentation import evaluate, segment
+from training.pictures import Pictures
+from training.report import draw_groups, matched_colors
 
 __all__ = ["Showcase"]
 
@@ -36,7 +39,7 @@ class Showcase:
     @classmethod
     def of_scenes(cls, held_out: scenes.Scenes) -> "Showcase":
         """Show and measure the validation part of the embedded scenes."""
-        pairs = itertools.islice(labeled_pictures(held_out.val_images, held_out.val_masks), SHOWN)
+        pairs = itertools.islice(LabeledPictures(held_out.val_images, held_out.val_masks), SHOWN)
         pictures, masks = zip(*pairs, strict=True)
         return cls(list(pictures), list(masks), held_out)
 
@@ -57,7 +60,7 @@ class Showcase:
         """Segment the held-out pictures with the teacher's prototypes, and match them with the classes."""
         if self.held_out is None:
             return None
-        pairs = labeled_pictures(self.held_out.val_images, self.held_out.val_masks)
+        pairs = LabeledPictures(self.held_out.val_images, self.held_out.val_masks)
         groups = slotcon.config.num_prototypes
         return evaluate(prototype_model(slotcon, global_pool=""), pairs, groups, len(scenes.CLASSES))
 
@@ -68,8 +71,6 @@ class Showcase:
         rows = {"pictures": [p.permute(1, 2, 0).numpy() for p in self.pictures]}
         if self.masks is not None and found is not None:
             rows["true classes"] = [scenes.PALETTE[mask.numpy()] for mask in self.masks]
-            grey = np.linspace(60, 200, len(palette)).astype(np.uint8)[:, None].repeat(3, axis=1)
-            match = np.array(found.match)[:, None]
-            palette = np.where(match >= 0, scenes.PALETTE[match[:, 0]], grey)
+            palette = matched_colors(found.match, scenes.PALETTE)
         rows["discovered groups"] = [palette[group] for group in groups]
         draw_groups(rows, target)

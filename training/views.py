@@ -1,7 +1,8 @@
 """Two overlapping views of a picture, and where they meet: the geometry of SlotCon, section 3 and A.1.
 
-A data-loader worker cuts and resizes 8-bit crops and draws the parameters of their colours; the colours
-themselves are changed later, in batches, by `training.color`.
+A data-loader worker draws two views knowing no more of a picture than its size, so that the picture need not be
+decoded in more detail than they show; then it cuts and resizes their 8-bit crops. The colours are changed later,
+in batches, by `training.color`.
 """
 
 import math
@@ -11,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torch.nn.functional import interpolate
 
 from training import color
 
@@ -25,6 +25,8 @@ SCALE: Range = (0.08, 1.0)
 RATIO: Range = (3 / 4, 4 / 3)
 DRAWS = 10
 LEAST_OVERLAP = 0.01  # of the second crop's area
+REDUCTIONS = (8, 4, 2)  # of a picture's sides while it is decoded
+DETAIL = 2  # least side of a crop of a reduced picture, in sides of the view
 
 
 class Crop(NamedTuple):
@@ -34,6 +36,18 @@ class Crop(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class TwoCrops(NamedTuple):
+    """All that is drawn of a picture's two views."""
+
+    reduction: int
+    """1, 2, 4 or 8: to read the picture at this part of its resolution."""
+    crops: tuple[Crop, Crop]
+    """In the picture so read."""
+    flips: tuple[bool, ...]
+    color: np.ndarray
+    """float32 (2, P), what `color.apply` is to do with the views."""
 
 
 def draw_crop(
@@ -161,17 +175,39 @@ class TwoViews:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio={self.ratio}: give (smallest, largest) width / height, both above 0.")
 
-    def __call__(self, picture: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Draw the two views of a picture.
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> TwoCrops:
+        """Draw the two views of a picture of some size.
+
+        The picture is to be read at the lowest resolution at which both crops still have twice as many pixels as
+        their views along each side; their edges are then moved to its whole pixels. Smaller pictures than four
+        views across are always read in full, as are those of COCO and ImageNet at 224 pixels. The views differ
+        from those of a picture read in full by less than one grey level on average: what was averaged while it
+        was decoded is averaged a little differently from bicubic interpolation.
 
         Args:
-            picture: uint8 (3, H, W), RGB.
+            height: H, pixels of the picture, at least 1.
+            width: W, likewise.
             rng: the source of all randomness: the same generator state gives the same views.
+        """
+        crops = self._draw_crops(height, width, rng)
+        flips = tuple(self.geometric and bool(rng.random() < 0.5) for _ in crops)
+        side = min(min(crop.height, crop.width) for crop in crops)
+        reduction = next((r for r in REDUCTIONS if side >= r * DETAIL * self.size), 1)
+        first, second = (_reduce(crop, reduction) for crop in crops)
+        colors = np.stack([color.draw(view, rng) for view in (1, 2)])
+        return TwoCrops(reduction, (first, second), flips, colors)
+
+    def cut(self, picture: Tensor, drawn: TwoCrops) -> dict[str, Tensor]:
+        """Make the two views that were drawn.
+
+        Args:
+            picture: uint8 (3, H, W), RGB, reduced as `drawn` says.
+            drawn: by `draw`.
 
         Returns:
-            `views` uint8 (2, 3, S, S), not yet coloured; `boxes` float32 (2, 4), the shared region as x1, y1,
-            x2, y2 in each view's unit square, flips included; `flips` bool (2,); `color` float32 (2, P), what
-            `color.apply` is to do with the views.
+            `views` uint8 (2, 3, S, S), not yet coloured, pixel after pixel in memory (channels last); `boxes`
+            float32 (2, 4), the shared region as x1, y1, x2, y2 in each view's unit square, flips included;
+            `flips` bool (2,); `color` float32 (2, P).
 
         Raises:
             ValueError: if `picture` is not a uint8 RGB picture of at least one pixel.
@@ -182,18 +218,16 @@ class TwoViews:
                 f"TwoViews takes a uint8 picture of shape (3, H, W), not {picture.dtype} of "
                 f"{tuple(picture.shape)}: decode it in RGB and do not scale it."
             )
-        crops = self._draw_crops(*picture.shape[1:], rng)
-        flips = [self.geometric and bool(rng.random() < 0.5) for _ in crops]
         views, boxes = [], []
-        for crop, box, flipped in zip(crops, shared_boxes(*crops), flips, strict=True):
+        for crop, box, flipped in zip(drawn.crops, shared_boxes(*drawn.crops), drawn.flips, strict=True):
             view = _resize(picture, crop, self.size)
-            views.append(view.flip(-1) if flipped else view)
+            views.append(view.flip(1) if flipped else view)
             boxes.append(mirror(box) if flipped else box)
         return {
-            "views": torch.stack(views),
+            "views": torch.stack(views).permute(0, 3, 1, 2),
             "boxes": torch.tensor(boxes, dtype=torch.float32),
-            "flips": torch.tensor(flips),
-            "color": torch.from_numpy(np.stack([color.draw(view, rng) for view in (1, 2)])),
+            "flips": torch.tensor(drawn.flips),
+            "color": torch.from_numpy(drawn.color),
         }
 
     def _draw_crops(self, height: int, width: int, rng: np.random.Generator) -> tuple[Crop, Crop]:
@@ -243,6 +277,19 @@ def _overlaps(start: int, length: int, moving: int, extent: int) -> np.ndarray:
     return np.maximum(0, np.minimum(places + moving, start + length) - np.maximum(places, start))
 
 
+def _reduce(crop: Crop, reduction: int) -> Crop:
+    """Move the edges of a crop up and left to whole pixels of the reduced picture, and count in those."""
+    top, left = crop.top // reduction, crop.left // reduction
+    bottom, right = (crop.top + crop.height) // reduction, (crop.left + crop.width) // reduction
+    return Crop(top, left, bottom - top, right - left)
+
+
 def _resize(picture: Tensor, crop: Crop, size: int) -> Tensor:
-    """Cut a crop and resize it to (3, S, S): antialiased bicubic, in integers from uint8 to uint8."""
-    return F.resized_crop(picture, *crop, [size, size], InterpolationMode.BICUBIC, antialias=True)
+    """Cut a crop and resize it to (S, S, 3): antialiased bicubic, in integers from uint8 to uint8.
+
+    A contiguous crop with the channels last, as decoders leave them, takes the fastest way through torch.
+    """
+    top, left, height, width = crop
+    pixels = picture.permute(1, 2, 0)[top : top + height, left : left + width].contiguous()
+    pixels = interpolate(pixels[None].permute(0, 3, 1, 2), (size, size), mode="bicubic", antialias=True)
+    return pixels[0].permute(1, 2, 0)

@@ -71,6 +71,11 @@ class HubServer(HubProtocol):
         """From now on one byte of this file arrives flipped; sizes and checksums in the metadata stay true."""
         self.corrupted.add((repo_id, path))
 
+    def relent(self) -> None:
+        """No more faults from now on."""
+        self._faults.clear()
+        self.corrupted.clear()
+
     def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
         """For a subprocess: this Hub, an empty cache, and no token but the given one."""
         kept = {key: value for key, value in environ.items() if not FOREIGN.match(key)}

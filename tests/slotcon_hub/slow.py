@@ -59,7 +59,13 @@ def grouping_loss(s: Tensor, t: Tensor, center: Tensor, student_temp: float, tea
 
 
 def slot_loss(
-    student: Tensor, teacher: Tensor, s: Tensor, t: Tensor, predictor: torch.nn.Module, tau: float
+    student: Tensor,
+    teacher: Tensor,
+    s: Tensor,
+    t: Tensor,
+    predictor: torch.nn.Module,
+    tau: float,
+    kind: str = "contrastive",
 ) -> Tensor:
     """One direction: student slots and scores of view a, teacher slots and scores of view b."""
     chosen, wanted = active_slots(s), active_slots(t)
@@ -69,13 +75,35 @@ def slot_loss(
         return student.sum() * 0
     predicted = predictor(torch.stack([student[i, k] for i, k in queries]))
     total = student.new_zeros(())
-    for q, (i, k) in zip(predicted, queries, strict=True):
-        exps = []
-        for ik in keys:
-            key = teacher[ik]
-            exps.append(math.e ** ((q / q.norm()) @ (key / key.norm()) / tau))
-        total = total - (exps[keys.index((i, k))] / sum(exps)).log()
-    return 2 * tau * total / len(queries)
+    for q, ik in zip(predicted, queries, strict=True):
+        if kind == "regression":
+            total = total + 2 - 2 * cosine(q, teacher[ik])
+            continue
+        exps = [math.e ** (cosine(q, teacher[key]) / tau) for key in keys]
+        total = total - 2 * tau * (exps[keys.index(ik)] / sum(exps)).log()
+    return total / len(queries)
+
+
+def image_loss(students: list[Tensor], teachers: list[Tensor], model: torch.nn.Module, tau: float) -> Tensor:
+    """Both directions: features of the student and of the teacher, two of B x C x H x W."""
+    queries = [model.predictor(model.student(pooled(view))) for view in students]
+    keys = [model.teacher(pooled(view)).detach() for view in teachers]
+    total = students[0].new_zeros(())
+    for a, b in ((0, 1), (1, 0)):
+        for i, q in enumerate(queries[a]):
+            exps = [math.e ** (cosine(q, key) / tau) for key in keys[b]]
+            total = total - 2 * tau * (exps[i] / sum(exps)).log() / len(queries[a])
+    return total
+
+
+def pooled(features: Tensor) -> Tensor:
+    b, _, h, w = features.shape
+    cells = [[features[i, :, y, x] for y in range(h) for x in range(w)] for i in range(b)]
+    return torch.stack([sum(image) / (h * w) for image in cells])
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    return (a / a.norm()) @ (b / b.norm())
 
 
 def align(scores: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The command as people type it: what it prints, and its exit codes."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -44,19 +45,54 @@ def test_a_published_name_is_printed_without_its_folder(tmp_path, capsys):
     assert 'timm.create_model("slotcon_r50.coco_800ep", pretrained=True)' in capsys.readouterr().out
 
 
-def test_list_says_where_the_weights_are(tmp_path, home, capsys):
+def test_list_says_where_the_weights_are(tmp_path, home, capsys, monkeypatch):
     assert main(["import", str(backbone_only(tmp_path)), "slotcon_r18.mine"]) == 0
     (home / "slotcon_r50.in1k_100ep").mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    repository = tmp_path / "cache" / f"models--{weights.repository('slotcon_r50.in1k_200ep').replace('/', '--')}"
+    for file, text in (("refs/main", "abc"), ("snapshots/abc/model.safetensors", "")):
+        (repository / file).parent.mkdir(parents=True)
+        (repository / file).write_text(text)
     capsys.readouterr()
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"store: {home}"
+    assert lines[-2].startswith("AP: COCO box/mask AP of Mask R-CNN")
     table = lines[: lines.index("")]
     assert len(table) == 1 + len(weights.ROWS) + 1
+    assert max(map(len, table)) <= 100
     where = {tuple(line.split()[:2]): line[table[0].index("WEIGHTS") :] for line in table[1:]}
     assert where["slotcon_r50", "in1k_100ep"] == where["slotcon_r18", "mine"] == "store"
+    assert where["slotcon_r50", "in1k_200ep"] == "downloaded"
     assert where["slotcon_r50_proto", "in1k_100ep"] == "nowhere yet"
-    assert "2048        41.4 / 37.2" in lines[-5] + "".join(table)
+    (line,) = (line for line in table if line.startswith("slotcon_r50_proto") and "in1k_200ep" in line)
+    assert line.split() == [
+        "slotcon_r50_proto",
+        "in1k_200ep",
+        "ImageNet-1k",
+        "2048",
+        "AP",
+        "41.8/37.8",
+        "nowhere",
+        "yet",
+    ]
+
+
+def test_list_shows_a_measured_result(capsys, monkeypatch):
+    row = weights.find("slotcon_r50_proto", "in1k_100ep")
+    assert row is not None
+    found = weights.Result("scenes", "mIoU", 23.456, "prototypes, matched", untrained=9.4, command="python x.py")
+    bare = dataclasses.replace(row, results=(), architecture="slotcon_r34")
+    rows = (dataclasses.replace(row, results=(found,)), row.backbone, bare)
+    monkeypatch.setattr(weights, "ROWS", rows)
+    assert main(["list"]) == 0
+    head, measured, reported, unknown, *_ = capsys.readouterr().out.splitlines()
+    column = head.index("RESULT")
+    assert [line[column:].split("  ")[0] for line in (measured, reported, unknown)] == [
+        "mIoU 23.5",
+        "AP 41.4/37.2",
+        "-",
+    ]
 
 
 def test_errors_are_one_sentence_and_exit_1(tmp_path, home):
@@ -78,7 +114,7 @@ def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, c
     assert main(["list"]) == 0
 
 
-@pytest.mark.parametrize("arguments", [[], ["export"], ["import"], ["import", "a"], ["list", "x"]])
+@pytest.mark.parametrize("arguments", [[], ["exports"], ["import"], ["import", "a"], ["list", "x"]])
 def test_wrong_usage_exits_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -86,11 +122,17 @@ def test_wrong_usage_exits_2(arguments, capsys):
     assert "usage: slotcon-hub" in capsys.readouterr().err
 
 
-def test_help_names_the_commands():
-    done = command("--help")
-    assert done.returncode == 0
-    assert all(word in done.stdout for word in ("usage: slotcon-hub", "import", "list", "SLOTCON_HUB_HOME"))
-    assert not done.stderr
+def test_help_is_a_page():
+    done = command("--help", COLUMNS="100")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "usage: slotcon-hub [-h] [--version] COMMAND ..."
+    assert len(lines) <= 40
+    for name in ("import", "export", "list"):
+        assert sum(line.startswith(f"    {name} ") for line in lines) == 1
+    examples = [line.split()[1:] for line in lines if line.startswith("  slotcon-hub ")]
+    assert len(examples) == 2
+    assert [main(arguments) for arguments in examples] == [1, 1]  # right usage, but nothing is there
 
 
 def test_the_organisation_can_be_another():

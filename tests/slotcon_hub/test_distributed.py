@@ -5,6 +5,7 @@ What a process computed comes back in a file, by the name of the check; the comp
 
 import copy
 import datetime
+import itertools
 import multiprocessing
 import os
 import signal
@@ -14,8 +15,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import slow
@@ -30,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from slotcon_hub import SlotCon, SlotConConfig, distributed
 from slotcon_hub import functional as SF
 from slotcon_hub.distributed import CpuSyncBatchNorm, synchronize_batchnorm
+from slotcon_hub.slot_loss import SlotLoss
 
 TIMEOUT = 90  # seconds until processes that wait for each other count as hung
 IMAGES = 2  # of each process
@@ -44,6 +47,15 @@ NORM_SHAPES = {
     "last empty": [(2, 4, 3, 3), (0, 4, 3, 3)],
 }
 
+# The objective's options, and whether the norms mix samples.
+VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
+    "plain": ({}, False),
+    "norms": ({}, True),
+    "regression": ({"slot_loss": "regression"}, True),
+    "projections": ({"align": "projections"}, True),
+    "image": ({"image_loss_weight": 0.7}, True),
+}
+
 # Which slots are active, in every image of rank 0 and of rank 1: (student's views, teacher's views).
 SOME = [{0, 2}, {1, 2, 3}], [{1, 2, 3}, {0, 2, 4}]
 NONE = [{0}, {1}], [{2, 3}, {4}]
@@ -55,6 +67,7 @@ PATTERNS = {
     "one on rank 1, none on rank 0": (NONE, ONE),
     "one on rank 0, some on rank 1": (ONE, SOME),
 }
+KINDS = get_args(SlotLoss)
 
 
 # What the processes do, and the reference does with all of it.
@@ -111,7 +124,7 @@ def timm_results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 def make_slotcon(norms: bool, config: SlotConConfig = TINY) -> SlotCon:
     """A model with BatchNorm, or with norms that do not mix samples in its place."""
     torch.manual_seed(1)
-    model = make_model(config)
+    model = make_model(config)  # its image-level loss, if any, keeps its norms
     if not norms:
         for part in (model.student.projector, model.teacher.projector, model.predictor):
             for i in (1, 4):
@@ -194,29 +207,28 @@ def check_timm(rank: int, world: int) -> dict[str, Any]:
 
 def check_slotcon(rank: int, world: int) -> dict[str, Any]:
     found = {}
-    for norms in (False, True):
-        model = make_slotcon(norms)
+    for name, (options, norms) in VARIANTS.items():
+        model = make_slotcon(norms, replace(TINY, **options))
         if norms:
             synchronize_batchnorm(model, "cpu")
         wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
         out = wrapped(*part_of(whole_batch(world), rank))
-        found[f"norms {norms}"] = slotcon_results(model, out.loss, out.slot_loss)
+        found[name] = slotcon_results(model, out.loss, out.slot_loss)
     return found
 
 
 def check_patterns(rank: int, world: int) -> dict[str, Any]:
     found = {}
     original = SF.active_slots
-    for name, patterns in PATTERNS.items():
-        for synchronized in (True, False):
-            model = make_slotcon(norms=True)
-            if synchronized:
-                synchronize_batchnorm(model, "cpu")
-            wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-            said = iter(activity(patterns[rank]))
-            SF.active_slots = lambda scores, said=said: next(said)
-            out = wrapped(*part_of(whole_batch(world), rank))
-            found[f"{name}, synchronized {synchronized}"] = slotcon_results(model, out.loss, out.slot_loss)
+    for name, kind, synchronized in itertools.product(PATTERNS, KINDS, (True, False)):
+        model = make_slotcon(norms=True, config=replace(TINY, slot_loss=kind))
+        if synchronized:
+            synchronize_batchnorm(model, "cpu")
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        said = iter(activity(PATTERNS[name][rank]))
+        SF.active_slots = lambda scores, said=said: next(said)
+        out = wrapped(*part_of(whole_batch(world), rank))
+        found[f"{name}, {kind}, synchronized {synchronized}"] = slotcon_results(model, out.loss, out.slot_loss)
     SF.active_slots = original
     return found
 
@@ -442,10 +454,14 @@ def reference(
         active: B x K booleans of the student's two views and the teacher's; what the scores say if left out.
     """
     c = model.config
-    s, t, zs, zt = [], [], [], []
-    for net, z, scores in ((model.student, zs, s), (model.teacher, zt, t)):
-        for view in batch[0]:
-            z.append(net.projector(net.backbone(view)))
+    s, t, zs, zt, fs, ft, raw = [], [], [], [], [], [], []
+    for net, f, z, scores in ((model.student, fs, zs, s), (model.teacher, ft, zt, t)):
+        for view, box, flip in zip(*batch, strict=True):
+            f.append(net.backbone(view))
+            z.append(net.projector(f[-1]))
+            raw.append(slow.cosine_scores(z[-1], net.prototypes.weight))
+            if c.align == "projections":
+                z[-1] = slow.align(z[-1], box, flip)
             scores.append(slow.cosine_scores(z[-1], net.prototypes.weight))
     if active is None:
         sets = [slow.active_slots(maps) for maps in (*s, *t)]
@@ -453,7 +469,9 @@ def reference(
         sets = [[set(row.nonzero()[:, 0].tolist()) for row in maps] for maps in active]
     group, slot = torch.zeros(()), sum(p.sum() for p in model.predictor.parameters()) * 0
     for a, b in ((0, 1), (1, 0)):
-        aligned = [slow.align(m, batch[1][v], batch[2][v]) for m, v in ((s[a], a), (t[b], b))]
+        aligned = [s[a], t[b]]
+        if c.align == "assignments":
+            aligned = [slow.align(m, batch[1][v], batch[2][v]) for m, v in ((s[a], a), (t[b], b))]
         group = group + slow.grouping_loss(*aligned, model.center, c.student_temp, c.teacher_temp)
         mine, theirs = slow.group_slots(zs[a], s[a], c.teacher_temp), slow.group_slots(zt[b], t[b], c.teacher_temp)
         keys = [(i, k) for i, chosen in enumerate(sets[2 + b]) for k in sorted(chosen)]
@@ -464,14 +482,19 @@ def reference(
         predicted = model.predictor(torch.stack([mine[ik] for ik in queries]))
         losses: list[list[Tensor]] = [[] for _ in range(world)]
         for q, ik in zip(predicted, queries, strict=True):
-            logits = matrix @ (q / q.norm()) / c.contrast_temp
-            losses[ik[0] // IMAGES].append(logits.logsumexp(0) - logits[keys.index(ik)])
+            cosines = matrix @ (q / q.norm())
+            logits, place = cosines / c.contrast_temp, keys.index(ik)
+            own = 2 * c.contrast_temp * (logits.logsumexp(0) - logits[place])
+            losses[ik[0] // IMAGES].append(2 - 2 * cosines[place] if c.slot_loss == "regression" else own)
         for own in losses:
-            slot = slot + (2 * c.contrast_temp * sum(own) / len(own) / world if own else 0)
+            slot = slot + (sum(own) / len(own) / world if own else 0)
     with torch.no_grad():
-        mean = torch.cat(t).mean((0, 2, 3))
+        mean = torch.cat(raw[2:]).mean((0, 2, 3))
         model.center.mul_(c.center_momentum).add_(mean, alpha=1 - c.center_momentum)
-    return c.group_loss_weight * group + (1 - c.group_loss_weight) * slot, slot
+    loss = c.group_loss_weight * group + (1 - c.group_loss_weight) * slot
+    if c.image_loss_weight:
+        loss = loss + c.image_loss_weight * slow.image_loss(fs, ft, model.image_loss, 0.2)
+    return loss, slot
 
 
 def compare(found: list[dict[str, Tensor]], expected: dict[str, Tensor]) -> None:
@@ -483,18 +506,20 @@ def compare(found: list[dict[str, Tensor]], expected: dict[str, Tensor]) -> None
                 close(f[key], value, key)
 
 
-@pytest.mark.parametrize("norms", [False, True])
-def test_two_processes_are_one_with_the_whole_batch(results, norms):
-    model = make_slotcon(norms)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_processes_are_one_with_the_whole_batch(results, variant):
+    options, norms = VARIANTS[variant]
+    model = make_slotcon(norms, replace(TINY, **options))
     expected = slotcon_results(model, *reference(model, whole_batch(2), 2))
     assert expected["slot_loss"] > 0.1
-    compare([f[f"norms {norms}"] for f in of(results, check_slotcon)], expected)
+    compare([f[variant] for f in of(results, check_slotcon)], expected)
 
 
 @pytest.mark.parametrize("synchronized", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PATTERNS)
-def test_few_queries_neither_hang_nor_break(results, name, synchronized):
-    found = [f[f"{name}, synchronized {synchronized}"] for f in of(results, check_patterns)]
+def test_few_queries_neither_hang_nor_break(results, name, kind, synchronized):
+    found = [f[f"{name}, {kind}, synchronized {synchronized}"] for f in of(results, check_patterns)]
     for one in found:
         assert all(value.isfinite().all() for value in one.values())
     for key in found[0]:
@@ -506,13 +531,14 @@ def test_few_queries_neither_hang_nor_break(results, name, synchronized):
     assert (predictor == 0) == (name == "none on any rank")
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", PATTERNS)
-def test_few_queries_are_those_of_the_whole_batch(results, name):
+def test_few_queries_are_those_of_the_whole_batch(results, name, kind):
     """A single query of all processes is normalised by the running statistics, which it does not move."""
-    model = make_slotcon(norms=True)
+    model = make_slotcon(norms=True, config=replace(TINY, slot_loss=kind))
     active = [torch.cat(views) for views in zip(*map(activity, PATTERNS[name]), strict=True)]
     expected = slotcon_results(model, *reference(model, whole_batch(2), 2, active))
-    compare([f[f"{name}, synchronized True"] for f in of(results, check_patterns)], expected)
+    compare([f[f"{name}, {kind}, synchronized True"] for f in of(results, check_patterns)], expected)
     moved = model.predictor.mlp[1].num_batches_tracked.item()
     assert moved == (2 if SOME in PATTERNS[name] else 0)  # once for each direction
 

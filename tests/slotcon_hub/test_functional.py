@@ -61,20 +61,37 @@ def test_grouping_loss_teaches_the_student_only():
 
 @pytest.mark.parametrize("tau", [0.07, 0.2])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 7), (5, 9)])
-def test_slot_contrast_is_the_formula(queries, keys, tau):
+def test_contrast_is_the_formula(queries, keys, tau):
     q, k = torch.randn(queries, 6, dtype=torch.float64), torch.randn(keys, 6, dtype=torch.float64)
     positives = torch.randint(keys, (queries,))
     expected = 0.0
     for row, positive in zip(q, positives, strict=True):
         sims = [math.exp(F.cosine_similarity(row, key, dim=0).item() / tau) for key in k]
         expected -= math.log(sims[positive] / sum(sims)) * 2 * tau / queries
-    assert SF.slot_contrast(q, k, positives, tau).item() == pytest.approx(expected, rel=1e-9)
+    assert SF.contrast(q, k, positives, tau).item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("keys", [0, 3])
-def test_slot_contrast_without_queries_is_a_connected_zero(keys):
+def test_contrast_without_queries_is_a_connected_zero(keys):
     q = torch.randn(0, 6, requires_grad=True)
-    loss = SF.slot_contrast(q, torch.randn(keys, 6), torch.zeros(0, dtype=torch.long), 0.2)
+    loss = SF.contrast(q, torch.randn(keys, 6), torch.zeros(0, dtype=torch.long), 0.2)
+    assert loss.item() == 0
+    loss.backward()
+    assert q.grad is not None
+
+
+@pytest.mark.parametrize("queries", [1, 5])
+def test_regression_is_the_formula(queries):
+    q, k = (torch.randn(queries, 6, dtype=torch.float64) for _ in range(2))
+    expected = sum(2 - 2 * F.cosine_similarity(*pair, dim=0).item() for pair in zip(q, k, strict=True)) / queries
+    assert SF.regression(q, k).item() == pytest.approx(expected, rel=1e-9)
+    assert SF.regression(q, 3 * q).item() == pytest.approx(0, abs=1e-12)
+    assert SF.regression(q, -q).item() == pytest.approx(4)
+
+
+def test_regression_without_queries_is_a_connected_zero():
+    q = torch.randn(0, 6, requires_grad=True)
+    loss = SF.regression(q, torch.randn(0, 6))
     assert loss.item() == 0
     loss.backward()
     assert q.grad is not None

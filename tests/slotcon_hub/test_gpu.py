@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
+CONFIG = SlotConConfig(num_prototypes=64, hidden_dim=128, out_dim=32)
+
 
 @pytest.fixture
 def model():
-    return SlotCon("slotcon_r18", SlotConConfig(num_prototypes=64, hidden_dim=128, out_dim=32)).cuda()
+    return SlotCon("slotcon_r18", CONFIG).cuda()
 
 
 @pytest.fixture
@@ -45,8 +48,12 @@ def test_memory_format_changes_no_number(model, batch):
     torch.testing.assert_close(model(views, *batch[1:]).loss, plain.loss, rtol=1e-3, atol=1e-3)
 
 
-def test_the_host_waits_once(model, batch):
+@pytest.mark.parametrize(
+    "options", [{}, {"slot_loss": "regression", "align": "projections", "image_loss_weight": 1.0}], ids=str
+)
+def test_the_host_waits_once(batch, options):
     """For the numbers of active slots, which are the shapes of queries and keys."""
+    model = SlotCon("slotcon_r18", replace(CONFIG, **options)).cuda()
     model(*batch).loss.backward()  # warm up
     torch.cuda.set_sync_debug_mode("warn")
     try:

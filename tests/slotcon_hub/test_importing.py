@@ -1,5 +1,6 @@
 """Checkpoints of every kind into the store, and what is refused on the way."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,13 @@ def state_file(folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
+def state_with_image_loss(folder: Path) -> Path:
+    heads = SlotCon("slotcon_nano", replace(SMALL, image_loss_weight=1.0)).state_dict()
+    heads = {key: value for key, value in heads.items() if key.startswith("image_loss.")}
+    save_file({**model().state_dict(), **heads}, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
 def checkpoint_folder(folder: Path) -> Path:
     return state_file(folder).parent
 
@@ -76,6 +84,7 @@ KINDS = [
     official,
     backbone_only,
     state_file,
+    state_with_image_loss,
     checkpoint_folder,
     unfinished_run,
     export_folder,
@@ -90,10 +99,14 @@ def test_every_kind_is_recognised_and_loads(tmp_path, home, kind):
     alone = kind in (backbone_only, exported_backbone)
     assert list(done.folders) == store.names() == ([NAME] if alone else [NAME, PROTO])
     assert {p.name for p in home.iterdir()} == set(done.folders)
-    loaded = timm.create_model(f"local-dir:{done.folders[NAME]}", pretrained=True).state_dict()
+    net = timm.create_model(f"local-dir:{done.folders[NAME]}", pretrained=True)
+    loaded = net.state_dict()
+    stated = kind in (export_folder, run, exported_backbone)  # by the configuration beside the weights
+    assert net.pretrained_cfg["input_size"][-1] == (64 if stated else 224)
     if not alone:
         both = timm.create_model(f"local-dir:{done.folders[PROTO]}", pretrained=True)
         assert both.prototypes.weight.shape == (5, 7)
+        assert both.pretrained_cfg["input_size"] == net.pretrained_cfg["input_size"]
         inside = both.backbone.state_dict()
         assert all(torch.equal(inside[k], v) for k, v in loaded.items())
     file = store.verified(done.folders[NAME])

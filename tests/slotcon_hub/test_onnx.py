@@ -1,4 +1,6 @@
+import copy
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,41 @@ import slotcon_hub.onnx
 from slotcon_hub.onnx import to_onnx
 
 SIDE = 64
-MODELS = {
-    "features": ("slotcon_nano", {}),
-    "map": ("slotcon_r18", {"global_pool": ""}),
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "features": ("slotcon_r18", {}),
     "pooled similarities": ("slotcon_nano_proto", {}),
-    "dense similarities": ("slotcon_r18_proto", {"global_pool": "", "hidden_dim": 16, "out_dim": 8}),
+    "dense similarities": ("slotcon_nano_proto", {"global_pool": ""}),
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def runtime() -> Any:
     """ONNX Runtime, for the tests that cannot do without."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     return pytest.importorskip("onnxruntime")
+
+
+@dataclass
+class Exported:
+    """What was exported, as it was before and as it is after, and the file."""
+
+    model: Any
+    before: dict[str, Tensor]
+    random: tuple[Tensor, Tensor]
+    path: Path
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def exported(request: pytest.FixtureRequest, runtime: Any, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Models in half precision that are being trained; the exporter takes seconds for each."""
+    name, args = MODELS[request.param]
+    model = timm.create_model(name, **args).half().train()
+    model.set_grad_checkpointing()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    path = to_onnx(model, tmp_path_factory.mktemp("onnx") / "new" / "model.onnx", size=SIDE)
+    return Exported(model, before, (state, torch.get_rng_state()), path)
 
 
 def run(runtime: Any, path: Path, x: Tensor) -> Tensor:
@@ -33,49 +56,51 @@ def run(runtime: Any, path: Path, x: Tensor) -> Tensor:
     return torch.from_numpy(output)
 
 
-@pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()
-def test_the_file_is_the_model_for_every_batch_and_size(tmp_path, runtime, kind):
-    name, args = MODELS[kind]
-    model = timm.create_model(name, **args).eval()
-    path = to_onnx(model, tmp_path / "new" / "model.onnx", size=SIDE)
-    assert [f.name for f in path.parent.iterdir()] == ["model.onnx"]
+def test_the_file_is_the_model_for_every_batch_and_size(exported, runtime):
+    assert [f.name for f in exported.path.parent.iterdir()] == ["model.onnx"]
+    model = copy.deepcopy(exported.model).float().eval()
     for shape in ((2, 3, SIDE, SIDE), (1, 3, SIDE, SIDE), (5, 3, 33, 130), (1, 3, 1, 1)):
         x = torch.randn(shape)
-        torch.testing.assert_close(run(runtime, path, x), model(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(run(runtime, exported.path, x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_one_file_of_the_opset_asked_for_that_tells_nothing_of_the_machine(tmp_path, runtime):
+def test_one_file_of_the_opset_asked_for_that_tells_nothing_of_the_machine(exported):
     import onnx
 
-    path = to_onnx(timm.create_model("slotcon_nano"), tmp_path / "model.onnx", size=SIDE)
-    proto = onnx.load(path)
+    proto = onnx.load(exported.path)
     onnx.checker.check_model(proto, full_check=True)
     assert [(o.domain, o.version) for o in proto.opset_import] == [("", 18)]
-    written = path.read_bytes()
+    written = exported.path.read_bytes()
     assert not any(word in written for word in (b".py", b"site-packages", str(Path.home()).encode() + b"/"))
 
 
-def test_the_model_stays_as_it_is(tmp_path, runtime):
-    model = timm.create_model("slotcon_nano").half().train()
-    model.set_grad_checkpointing()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    state = torch.get_rng_state()
-    path = to_onnx(model, tmp_path / "model.onnx", size=SIDE)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(module.training for module in model.modules())
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    x = torch.randn(1, 3, SIDE, SIDE)
-    with torch.no_grad():
-        torch.testing.assert_close(run(runtime, path, x), model.float().eval()(x), rtol=1e-4, atol=1e-5)
+def test_the_model_stays_as_it_is(exported):
+    assert torch.equal(*exported.random)
+    assert all(module.training for module in exported.model.modules())
+    assert all(torch.equal(value, exported.before[key]) for key, value in exported.model.state_dict().items())
+
+
+class Gray(nn.Module):
+    """A network of one channel, small enough for an export without a wait."""
+
+    in_chans = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu().mean((2, 3))
 
 
 def test_other_channels_and_a_newer_opset(tmp_path, runtime):
-    model = timm.create_model("slotcon_nano", in_chans=1).eval()
-    path = to_onnx(model, str(tmp_path / "model.onnx"), size=32, opset=20)
+    import onnx
+
+    path = to_onnx(Gray(), str(tmp_path / "model.onnx"), size=32, opset=20)
+    assert [(o.domain, o.version) for o in onnx.load(path).opset_import] == [("", 20)]
     x = torch.randn(1, 1, 40, 40)
-    with torch.no_grad():
-        torch.testing.assert_close(run(runtime, path, x), model(x), rtol=1e-4, atol=1e-5)
+    assert run(runtime, path, x).shape == (1, 2)
 
 
 class ChangesInExport(nn.Module):
@@ -146,7 +171,7 @@ def test_nothing_is_written_that_does_not_agree(tmp_path, runtime, model, error,
 
 def test_an_opset_that_is_not_there_yet(tmp_path, runtime):
     with pytest.raises(ValueError, match="opset=99 is unknown here, where torch wrote 18"):
-        to_onnx(timm.create_model("slotcon_nano"), tmp_path / "model.onnx", size=SIDE, opset=99)
+        to_onnx(Gray(), tmp_path / "model.onnx", size=SIDE, opset=99)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,5 +1,6 @@
 """Files of pictures: every kind that data sets hold, damaged ones, and what a folder holds."""
 
+import io
 import os
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 import torch
 from picture_files import ANIMATED, DEEP, KINDS, RGB, encode
 from PIL import Image
+from torch.nn.functional import avg_pool2d
 
 from slotcon_hub import pictures
-from slotcon_hub.pictures import ImageFiles, decode
+from slotcon_hub.pictures import ImageFiles, Picture, decode
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,9 +38,41 @@ def test_decodes_every_kind_of_file(tmp_path, name):
 def test_jpegs_go_the_fast_way_and_nothing_else(monkeypatch):
     fast = torch.zeros(())
     monkeypatch.setattr(pictures, "decode_jpeg", lambda *_, **__: fast)
-    assert {name for name, data in KINDS.items() if decode(data) is fast} == {
-        name for name in KINDS if name.lower().endswith(("jpg", "jpeg"))
+    kinds = {**KINDS, "camera.mpo": encode(RGB, "MPO", save_all=True, append_images=[RGB.rotate(180)])}
+    assert {name for name, data in kinds.items() if decode(data) is fast} == {
+        name for name in kinds if name.lower().endswith(("jpg", "jpeg", "mpo"))
     }
+
+
+def test_takes_the_picture_of_a_camera():
+    data = encode(RGB, "MPO", save_all=True, append_images=[RGB.rotate(180)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert torch.equal(decode(data), decode(KINDS["rgb.jpg"]))
+    assert torch.equal(decode(data, reduction=2), decode(KINDS["rgb.jpg"], reduction=2))
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("name", [*KINDS, "odd.jpg", "odd.png"])
+def test_reads_at_a_part_of_the_resolution(name, reduction):
+    odd = RGB.crop((0, 0, 61, 35))
+    data = KINDS.get(name) or encode(odd, "JPEG" if name.endswith("jpg") else "PNG")
+    whole, reduced = decode(data).float(), decode(data, reduction=reduction)
+    assert (Picture(data).height, Picture(data).width) == tuple(whole.shape[1:])
+    expected = avg_pool2d(whole, reduction, ceil_mode=True)
+    assert (reduced.dtype, reduced.shape) == (torch.uint8, expected.shape)
+    assert (reduced - expected).abs().mean() < 2
+
+
+def test_pictures_smaller_than_their_reduction():
+    assert decode(encode(RGB.crop((0, 0, 3, 40)), "JPEG"), reduction=8).shape == (3, 5, 1)
+    assert decode(encode(RGB.crop((0, 0, 1, 1)), "PNG"), reduction=8).shape == (3, 1, 1)
+
+
+def test_reduction_keeps_the_orientation_of_exif():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(RGB, "JPEG", exif=exif)
+    assert torch.equal(decode(data, upright=True, reduction=2), decode(data, reduction=2).rot90(-1, (1, 2)))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -84,15 +118,16 @@ def test_truncated(name):
     "data", [b"", b"not a picture", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP"]
 )
 def test_no_picture(data):
-    with pytest.raises(OSError, match=r"cannot identify|UnidentifiedImageError"):
-        decode(data)
+    for read in (decode, Picture):
+        with pytest.raises(OSError, match=r"cannot identify|UnidentifiedImageError"):
+            read(data)
 
 
 DAMAGE = """
 import sys, warnings
 from pathlib import Path
 import numpy as np
-from slotcon_hub.pictures import ImageFiles, decode
+from slotcon_hub.pictures import ImageFiles, Picture, decode
 
 warnings.simplefilter("error")
 rng = np.random.default_rng(0)
@@ -137,8 +172,9 @@ def test_bombs_that_are_jpegs():
     huge = bytearray(KINDS["rgb.jpg"])
     size = huge.index(b"\xff\xc0") + 5
     huge[size : size + 4] = b"\xff\xdc" * 2  # 65,500 x 65,500 pixels: 12.9 GB
-    with pytest.raises(OSError, match="DecompressionBombError"):
-        decode(bytes(huge))
+    for read in (decode, Picture):
+        with pytest.raises(OSError, match="DecompressionBombError"):
+            read(bytes(huge))
 
 
 def test_lists_pictures_only(tmp_path):

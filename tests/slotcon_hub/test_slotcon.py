@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import slow
@@ -7,44 +8,90 @@ from tiny import TINY, make_batch, make_model
 from torch import nn
 
 from slotcon_hub import SlotCon, SlotConConfig
+from slotcon_hub import functional as SF
 from slotcon_hub.layers import SlotPredictor
+from slotcon_hub.slot_loss import slot_loss
 
 
-def slow_losses(model: SlotCon, views, boxes, flips) -> tuple[torch.Tensor, torch.Tensor]:
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def slow_losses(model: SlotCon, views, boxes, flips) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Grouping, slot and image-level loss, and the statistics of what is active."""
     c = model.config
-    s, t, zs, zt = [], [], [], []
-    for view in views:
-        for net, z, scores in ((model.student, zs, s), (model.teacher, zt, t)):
-            z.append(net.projector(net.backbone(view)))
+    s, t, zs, zt, fs, ft = [], [], [], [], [], []
+    for view, box, flip in zip(views, boxes, flips, strict=True):
+        for net, f, z, scores in ((model.student, fs, zs, s), (model.teacher, ft, zt, t)):
+            f.append(net.backbone(view))
+            z.append(net.projector(f[-1]))
+            if c.align == "projections":
+                z[-1] = slow.align(z[-1], box, flip)
             scores.append(slow.cosine_scores(z[-1], net.prototypes.weight))
     group, slot = 0, 0
     for a, b in ((0, 1), (1, 0)):
-        aligned = slow.align(s[a], boxes[a], flips[a]), slow.align(t[b], boxes[b], flips[b])
+        aligned = s[a], t[b]
+        if c.align == "assignments":
+            aligned = slow.align(s[a], boxes[a], flips[a]), slow.align(t[b], boxes[b], flips[b])
         group = group + slow.grouping_loss(*aligned, model.center, c.student_temp, c.teacher_temp)
         slots = slow.group_slots(zs[a], s[a], c.teacher_temp), slow.group_slots(zt[b], t[b], c.teacher_temp)
-        slot = slot + slow.slot_loss(*slots, s[a], t[b], model.predictor, c.contrast_temp)
-    return group, slot
+        slot = slot + slow.slot_loss(*slots, s[a], t[b], model.predictor, c.contrast_temp, c.slot_loss)
+    image = slow.image_loss(fs, ft, model.image_loss, 0.2) if c.image_loss_weight else torch.zeros(())
+    return group, slot, image
 
 
 @pytest.mark.parametrize("images", [2, 5])
-@pytest.mark.parametrize("weight", [0.5, 0.2])
-def test_losses_equal_loops(images, weight):
-    model = make_model(SlotConConfig(num_prototypes=6, hidden_dim=16, out_dim=8, group_loss_weight=weight))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"group_loss_weight": 0.2},
+        {"slot_loss": "regression"},
+        {"align": "projections"},
+        {"image_loss_weight": 0.7},
+        {"slot_loss": "regression", "align": "projections", "image_loss_weight": 1.0},
+    ],
+    ids=str,
+)
+def test_losses_equal_loops(images, options):
+    """Of every option; the gradients too."""
+    model = make_model(replace(TINY, **options))
     model.center.normal_(std=0.1)
     batch = make_batch(images)
-    group, slot = slow_losses(copy.deepcopy(model), *batch)
+    obvious = copy.deepcopy(model)
+    group, slot, image = slow_losses(obvious, *batch)
+    weight = model.config.group_loss_weight
+    loss = weight * group + (1 - weight) * slot + model.config.image_loss_weight * image
     out = model(*batch)
-    torch.testing.assert_close(out.group_loss, group.detach(), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(out.slot_loss, slot.detach(), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(out.loss, weight * group + (1 - weight) * slot, rtol=1e-9, atol=1e-9)
+    close(out.group_loss, group.detach())
+    close(out.slot_loss, slot.detach())
+    close(out.loss, loss)
+    if model.config.image_loss_weight:
+        close(out.image_loss, image.detach())
+    else:
+        assert out.image_loss is None
+    loss.backward()
+    out.loss.backward()
+    for (name, p), q in zip(model.named_parameters(), obvious.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None) == (not p.requires_grad), name
+        if p.requires_grad:
+            close(p.grad, q.grad)
 
 
-def test_statistics_equal_counting():
-    model = make_model()
+@pytest.mark.parametrize("align", ["assignments", "projections"])
+@torch.no_grad()
+def test_statistics_equal_counting(align):
+    """Aligned projections leave the region that both views show, and what is active there."""
+    model = make_model(replace(TINY, align=align))
     batch = make_batch(5)
-    with torch.no_grad():
-        students = [slow.active_slots(model.student(v)[1]) for v in batch[0]]
-        teachers = [slow.active_slots(model.teacher(v)[1]) for v in batch[0]]
+
+    def active(network, view, box, flip):
+        z = network(view).z
+        z = slow.align(z, box, flip) if align == "projections" else z
+        return slow.active_slots(slow.cosine_scores(z, network.prototypes.weight))
+
+    students = [active(model.student, *view) for view in zip(*batch, strict=True)]
+    teachers = [active(model.teacher, *view) for view in zip(*batch, strict=True)]
     out = model(*batch)
     counts = [len(active) for view in teachers for active in view]
     pairs = [len(students[a][i] & teachers[1 - a][i]) for a in (0, 1) for i in range(5)]
@@ -55,11 +102,12 @@ def test_statistics_equal_counting():
     assert out.usage.tolist() == usage
 
 
-def test_gradients_reach_the_student_and_predictor_and_nothing_else():
-    model = make_model()
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_gradients_reach_the_students_and_predictors_and_nothing_else(weight):
+    model = make_model(replace(TINY, image_loss_weight=weight))
     model(*make_batch()).loss.backward()
     for name, p in model.named_parameters():
-        if name.startswith("teacher."):
+        if "teacher." in name:
             assert p.grad is None, name
         else:
             assert p.grad is not None, name
@@ -86,8 +134,10 @@ def test_gradients_are_those_of_finite_differences():
     assert (weight.grad * direction).sum().item() == pytest.approx(slope, rel=1e-4)
 
 
-def test_center_closed_form_and_only_in_train_mode():
-    model = make_model()
+@pytest.mark.parametrize("align", ["assignments", "projections"])
+def test_center_closed_form_and_only_in_train_mode(align):
+    """It is the mean of whole views, whatever is aligned."""
+    model = make_model(replace(TINY, align=align))
     model.center.fill_(0.3)
     batch = make_batch()
     with torch.no_grad():
@@ -101,18 +151,20 @@ def test_center_closed_form_and_only_in_train_mode():
 
 
 def test_teacher_closed_form():
-    model = make_model()
-    student = copy.deepcopy(model.student.state_dict())
-    teacher = copy.deepcopy(model.teacher.state_dict())
+    """Of the image-level projector too; all else stays as it is."""
+    model = make_model(replace(TINY, image_loss_weight=1.0))
+    before = copy.deepcopy(model.state_dict())
     model.update_teacher(0.9)
-    names = dict(model.teacher.named_parameters())
-    for key, value in model.teacher.state_dict().items():
-        expected = 0.9 * teacher[key] + 0.1 * student[key] if key in names else teacher[key]
-        torch.testing.assert_close(value, expected)
-    moved = copy.deepcopy(model.teacher.state_dict())
+    parameters = dict(model.named_parameters())
+    for key, value in model.state_dict().items():
+        student = before[key.replace("teacher.", "student.")]
+        expected = 0.9 * before[key] + 0.1 * student if key in parameters else before[key]
+        torch.testing.assert_close(value, expected, msg=key)
+    assert not torch.equal(model.image_loss.teacher.mlp[0].weight, before["image_loss.teacher.mlp.0.weight"])
+    moved = copy.deepcopy(model.state_dict())
     model.eval()
     model.update_teacher(0.5)
-    assert all(torch.equal(value, moved[key]) for key, value in model.teacher.state_dict().items())
+    assert all(torch.equal(value, moved[key]) for key, value in model.state_dict().items())
 
 
 def test_teacher_starts_as_a_copy_and_its_norms_see_its_own_forwards():
@@ -153,15 +205,15 @@ def scores_with_active(active: list[list[set[int]]], k: int = 4) -> list[torch.T
 @pytest.mark.parametrize(
     ("student", "teacher", "queries"), [({0}, {1}, 0), ({0, 2}, {1, 2}, 1), ({0, 2}, {0, 2}, 2)]
 )
-def test_few_queries(student, teacher, queries):
+@pytest.mark.parametrize("kind", ["contrastive", "regression"])
+def test_few_queries(student, teacher, queries, kind):
     """No slot active in both views, exactly one, and two: finite, connected, and nothing is NaN."""
     model = make_model()
     model.predictor.mlp[1].running_mean.fill_(0.5)
-    from slotcon_hub import functional as SF
-
     s, t = (SF.active_slots(m) for m in scores_with_active([[student], [teacher]]))
     slots = [torch.randn(1, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(4)]
-    loss = model._contrast(tuple(slots[:2]), tuple(x.detach() for x in slots[2:]), torch.stack([s, s, t, t]))
+    teachers = tuple(x.detach() for x in slots[2:])
+    loss = slot_loss(model.predictor, tuple(slots[:2]), teachers, torch.stack([s, s, t, t]), kind, 0.2)
     loss.backward()
     assert torch.isfinite(loss)
     assert (loss.item() == 0) == (queries == 0)
@@ -185,6 +237,9 @@ def test_one_query_is_normalised_by_the_running_statistics():
         ({"student_temp": 0}, "student_temp=0 must be positive"),
         ({"group_loss_weight": 1.5}, "between 0 and 1"),
         ({"teacher_momentum": -0.1}, "between 0 and 1"),
+        ({"image_loss_weight": -1.0}, "must not be negative"),
+        ({"slot_loss": "hinge"}, "slot_loss='hinge' must be one of contrastive, regression"),
+        ({"align": "pictures"}, "align='pictures' must be one of assignments, projections"),
     ],
 )
 def test_config_names_the_fix(values, words):
@@ -200,11 +255,6 @@ def test_backbone_without_a_map_is_refused():
 def wave(tensor: torch.Tensor, frequency: float) -> torch.Tensor:
     """Fill with numbers that depend on no random generator."""
     return tensor.copy_(torch.sin(torch.arange(tensor.numel(), dtype=torch.float64) * frequency).view_as(tensor))
-
-
-def test_a_backbone_with_channels_last_is_refused():
-    with pytest.raises(ValueError, match="B x C x H x W map"):
-        SlotCon("swin_tiny_patch4_window7_224", TINY)
 
 
 def test_frozen_norms_stay_frozen():

@@ -133,9 +133,33 @@ def test_a_pooling_that_is_none_is_refused(pool):
         make("slotcon_nano_proto").reset_classifier(3, pool)
 
 
-def test_any_timm_backbone_makes_a_prototype_model():
-    model = make("slotcon_proto", backbone="test_efficientnet", num_classes=9, **SMALL)
+@pytest.mark.parametrize(
+    ("backbone", "args", "cells"),
+    [
+        ("test_efficientnet", {}, 2),
+        ("test_vit", {"img_size": 64}, 4),
+        ("swin_tiny_patch4_window7_224", {"img_size": 64}, 2),
+    ],
+)
+def test_any_timm_backbone_makes_a_prototype_model(backbone, args, cells):
+    args = {"backbone": backbone, "num_classes": 9, **args, **SMALL}
+    model = make("slotcon_proto", **args)
     assert model(pictures()).shape == (2, 9)
+    features = model.forward_features(pictures())
+    assert features.shape == (2, model.num_features, cells, cells)
+    _, maps = model.forward_intermediates(pictures())
+    assert [m.shape[1] for m in maps] == [info["num_chs"] for info in model.feature_info]
+    (last,) = make("slotcon_proto", features_only=True, out_indices=[-1], **args)(pictures())
+    assert last.shape == maps[-1].shape == (2, model.feature_info[-1]["num_chs"], cells, cells)
+    assert create_optimizer_v2(model, opt="sgd", lr=1.0, layer_decay=0.75).param_groups
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates what timm still tests
+@torch.no_grad()
+def test_a_prototype_model_can_be_scripted():
+    model = timm.create_model("slotcon_r18_proto", **SMALL).eval()
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
 
 
 @pytest.mark.parametrize("name", ALL)

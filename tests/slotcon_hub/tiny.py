@@ -1,11 +1,14 @@
 """A SlotCon small enough for loops and for several processes, and a batch for it."""
 
+from functools import partial
 from typing import Any
 
+import timm
 import torch
 from torch import Tensor, nn
 
-from slotcon_hub import SlotCon, SlotConConfig
+from slotcon_hub import SlotCon, SlotConConfig, store
+from slotcon_hub.export import save_model
 
 TINY = SlotConConfig(num_prototypes=6, hidden_dim=16, out_dim=8)
 
@@ -37,10 +40,17 @@ def make_batch(images: int = 4, size: int = 32, dtype: torch.dtype = torch.float
 def make_model(config: SlotConConfig = TINY) -> SlotCon:
     """A float64 model whose student and teacher differ, as they do after a step."""
     model = SlotCon(TinyBackbone(), config).double()
+    students = [model.student] if model.image_loss is None else [model.student, model.image_loss.student]
     with torch.no_grad():
-        for p in model.student.parameters():
+        for p in (p for student in students for p in student.parameters()):
             p.add_(torch.randn_like(p) * 0.05)
     return model
+
+
+def make_swin(size: int) -> nn.Module:
+    """A Swin, whose maps have their channels last, as small as it gets."""
+    small = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "num_classes": 0, "global_pool": ""}
+    return timm.create_model("swin_tiny_patch4_window7_224", img_size=size, dynamic_img_size=True, **small)
 
 
 @torch.no_grad()
@@ -56,3 +66,11 @@ def shaken(net: Any, std: float) -> Any:
         elif name.endswith("num_batches_tracked"):
             buffer.fill_(17)
     return net
+
+
+def fill_store(*names: str, seed: int = 0) -> dict[str, Any]:
+    """Put a shaken network under each of these names, and return them."""
+    torch.manual_seed(seed)
+    nets = {name: shaken(timm.create_model(name.split(".")[0]), 0.02).eval() for name in names}
+    store.add({name: partial(save_model, net, input_size=64) for name, net in nets.items()})
+    return nets

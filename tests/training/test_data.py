@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from slotcon_hub.pictures import ImageFiles
 from training import color
 from training.data import SUBSTITUTES, Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader
-from training.pictures import ImageFiles
 from training.views import TwoViews
 
 SIZE = 16
@@ -168,10 +168,10 @@ def test_the_loader_delivers_what_was_planned(folder):
 
 
 def test_unreadable_pictures_are_named_once(capsys):
-    unreadable = Unreadable(Numbered(1000), Accelerator(cpu=True))
+    unreadable = Unreadable(Numbered(1000), Accelerator(cpu=True), {5})
     unreadable.check()
     assert capsys.readouterr() == ("", "")
-    unreadable.add([7, 3, 7])
+    unreadable.add([7, 3, 5, 7])
     unreadable.check()
     out, err = capsys.readouterr()
     assert out == ""
@@ -184,7 +184,7 @@ def test_unreadable_pictures_are_named_once(capsys):
 
 @pytest.mark.parametrize("length", [100, 700, 2900])
 def test_more_than_one_in_a_hundred_end_the_run(length, capsys):
-    unreadable = Unreadable(Numbered(length), Accelerator(cpu=True))
+    unreadable = Unreadable(Numbered(length), Accelerator(cpu=True), set())
     unreadable.add(list(range(length // 100)))
     unreadable.check()
     unreadable.add([length - 1])

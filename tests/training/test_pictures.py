@@ -3,7 +3,8 @@
 import pytest
 from picture_files import encode, filled
 
-from training.pictures import ImageTable, decode, open_pictures
+from slotcon_hub.pictures import decode
+from training.pictures import ImageTable, open_pictures
 
 datasets = pytest.importorskip("datasets")
 

@@ -3,11 +3,14 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -15,9 +18,19 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_importing import official
+from timm.layers import DropPath
 
+import slotcon_hub.slotcon
 from slotcon_hub import SlotCon
-from training import pretrain, scenes
+from slotcon_hub.checkpoints import read_checkpoint
+from slotcon_hub.convert import from_official
+from slotcon_hub.functional import teacher_momentum
+from training import data, pretrain, scenes
+from training.monitor import Diverged
+from training.optim import lr_at
+from training.reliability.kills import differences
 
 ROOT = Path(__file__).parents[2]
 TINY = "--batch-size 4 --epochs 2 --warmup-epochs 1 --view-size 32 --num-prototypes 5 --hidden-dim 16 --out-dim 8"
@@ -94,19 +107,72 @@ def test_a_run_and_what_it_leaves(run, pictures, capsys):
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 256)
 
 
-def test_resumed_is_uninterrupted(run, pictures, tmp_path):
+@pytest.fixture
+def drop_paths(monkeypatch):
+    """Give the backbone what draws random numbers in every step."""
+    create = slotcon_hub.slotcon._create_backbone
+
+    def with_drop_paths(name):
+        backbone = create(name)
+        for block in backbone.layer3:
+            block.drop_path = DropPath(0.5)
+        return backbone
+
+    monkeypatch.setattr(slotcon_hub.slotcon, "_create_backbone", with_drop_paths)
+
+
+def test_resumed_is_uninterrupted(run, pictures, tmp_path, monkeypatch, capsys, drop_paths):
+    monkeypatch.setattr(data, "TOLERATED", 1.0)
+    for name in ("0.jpg", "2.jpg", "4.jpg"):
+        (pictures / name).write_bytes(b"")
     whole = run("demo", "--data", pictures, *TINY.split(), "--output", tmp_path / "whole")
     part = run("demo", "--data", pictures, *TINY.split(), "--output", tmp_path / "part")
-    (newest,) = (part / "checkpoints").glob("step-*4")
-    for path in newest.iterdir():
-        path.unlink()
-    newest.rmdir()  # as if it had been stopped after the first epoch, in the middle of a line
+    newest = part / "checkpoints/step-00000004"  # as if the disk had been full after the first epoch
+    (newest / "optimizer.pt").write_bytes((newest / "optimizer.pt").read_bytes()[:999])
     with (part / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
+    capsys.readouterr()
     run("demo", "--data", pictures, *TINY.split(), "--output", part, "--resume")
-    assert_equal(weights(whole), weights(part))
-    ours = ["loss", "group_loss", "slot_loss", "active_slots", "lr"]
-    assert [[line[k] for k in ours] for line in lines(part)] == [[line[k] for k in ours] for line in lines(whole)]
+    said = capsys.readouterr().err
+    assert f"warning: the checkpoint {newest} is damaged: optimizer.pt does not match SHA256SUMS\n" in said
+    assert f"{part} goes on from step-00000002\n" in said
+    assert differences(whole, part) == []
+    assert said.count("skipped") < lines(part)[2]["unreadable"] == lines(whole)[2]["unreadable"]  # named once
+    events = EventAccumulator(str(part / "slotcon")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+
+
+def test_resuming_a_finished_run_changes_nothing(run, pictures, tmp_path):
+    argv = ["demo", "--data", pictures, *TINY.split()]
+    folder = run(*argv)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    run(*argv, "--resume")
+    assert differences(copy, folder) == []
+
+
+def test_resuming_what_has_no_checkpoint_starts_and_says_so(run, pictures, tmp_path, capsys, monkeypatch):
+    argv = ["demo", "--data", pictures, *TINY.split(), "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "fit", interrupt)
+        with pytest.raises(SystemExit, match="error: interrupted: --resume goes on from the last checkpoint"):
+            run(*argv)  # no folder yet
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n')
+    folder = run(*argv)  # no checkpoint yet
+    assert capsys.readouterr().err.count("goes on from the beginning, since it has no checkpoint yet\n") == 2
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4]
+    assert lines(folder)[0]["loss"] != 7
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_checkpoints_kept_for_good(run, pictures):
+    options = ["--epochs", "4", "--keep", "1", "--save-every", "1", "--keep-every", "2"]
+    folder = run("demo", "--data", pictures, *TINY.split(), *options)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
+    facts = json.loads((folder / "checkpoints/step-00000004/state.json").read_text())
+    assert (facts["step"], facts["arithmetic"]["threads"]) == (4, 1)
 
 
 def test_demo_measures_before_and_after(run, tmp_path, monkeypatch):
@@ -119,6 +185,17 @@ def test_demo_measures_before_and_after(run, tmp_path, monkeypatch):
         assert 0 < summary[side]["pixel_accuracy"] < 1
     with Image.open(folder / "groups.png") as picture:
         assert picture.height > picture.width / 3
+
+
+def test_a_resumed_stream_is_uninterrupted(run, pictures, tmp_path):
+    images = [{"bytes": path.read_bytes(), "path": None} for path in sorted(pictures.rglob("*.jpg"))]
+    pq.write_table(pa.table({"image": images}), tmp_path / "pictures.parquet", row_group_size=3)
+    options = ["--data", tmp_path / "pictures.parquet", "--streaming", *TINY.split(), "--workers", "1"]
+    whole = run("demo", *options, "--output", tmp_path / "whole")
+    part = run("demo", *options, "--output", tmp_path / "part")
+    shutil.rmtree(max((part / "checkpoints").iterdir()))
+    run("demo", *options, "--output", part, "--resume")
+    assert_equal(weights(whole), weights(part))
 
 
 def test_fp16_overflow_moves_neither_schedule_nor_teacher(run, pictures, monkeypatch):
@@ -142,9 +219,67 @@ def test_teacher_moves_once_a_step_whatever_the_accumulation(run, pictures, monk
     assert len(moves) == 4
 
 
-def test_ablation_without_geometry(run, pictures):
-    found = lines(run("demo", "--data", pictures, *TINY.split(), "--no-geometric"))
-    assert all(np.isfinite(line["loss"]) for line in found)
+SHORT = "--epochs 1 --warmup-epochs 0"  # two steps
+
+
+@pytest.mark.parametrize(
+    "flags", ["--slot-loss regression", "--align projections", "--image-loss-weight 0.5", "--no-geometric"]
+)
+def test_ablations(run, pictures, flags):
+    folder = run("demo", "--data", pictures, *TINY.split(), *SHORT.split(), *flags.split())
+    weight = 0.5 if "image" in flags else 0
+    found = lines(folder)
+    assert len(found) == 2
+    for line in found:
+        assert ("image_loss" in line) == bool(weight)
+        expected = (line["group_loss"] + line["slot_loss"]) / 2 + weight * line.get("image_loss", 0)
+        assert line["loss"] == pytest.approx(expected)
+    heads = {key for key in weights(folder) if key.startswith("image_loss.")}
+    assert bool(heads) == bool(weight)
+    for kind in ("backbone", "prototypes"):
+        assert not heads & set(load_file(folder / "export" / kind / "model.safetensors"))
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext", "test_vit"])
+def test_any_timm_backbone(run, pictures, backbone):
+    folder = run("demo", "--data", pictures, *TINY.split(), *SHORT.split(), "--backbone", backbone)
+    assert len(lines(folder)) == 2
+    x = torch.zeros(1, 3, 32, 32)
+    features = timm.create_model(f"local-dir:{folder}/export/backbone", pretrained=True).eval()(x)
+    prototypes = timm.create_model(f"local-dir:{folder}/export/prototypes", pretrained=True).eval()
+    assert features.shape == (1, prototypes.num_features)
+    assert prototypes(x).shape == (1, 5)
+
+
+def test_a_backbone_for_one_size_alone_cannot_be_shown_the_scenes(run, tmp_path, monkeypatch):
+    small = scenes.prepare(tmp_path / "cache", train=8, val=3)
+    monkeypatch.setattr(scenes, "prepare", lambda: small)
+    with pytest.raises(SystemExit, match=r"test_coatnet cannot take pictures of 192 x 128 pixels .*: take another"):
+        run("demo", *TINY.split(), "--backbone", "test_coatnet")
+    assert not (tmp_path / "run").exists()
+
+
+def test_going_on_from_an_authors_checkpoint(run, pictures, tmp_path, monkeypatch):
+    """A new run takes up the schedule where the checkpoint stands."""
+    path = official(tmp_path)
+    torch.save({**read_checkpoint(path), "epoch": 1}, path)
+    options = [*TINY.split(), "--backbone", "slotcon_r18", "--hidden-dim", "12", "--out-dim", "7"]
+    folder = run("demo", "--data", pictures, *options, "--continue-from", path)
+    assert [line["step"] for line in lines(folder)] == [3, 4]
+    for line in lines(folder):
+        taken = line["step"] - 1
+        assert line["lr"] == pytest.approx(lr_at(taken, base_lr=0.125, warmup_steps=2, total_steps=4))
+        assert line["teacher_momentum"] == pytest.approx(teacher_momentum(taken, 4, 0.95))
+    teacher = from_official(read_checkpoint(path))["teacher.prototypes.weight"]
+    assert 0 < (weights(folder)["teacher.prototypes.weight"] - teacher).abs().max() < 0.5
+
+    def stop(ready):
+        raise Diverged(f"{ready.step} steps behind us")
+
+    monkeypatch.setattr(pretrain, "fit", stop)
+    path.unlink()  # to resume the new run, it is not needed
+    with pytest.raises(SystemExit, match="4 steps behind us"):
+        run("demo", "--data", pictures, *options, "--continue-from", path, "--output", folder, "--resume")
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -174,6 +309,19 @@ def test_two_processes_really_are_two(pictures, tmp_path):
     assert all(np.isfinite(line["loss"]) for line in lines(output))
 
 
+def test_two_processes_stream_their_own_parts(pictures, tmp_path):
+    images = [{"bytes": path.read_bytes(), "path": None} for path in sorted(pictures.rglob("*.jpg"))]
+    table = pa.table({"image": images + images[:4]})
+    pq.write_table(table, tmp_path / "pictures.parquet", row_group_size=3)
+    output = tmp_path / "run"
+    options = ["--streaming", "--workers", "2", "--output", output]
+    done = launch("demo", "--data", tmp_path / "pictures.parquet", *TINY.split(), *options, processes=2)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((output / "run.json").read_text())
+    assert (facts["processes"], facts["pictures"], facts["steps"]) == (2, 14, 6)
+    assert all(np.isfinite(line["loss"]) for line in lines(output))
+
+
 def test_launched_as_a_module_and_the_errors_of_a_launch(pictures, tmp_path):
     done = launch("demo", "--data", tmp_path / "nowhere", script="-m training.pretrain")
     assert done.returncode != 0
@@ -193,11 +341,16 @@ def test_launched_as_a_module_and_the_errors_of_a_launch(pictures, tmp_path):
         (["demo", "--data", "{pictures}", *TINY.split(), "--trackers", "aim"], "tracker aim is not installed"),
         (["demo", "--data", "{pictures}", *TINY.split(), "--backbone", "resnet5000"], "resnet5000"),
         (["demo", "--data", "{pictures}", *TINY.split(), "--backbone", "resnet18.none"], "timm cannot make"),
+        (["demo", "--data", "{pictures}", *TINY.split(), "--backbone", "test_vit_relpos"], "would stay random"),
+        (["demo", *TINY.split(), "--backbone", "test_coatnet"], "cannot take pictures of 192 x 128 pixels"),
         (
-            ["demo", "--data", "{pictures}", *TINY.split(), "--backbone", "test_vit"],
-            "one that returns a B x C x H x W",
+            ["demo", "--data", "{pictures}", *TINY.split(), "--continue-from", "none.pth"],
+            "there is no checkpoint at",
         ),
-        (["demo", "--data", "{pictures}", *TINY.split(), "--resume"], "holds no checkpoint to resume from"),
+        (
+            ["demo", "--data", "{pictures}", *TINY.split(), "--resume", "--output", "{pictures}"],
+            "holds something else than a run",
+        ),
         (["demo", "--data", "{pictures}", *TINY.split(), "--mixed-precision", "fp16"], "fp16 needs a GPU"),
         (["demo", "--data", "{pictures}", *TINY.split(), "--output", "{pictures}/0.jpg"], r"0\.jpg is a file"),
     ],
@@ -210,6 +363,15 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(run, pictures, tmp_pat
     assert str(stop.value).startswith("error: ")
     assert "\n" not in str(stop.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_data_set_that_is_not_complete_is_warned_of_once(run, pictures, capsys):
+    pictures.rename(pictures.parent / "train2017")
+    for place in (pictures.parent, pictures.parent / "train2017"):
+        with pytest.raises(SystemExit, match="timm cannot make"):
+            run("coco_800ep", "--data", place, *TINY.split(), "--backbone", "nonsense")
+        warning = f"warning: COCO train2017 has 118,287 pictures, 10 were found in {data}: is it complete"
+        assert capsys.readouterr().err.count(warning) == 1
 
 
 def test_an_output_in_use_is_left_alone(run, pictures, tmp_path):

@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from PIL import Image
 
 from slotcon_hub.export import save_model
-from training.evaluation.features import Features, Labeled, extract, load, settle
+from training.evaluation.features import Features, Labeled, extract, settle
 from training.evaluation.knn import KS, knn
 from training.evaluation.linear import linear
+from training.evaluation.models import load
 
 ROOT = Path(__file__).parents[2]
 CLASSES, TRAIN, TEST = 3, 13, 7  # pictures in all; they divide by neither processes nor batches

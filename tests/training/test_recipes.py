@@ -1,26 +1,31 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from training.recipes import RECIPES, Recipe
+from training.layouts import LAYOUTS
+from training.recipes import RECIPES, Recipe, parse
 
 
 @pytest.mark.parametrize(
-    ("name", "epochs", "prototypes"),
+    ("name", "layout", "pictures", "epochs", "prototypes"),
     [
-        ("coco_800ep", 800, 256),
-        ("cocoplus_800ep", 800, 256),
-        ("in1k_100ep", 100, 2048),
-        ("in1k_200ep", 200, 2048),
-        ("bdd100k_800ep", 800, 64),
-        ("cocostuff27", 800, 27),
+        ("coco_800ep", "coco", "118,287", 800, 256),
+        ("cocoplus_800ep", "coco+", "241,690", 800, 256),
+        ("in1k_100ep", "imagenet", "1,281,167", 100, 2048),
+        ("in1k_200ep", "imagenet", "1,281,167", 200, 2048),
+        ("bdd100k_800ep", "bdd100k", "70,000", 800, 64),
+        ("cocostuff27", "coco", None, 800, 27),
     ],
 )
-def test_published_recipes(name, epochs, prototypes):
-    _, recipe = RECIPES[name]
+def test_published_recipes(name, layout, pictures, epochs, prototypes):
+    description, recipe = RECIPES[name]
     assert (recipe.epochs, recipe.slotcon.num_prototypes) == (epochs, prototypes)
-    paper = replace(Recipe(), epochs=epochs, slotcon=replace(Recipe().slotcon, num_prototypes=prototypes))
-    assert recipe == paper
+    slotcon = replace(Recipe().slotcon, num_prototypes=prototypes)
+    paper = replace(Recipe(), layout=layout, epochs=epochs, slotcon=slotcon)
+    assert pictures is None or f"({pictures} pictures)" in description
+    assert pictures in (None, f"{LAYOUTS[layout].pictures:,}")
+    assert replace(recipe, save_every=paper.save_every) == paper
 
 
 def test_defaults_are_the_papers():
@@ -32,6 +37,25 @@ def test_defaults_are_the_papers():
     assert (config.hidden_dim, config.out_dim, config.teacher_momentum) == (4096, 256, 0.99)
     assert (config.student_temp, config.teacher_temp, config.contrast_temp) == (0.1, 0.07, 0.2)
     assert (config.group_loss_weight, config.center_momentum) == (0.5, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        ("--slot-loss regression", {"slot_loss": "regression"}),
+        ("--align projections", {"align": "projections"}),
+        ("--image-loss-weight 1", {"image_loss_weight": 1.0}),
+        ("--no-geometric", {"geometric": False}),
+        ("--batch-size 256", {"batch_size": 256}),
+        ("--batch-size 1024", {"batch_size": 1024}),
+    ],
+)
+def test_every_ablation_is_one_flag(flags, changed):
+    _, default = parse(["coco_800ep", "--data", "x"])
+    _, found = parse(["coco_800ep", "--data", "x", *flags.split()])
+    if hasattr(default.slotcon, next(iter(changed))):
+        changed = {"slotcon": replace(default.slotcon, **changed)}
+    assert found == replace(default, **changed) != default
 
 
 def test_batch_divides_over_processes_and_accumulation():
@@ -60,7 +84,11 @@ def test_steps_follow_the_data():
         ({"min_crop": 0}, "min_crop=0 must be a fraction"),
         ({"workers": -1}, "workers=-1 must not be negative"),
         ({"threads": 0}, "threads=0 must be at least 1"),
+        ({"keep_every": -5}, "keep_every=-5 must not be negative"),
+        ({"keep_every": 7}, "keep_every=7 is no multiple of save_every=5: no checkpoint is written"),
         ({"resume": True}, "--resume needs --output"),
+        ({"continue_at": 3}, "--continue-at needs --continue-from"),
+        ({"continue_at": 800, "continue_from": Path("x.pth")}, "continue_at=800 must be an epoch from 0 to 799"),
     ],
 )
 def test_a_recipe_names_the_fix(values, words):

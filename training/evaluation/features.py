@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import timm
 import torch
 from accelerate import Accelerator
 from timm.data import create_transform, resolve_data_config
@@ -17,9 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
-import slotcon_hub  # noqa: F401  (registers the models)
-
-__all__ = ["Features", "Labeled", "extract", "load", "settle"]
+__all__ = ["Features", "Labeled", "extract", "settle"]
 
 
 @dataclass(frozen=True)
@@ -81,25 +78,6 @@ class Labeled:
         config = resolve_data_config({}, model=model)
         self.epoch = epoch
         self.transform = create_transform(**config, is_training=epoch is not None, color_jitter=None)
-
-
-def load(name: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
-    """Make a timm model without a classifier, in eval mode, with its weights or, asked for, with random ones.
-
-    Args:
-        name: of timm's registry or of anything it loads, or a folder that a run exported.
-        pretrained: False for random weights.
-        **kwargs: of ``timm.create_model``.
-
-    Raises:
-        ValueError: there is no such model, or it has no weights.
-    """
-    if Path(name).is_dir():
-        name = f"local-dir:{name}"
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs).eval()
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
 
 
 @torch.inference_mode()

@@ -1,19 +1,18 @@
 """What the probes share: their settings, the models they compare, and the table and JSON file they end in."""
 
-import importlib.metadata
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich import print as show
 from rich.table import Table
 
-from training.evaluation.features import Labeled, load, settle
+from training.evaluation import command
+from training.evaluation.features import Labeled, settle
+from training.evaluation.models import load
 
 __all__ = ["Probe", "run"]
 
@@ -48,19 +47,17 @@ Measure = Callable[[Any, Labeled, Labeled, Accelerator, Any], dict[str, float]]
 
 def run(name: str, description: str, probe: type[Probe], measure: Measure) -> None:
     """Read the settings from the command line, measure each model, and print and write the numbers."""
-    settings = tyro.cli(probe, prog=f"python -m training.evaluation.{name}", description=description)
-    try:
-        results = _results(settings, measure)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    if results:
-        _report(name, settings, results)
+
+    def main(settings: Probe) -> None:
+        if results := _results(settings, measure):
+            _report(name, settings, results)
+
+    command.run(name, description, probe, main)
 
 
 def _results(settings: Probe, measure: Measure) -> dict[str, dict[str, float]]:
     """The numbers of each model; empty on other processes than the main one."""
-    if settings.output and not settings.output.parent.is_dir():
-        raise ValueError(f"there is no folder {settings.output.parent} for --output")
+    command.check_folder(settings.output, "--output")
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
         train = Labeled(settings.data, settings.train_split)
@@ -86,7 +83,4 @@ def _report(probe: str, settings: Probe, results: dict[str, dict[str, float]]) -
     for name, numbers in results.items():
         table.add_row(name, *(f"{100 * numbers[column]:.2f}" for column in columns))
     show(table)
-    if settings.output:
-        versions = {p: importlib.metadata.version(p) for p in ("torch", "torchvision", "timm")}
-        facts = {"probe": probe, "settings": asdict(settings), "accuracy": results, "versions": versions}
-        settings.output.write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    command.write(settings.output, probe, settings, accuracy=results)

@@ -1,89 +1,65 @@
 """Unsupervised semantic segmentation by prototypes (SlotCon, supplementary A.3), with Hungarian matching.
 
-Dimensions: B pictures, K prototypes, C classes, H x W pixels.
+``python -m training.evaluation.segmentation --model slotcon_r50_proto.cocostuff27 --data coco-stuff:/data/coco``
+
+Dimensions: B pictures, K prototypes, C classes, H x W pixels, h x w cells of the map.
 """
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
-from scipy.optimize import linear_sum_assignment
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import normalize, pil_to_tensor
 
 from slotcon_hub.segments import group_map
+from training.evaluation import command
+from training.evaluation.benchmarks import open_benchmark
+from training.evaluation.metrics import IGNORE, Segmentation, confusion_matrix, score
+from training.evaluation.models import load_prototypes, similarities, standardize
+from training.evaluation.refine import refine
+from training.evaluation.segmentation_report import Example, report
 
-__all__ = ["Segmentation", "confusion_matrix", "evaluate", "labeled_pictures", "score", "segment"]
-
-IGNORE = 255
+__all__ = ["Settings", "evaluate", "main", "segment"]
 
 
 @dataclass(frozen=True)
-class Segmentation:
-    """How well groups of pixels coincide with classes. Accuracies and IoUs lie in [0, 1]."""
+class Settings:
+    """What is measured, and how."""
 
-    miou: float
-    """Mean over the classes of TP / (TP + FP + FN); a class that neither side shows does not count."""
-    pixel_accuracy: float
-    """Pixels whose group is matched with their class, of all labelled pixels."""
-    majority_accuracy: float
-    """The same where each group takes its most frequent class, many groups to one class."""
-    iou: list[float]
-    """IoU of each class; NaN for one that neither side shows."""
-    match: list[int]
-    """The class matched with each group, or -1."""
-
-
-def confusion_matrix(prediction: Tensor, truth: Tensor, groups: int, classes: int) -> Tensor:
-    """Count labelled pixels by group and class.
-
-    Args:
-        prediction: integers in [0, groups), any shape.
-        truth: integers in [0, classes), or 255 for pixels without a label; the same shape.
-        groups: K.
-        classes: C.
-
-    Returns:
-        K x C integers.
-
-    Raises:
-        ValueError: a label is unknown.
-    """
-    valid = truth != IGNORE
-    labels = truth[valid].long()
-    if len(labels) and int(labels.max()) >= classes:
-        raise ValueError(f"label {int(labels.max())} is unknown: there are {classes} classes, and 255 to ignore")
-    cells = prediction[valid].long() * classes + labels
-    return torch.bincount(cells, minlength=groups * classes).view(groups, classes)
-
-
-def score(confusion: Tensor) -> Segmentation:
-    """Match groups with classes one to one so that the most pixels agree, and measure.
-
-    Args:
-        confusion: K x C counts.
-    """
-    counts = confusion.cpu().double().numpy()
-    rows, columns = linear_sum_assignment(counts, maximize=True)
-    hits = np.zeros(counts.shape[1])
-    hits[columns] = counts[rows, columns]
-    claimed = np.zeros(counts.shape[1])
-    claimed[columns] = counts.sum(1)[rows]
-    union = counts.sum(0) + claimed - hits
-    iou = np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
-    match = np.full(counts.shape[0], -1)
-    match[rows] = columns
-    total = max(counts.sum(), 1)
-    return Segmentation(
-        miou=float(np.nanmean(iou)) if (union > 0).any() else 0.0,
-        pixel_accuracy=float(hits.sum() / total),
-        majority_accuracy=float(counts.max(1).sum() / total),
-        iou=iou.tolist(),
-        match=match.tolist(),
-    )
+    model: str
+    """Prototype model with weights, such as slotcon_r50_proto, or a run's folder export/prototypes."""
+    data: str
+    """"scenes" for the held-out embedded ones, coco-stuff:FOLDER for COCO-Stuff-27 in a folder of COCO, or any
+    folder of pictures, with --masks."""
+    masks: Path | None = None
+    """Folder of 8-bit PNGs, named as the pictures: a pixel is the number of its class, or 255 for none."""
+    classes: Path | None = None
+    """Text file of class names, one a line, for a folder of pictures; without it, classes are what masks show."""
+    split: Literal["val", "train"] = "val"
+    """Of COCO."""
+    size: int | None = None
+    """Short side in pixels that pictures are resized to, and side of the central square that is measured; without
+    it, 320 for COCO-Stuff-27 and whole pictures for other data."""
+    refine: bool = False
+    """Filter the similarities with the picture as a guide, too, and report both."""
+    batch_size: int = 16
+    """Pictures that a process takes at a time."""
+    workers: int = 2
+    """Processes that load pictures, for each process."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Precision of backbone and projector; similarities are in float32."""
+    output: Path | None = None
+    """JSON file of the numbers, the protocol and the settings."""
+    figures: Path | None = None
+    """Folder for the pictures confusion.png and examples.png."""
+    shown: int = 8
+    """Pictures in examples.png."""
 
 
 @torch.inference_mode()
@@ -97,32 +73,86 @@ def segment(model: nn.Module, pictures: Tensor) -> Tensor:
     Returns:
         B x H x W prototype numbers.
     """
-    device = next(model.parameters()).device
-    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-    scores = model(normalize(pictures.to(device).float() / 255, mean, std))
-    return group_map(scores, (pictures.shape[2], pictures.shape[3]))[0]
-
-
-def labeled_pictures(images: Path, masks: Path) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the pictures of a folder, uint8 3 x H x W, with the masks of the same name, uint8 H x W.
-
-    Raises:
-        ValueError: a picture has no mask.
-    """
-    for path in sorted(images.iterdir()):
-        mask = masks / f"{path.stem}.png"
-        if not mask.is_file():
-            raise ValueError(f"{path} has no mask {mask}")
-        with Image.open(path) as image, Image.open(mask) as labels:
-            yield pil_to_tensor(image.convert("RGB")), pil_to_tensor(labels)[0]
+    return group_map(model(standardize(model, pictures)), (pictures.shape[2], pictures.shape[3]))[0]
 
 
 def evaluate(
-    model: nn.Module, pictures: Iterable[tuple[Tensor, Tensor]], groups: int, classes: int
+    model: nn.Module,
+    pictures: Iterable[tuple[Tensor, Tensor]],
+    groups: int,
+    classes: int,
+    match: Sequence[int] | None = None,
 ) -> Segmentation:
-    """Segment labelled pictures one by one, and measure over all of their pixels together."""
+    """Segment labelled pictures one by one, and measure over all of their pixels together as ``score`` does."""
     confusion = torch.zeros(groups, classes, dtype=torch.long)
     for picture, truth in pictures:
         prediction = segment(model, picture[None])[0].cpu()
         confusion += confusion_matrix(prediction, truth, groups, classes)
-    return score(confusion)
+    return score(confusion, match)
+
+
+def _by_size(samples: list[tuple[int, tuple[Tensor, Tensor]]]) -> list[tuple[tuple[int, ...], Tensor, Tensor]]:
+    """Stack the pictures and masks that are of one size: numbers, B x 3 x H x W, B x H x W."""
+    sizes: dict[torch.Size, list[tuple[int, Tensor, Tensor]]] = {}
+    for number, (picture, truth) in samples:
+        sizes.setdefault(truth.shape, []).append((number, picture, truth))
+    lists = (zip(*same, strict=True) for same in sizes.values())
+    return [(numbers, torch.stack(pictures), torch.stack(truths)) for numbers, pictures, truths in lists]
+
+
+@torch.inference_mode()
+def count(
+    model: Any, pictures: Any, classes: int, accelerator: Accelerator, settings: Settings
+) -> tuple[dict[str, Tensor], list[Example]]:
+    """Segment all pictures, those of this process, and add up the counts of all.
+
+    Returns:
+        K x C counts under "plain" and, if asked for, "refined", and the examples to be drawn; on all processes.
+    """
+    groups, device = model.num_classes, accelerator.device
+    confusions = {"plain": torch.zeros(groups, classes, dtype=torch.long, device=device)}
+    if settings.refine:
+        confusions["refined"] = confusions["plain"].clone()
+    wanted = set(np.linspace(0, len(pictures) - 1, settings.shown if settings.figures else 0).astype(int).tolist())
+    examples = []
+    batches = command.stream(
+        pictures, _by_size, accelerator, batch_size=settings.batch_size, workers=settings.workers
+    )
+    for numbers, images, truths in itertools.chain.from_iterable(batches):
+        with accelerator.autocast():
+            scores = similarities(model, standardize(model, images))
+        found = {"plain": group_map(scores, (images.shape[2], images.shape[3]))[0]}
+        if settings.refine:
+            each = zip(scores, images.to(device), found["plain"], strict=True)
+            found["refined"] = torch.stack([refine(*one) for one in each])
+        for name, prediction in found.items():
+            confusions[name] += confusion_matrix(prediction, truths.to(device), groups, classes)
+        for i in (i for i, number in enumerate(numbers) if number in wanted):
+            maps = {name: prediction[i].cpu() for name, prediction in found.items()}
+            examples.append(Example(numbers[i], images[i], truths[i], maps))
+    counts = {name: accelerator.reduce(confusion, "sum").cpu() for name, confusion in confusions.items()}
+    return counts, sorted(gather_object(examples), key=lambda example: example.number)
+
+
+def main(settings: Settings) -> None:
+    """Measure, print, write and draw."""
+    command.check_folder(settings.output, "--output")
+    command.check_folder(settings.figures, "--figures")
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    model = load_prototypes(settings.model).to(accelerator.device)
+    with accelerator.main_process_first():
+        benchmark = open_benchmark(
+            settings.data,
+            masks=settings.masks,
+            names=settings.classes,
+            split=settings.split,
+            size=settings.size,
+        )
+    classes = len(benchmark.classes) if benchmark.classes else IGNORE
+    counts, examples = count(model, benchmark.pictures, classes, accelerator, settings)
+    if accelerator.is_main_process:
+        report(settings, benchmark, model, counts, examples)
+
+
+if __name__ == "__main__":
+    command.run("segmentation", "Segment pictures by prototypes, and compare with their masks.", Settings, main)

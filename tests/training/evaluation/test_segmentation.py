@@ -1,69 +1,26 @@
-import itertools
-import math
+"""Segmentation by prototypes: the equation, and the command on real files, in one process and in two."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from training.evaluation.segmentation import confusion_matrix, evaluate, labeled_pictures, score, segment
+from training import scenes
+from training.evaluation.benchmarks import coco_stuff_classes, curated
+from training.evaluation.labeled import LabeledPictures
+from training.evaluation.models import load_prototypes
+from training.evaluation.segmentation import Settings, evaluate, main, segment
 
-
-def slow_score(confusion: torch.Tensor) -> tuple[float, float, float]:
-    """Best one-to-one matching by trying all of them; IoU from the definition."""
-    groups, classes = confusion.shape
-    best, best_hits = None, -1
-    smaller, larger = min(groups, classes), max(groups, classes)
-    for chosen in itertools.permutations(range(larger), smaller):
-        pairs = [(k, c) if groups <= classes else (c, k) for k, c in enumerate(chosen)]
-        hits = sum(int(confusion[k, c]) for k, c in pairs)
-        if hits > best_hits:
-            best, best_hits = pairs, hits
-    ious = []
-    for c in range(classes):
-        k = next((k for k, cc in best if cc == c), None)
-        tp = int(confusion[k, c]) if k is not None else 0
-        fp = int(confusion[k].sum()) - tp if k is not None else 0
-        fn = int(confusion[:, c].sum()) - tp
-        if tp + fp + fn:
-            ious.append(tp / (tp + fp + fn))
-    total = int(confusion.sum())
-    return sum(ious) / len(ious), best_hits / total, int(confusion.max(1).values.sum()) / total
-
-
-@pytest.mark.parametrize(("groups", "classes"), [(4, 4), (3, 5), (6, 3), (2, 1)])
-@pytest.mark.parametrize("empty_class", [False, True])
-def test_score_equals_trying_all_matchings(groups, classes, empty_class):
-    confusion = torch.randint(0, 1000, (groups, classes))
-    if empty_class:
-        confusion[:, 0] = 0
-    if confusion.sum() == 0:
-        confusion[0, 0] = 1
-    found = score(confusion)
-    assert [found.miou, found.pixel_accuracy, found.majority_accuracy] == pytest.approx(slow_score(confusion))
-    assert len(found.match) == groups
-    assert sum(m >= 0 for m in found.match) == min(groups, classes)
-
-
-def test_a_perfect_grouping_under_other_names():
-    truth = torch.tensor([[0, 1, 2, 2]])
-    found = score(confusion_matrix(torch.tensor([[2, 0, 1, 1]]), truth, 3, 3))
-    assert (found.miou, found.pixel_accuracy, found.match) == (1.0, 1.0, [1, 2, 0])
-
-
-def test_a_class_that_nobody_shows_does_not_count():
-    found = score(torch.tensor([[5, 0, 0], [0, 5, 0]]))
-    assert found.miou == 1.0
-    assert math.isnan(found.iou[2])
-
-
-def test_confusion_counts_labelled_pixels_only():
-    truth = torch.tensor([0, 1, 255, 1], dtype=torch.uint8)
-    counted = confusion_matrix(torch.tensor([1, 1, 0, 0]), truth, 2, 2)
-    assert counted.tolist() == [[0, 1], [1, 1]]
-    with pytest.raises(ValueError, match="label 7 is unknown: there are 2 classes"):
-        confusion_matrix(torch.tensor([0]), torch.tensor([7]), 2, 2)
+SIZES = [(40, 50), (40, 50), (33, 65), (1, 1), (5, 3), (64, 41), (40, 50)]
+CLASSES, PROTOTYPES = 6, 15
 
 
 class Columns(nn.Module):
@@ -93,9 +50,178 @@ def test_evaluate_a_folder(tmp_path):
         truth = np.repeat([[3, 3, 1, 1]], 4, axis=0).astype(np.uint8)
         Image.fromarray(truth[:, ::-1] if flip else truth).save(tmp_path / "masks" / f"{i}.png")
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "images" / f"{i}.jpg")
-    found = evaluate(Columns(), labeled_pictures(tmp_path / "images", tmp_path / "masks"), 2, 4)
+    found = evaluate(Columns(), LabeledPictures(tmp_path / "images", tmp_path / "masks"), 2, 4)
     assert found.pixel_accuracy == pytest.approx(2 / 3)
     assert found.match == [3, 1]
-    (tmp_path / "masks" / "1.png").unlink()
-    with pytest.raises(ValueError, match=r"1\.jpg has no mask"):
-        list(labeled_pictures(tmp_path / "images", tmp_path / "masks"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Pictures of many sizes, tiny ones among them; class 4 occurs nowhere, some pixels have no class."""
+    folder = tmp_path_factory.mktemp("folder")
+    rng = np.random.default_rng(0)
+    for i, (height, width) in enumerate(SIZES):
+        truth = rng.choice([0, 1, 2, 3, 5, 255], size=(height // 9 + 1, width // 9 + 1))
+        truth = truth.repeat(9, 0).repeat(9, 1)[:height, :width].astype(np.uint8)
+        pixels = rng.integers(0, 60, (height, width, 3)) + 30 * (truth % 7)[..., None]
+        for name, values in (("images", pixels), ("masks", truth)):
+            (folder / name).mkdir(exist_ok=True)
+            Image.fromarray(values.astype(np.uint8)).save(folder / name / f"{i}.png")
+    (folder / "names.txt").write_text("".join(f"class {c}\n" for c in range(CLASSES)))
+    return folder
+
+
+def settings(prototypes: Path, folder: Path, output: Path | None = None, **others: object) -> Settings:
+    wanted = Settings(str(prototypes), str(folder / "images"), masks=folder / "masks", batch_size=2, workers=0)
+    return dataclasses.replace(wanted, output=output, **others)
+
+
+def slow_counts(model: Path, folder: Path, autocast: bool = False) -> np.ndarray:
+    """The confusion matrix, picture after picture, of maps that timm's model gives."""
+    net = load_prototypes(str(model))
+    mean, std = torch.tensor(net.pretrained_cfg["mean"]), torch.tensor(net.pretrained_cfg["std"])
+    total = 0
+    for i in range(len(SIZES)):
+        with (
+            Image.open(folder / "images" / f"{i}.png") as picture,
+            Image.open(folder / "masks" / f"{i}.png") as mask,
+        ):
+            pixels, truth = torch.tensor(np.array(picture)), np.array(mask)
+        images = ((pixels / 255 - mean) / std).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                z = net.projector(net.forward_features(images))
+            maps = F.interpolate(net.prototypes(z.float()), truth.shape, mode="bilinear", align_corners=False)
+        groups = maps[0].argmax(0).numpy()
+        labeled = truth != 255
+        total = (
+            total + sklearn.metrics.confusion_matrix(truth[labeled], groups[labeled], labels=range(PROTOTYPES)).T
+        )
+    return total[:, :CLASSES]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_folder_in_one_process(prototypes, folder, here, tmp_path, capsys, precision):
+    output = tmp_path / "found.json"
+    here(main, settings(prototypes, folder, output, mixed_precision=precision, classes=folder / "names.txt"))
+    found = json.loads(output.read_text())
+    expected = slow_counts(prototypes, folder, precision == "bf16")
+    assert np.abs(np.array(found["plain"]["confusion"]) - expected).sum() <= 2  # pixels between two prototypes
+    assert len(set(expected.argmax(1))) > 1
+    assert [one["name"] for one in found["plain"]["per_class"]] == [f"class {c}" for c in range(CLASSES)]
+    assert found["plain"]["per_class"][4] | {"prototype": 0} == {
+        "name": "class 4",
+        "pixels": 0,
+        "prototype": 0,
+        "iou": found["plain"]["per_class"][4]["iou"],
+        "accuracy": None,
+    }
+    assert found["protocol"]["pictures"] == len(SIZES)
+    assert found["protocol"]["pixels"] == "all"
+    assert found["plain"]["majority_accuracy"] >= found["plain"]["pixel_accuracy"]
+    assert "refined" not in found
+    printed = capsys.readouterr().out
+    assert f"{100 * found['plain']['miou']:.2f}" in printed
+    assert "class 5" in printed
+
+
+def test_refined_numbers_stand_beside_the_plain_ones(prototypes, folder, here, tmp_path, capsys):
+    output, figures = tmp_path / "found.json", tmp_path / "figures"
+    here(main, settings(prototypes, folder, output, refine=True, figures=figures, shown=3))
+    plain, refined = (json.loads(output.read_text())[variant] for variant in ("plain", "refined"))
+    assert plain["confusion"] != refined["confusion"]
+    assert np.sum(plain["confusion"]) == np.sum(refined["confusion"])
+    printed = capsys.readouterr().out
+    assert re.search(rf"mIoU +│ +{100 * plain['miou']:.2f} +│ +{100 * refined['miou']:.2f} ", printed)
+    for name in ("confusion.png", "examples.png"):
+        with Image.open(figures / name) as image:
+            assert min(image.size) > 200
+            assert len(image.convert("RGB").resize((300, 300)).getcolors(90000)) > 50
+
+
+def test_without_names_the_masks_say_how_many_classes(prototypes, folder, here, tmp_path):
+    here(main, settings(prototypes, folder, tmp_path / "found.json", size=24))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [one["name"] for one in found["plain"]["per_class"]] == ["0", "1", "2", "3", "4", "5"]
+    assert found["protocol"]["pixels"].endswith("central 24 x 24")
+    assert np.sum(found["plain"]["confusion"]) <= len(SIZES) * 24 * 24
+
+
+def test_coco_stuff_reports_things_stuff_and_what_is_missing(prototypes, here, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in curated("val")[1:3]:
+        for place, ending, shape in (("val2017", "jpg", (40, 50, 3)), ("stuffthingmaps/val2017", "png", (40, 50))):
+            (tmp_path / place).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 182, shape).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / place / f"{name}.{ending}")
+    output = tmp_path / "found.json"
+    data = f"coco-stuff:{tmp_path}"
+    here(main, Settings(str(prototypes), data, size=32, workers=0, output=output, figures=tmp_path / "figures"))
+    found = json.loads(output.read_text())
+    protocol, plain = found["protocol"], found["plain"]
+    assert (protocol["pictures"], protocol["listed"], protocol["missing"]) == (2, 2175, 2173)
+    assert protocol["first_missing"][0] == curated("val")[0]
+    assert [one["name"] for one in plain["per_class"]] == list(coco_stuff_classes()[0])
+    ious = [one["iou"] for one in plain["per_class"]]
+    assert plain["things_miou"] == pytest.approx(np.mean([iou for iou in ious[:12] if iou is not None]))
+    assert plain["stuff_miou"] == pytest.approx(np.mean([iou for iou in ious[12:] if iou is not None]))
+    counts = np.array(plain["confusion"])
+    assert counts.sum() == 2 * 32 * 32
+    matched = [(one["prototype"], c) for c, one in enumerate(plain["per_class"]) if one["prototype"] is not None]
+    hits = sum(counts[group, c] for group, c in matched if c < 12)
+    assert plain["things_pixel_accuracy"] == pytest.approx(hits / counts[:, :12].sum())
+    assert "majority_accuracy" not in plain  # 15 prototypes for 27 classes
+    assert len(matched) == len(set(matched)) == PROTOTYPES
+    assert "2 of 2,175 listed pictures" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "figures" / "confusion.png").is_file()
+
+
+def test_the_embedded_scenes(prototypes, here, tmp_path, monkeypatch):
+    few = scenes.prepare(tmp_path, train=1, val=3)
+    monkeypatch.setattr(scenes, "prepare", lambda train: few)
+    here(main, Settings(str(prototypes), "scenes", workers=0, output=tmp_path / "found.json"))
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [one["name"] for one in found["plain"]["per_class"]] == list(scenes.CLASSES)
+    assert np.sum(found["plain"]["confusion"]) == 3 * 128 * 192
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model": "slotcon_nope"}, "slotcon_nope could not be loaded"),
+        ({"output": Path("/nowhere/found.json")}, "there is no folder /nowhere for --output"),
+        ({"figures": Path("/nowhere/figures")}, "there is no folder /nowhere for --figures"),
+        ({"classes": Path("/nowhere/names.txt")}, "No such file or directory: '/nowhere/names.txt'"),
+        ({"masks": None}, "--masks names the masks"),
+    ],
+)
+def test_errors_are_one_sentence(prototypes, folder, here, change, sentence):
+    with pytest.raises((ValueError, OSError), match=sentence) as error:
+        here(main, settings(prototypes, folder, **change))
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_in_a_worker_is_one_sentence_too(prototypes, folder, here, tmp_path):
+    few = tmp_path / "names.txt"
+    few.write_text("only\nthese\n")
+    with pytest.raises(ValueError, match=r"^/.*masks/\d\.png has the unknown label \d: known are 0 to 1") as error:
+        here(main, settings(prototypes, folder, classes=few, workers=1))
+    assert "\n" not in str(error.value)
+
+
+def test_a_backbone_is_refused(here, folder, tmp_path):
+    import timm
+
+    from slotcon_hub.export import save_model
+
+    save_model(timm.create_model("resnet10t", num_classes=0), tmp_path / "backbone", 32)
+    with pytest.raises(ValueError, match=r"backbone has no prototypes: name a \*_proto model"):
+        here(main, settings(tmp_path / "backbone", folder))
+
+
+def test_masks_without_a_label_are_nothing_to_measure(prototypes, here, tmp_path):
+    for name, shape in (("images", (8, 8, 3)), ("masks", (8, 8))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full(shape, 255, np.uint8)).save(tmp_path / name / "0.png")
+    with pytest.raises(ValueError, match="no pixel of the masks has a label"):
+        here(main, settings(prototypes, tmp_path))

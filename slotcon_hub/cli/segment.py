@@ -9,15 +9,15 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from slotcon_hub.cli_options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
+from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
+from slotcon_hub.cli.table import print_table
 from slotcon_hub.drawing import colors, draw_index, draw_map
 from slotcon_hub.inference import load_prototypes, segment_picture
 from slotcon_hub.pictures import decode
 from slotcon_hub.segments import Segment
 from slotcon_hub.stopwatch import Stopwatch
-from slotcon_hub.table import print_table
 
-__all__ = ["add_segment"]
+__all__ = ["add_commands"]
 
 _SEGMENT = """\
 Divide whole pictures into segments: every pixel belongs to the prototype that is most similar to it.
@@ -30,7 +30,7 @@ The folder OUTPUT gets for each picture
 _EXAMPLE = "example: slotcon-hub segment --model slotcon_r50_proto.coco_800ep street.jpg"
 
 
-def add_segment(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command to the subparsers of argparse."""
     parser = commands.add_parser(
         "segment",

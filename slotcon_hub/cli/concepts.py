@@ -7,16 +7,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from slotcon_hub.cli_options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
+from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
+from slotcon_hub.cli.table import print_table
 from slotcon_hub.concepts import Batch, Concepts, crops, discover
 from slotcon_hub.export import replacing
 from slotcon_hub.gallery import INDEX, NUMBERS, Gallery
 from slotcon_hub.inference import CenterCrop, load_prototypes
 from slotcon_hub.pictures import ImageFiles
 from slotcon_hub.stopwatch import Stopwatch
-from slotcon_hub.table import print_table
 
-__all__ = ["add_concepts"]
+__all__ = ["add_commands"]
 
 _CONCEPTS = """\
 Show what each prototype stands for: of all segments that belong to it, those most similar to it.
@@ -32,7 +32,7 @@ _WHOLE = "group: as said above; image: each picture is one segment, as the paper
 _SHOWN = 5  # prototypes in the printed table
 
 
-def add_concepts(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add the command to the subparsers of argparse."""
     parser = commands.add_parser(
         "concepts",

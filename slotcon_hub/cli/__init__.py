@@ -1,0 +1,48 @@
+"""The command ``slotcon-hub``; each module here holds some of its subcommands."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from slotcon_hub import __version__
+from slotcon_hub.cli import concepts, export, publish, segment, weights
+
+__all__ = ["main"]
+
+_ALL = "SlotCon's backbones and semantic prototypes: weights by name, and what to do with them."
+_EXAMPLES = """\
+examples:
+  slotcon-hub import ckpt_epoch_800.pth slotcon_r50.coco_800ep
+  slotcon-hub segment --model slotcon_r50_proto.coco_800ep picture.jpg
+  slotcon-hub export slotcon_r50.coco_800ep --to detectron2
+
+`slotcon-hub COMMAND --help` tells more of a command."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: of the command line; by default those of the process.
+
+    Returns:
+        The exit code: 0, or 1 after an error, which is one sentence on stderr. Wrong usage exits with 2.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (ValueError, RuntimeError, OSError, ImportError, MemoryError) as error:
+        message = " ".join((str(error) or type(error).__name__).split())
+        print(f"slotcon-hub: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("slotcon-hub", description=_ALL, epilog=_EXAMPLES, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"slotcon-hub {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for module in (weights, segment, concepts, export, publish):
+        module.add_commands(commands)
+    return parser

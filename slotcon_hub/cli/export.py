@@ -1,0 +1,53 @@
+"""``slotcon-hub export``: a model for another library."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from slotcon_hub.loading import load
+from slotcon_hub.targets import TARGETS, save_as
+
+__all__ = ["add_commands"]
+
+_EXPORT = """\
+Write a pretrained model for another library: the file or folder that it loads.
+
+  torchvision  a state dict for torchvision.models.resnet50 and the like (.pth)
+  detectron2   for MODEL.WEIGHTS (.pkl)
+  mmseg        for init_cfg of MMSegmentation's and MMDetection's ResNet (.pth)
+  onnx         batch, height and width free, checked with ONNX Runtime; needs "slotcon-hub[onnx]"
+  timm         a folder for timm.create_model("local-dir:..."), which can be published as it is
+
+The first three take ResNets without a deep stem, and of a prototype model its backbone.
+NAME is <architecture>.<tag>, as `slotcon-hub list` shows them, the folder of a model, or hf-hub:<owner>/<name>."""
+_EXPORT_EXAMPLE = "example: slotcon-hub export slotcon_r50_proto.coco_800ep --to onnx --dense"
+
+
+def add_commands(commands: Any) -> None:
+    """Add the subcommand to those of the parser."""
+    deliver = commands.add_parser(
+        "export",
+        help="write a model for torchvision, Detectron2, MMSegmentation, ONNX or timm",
+        description=_EXPORT,
+        epilog=_EXPORT_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    deliver.add_argument("name", metavar="NAME")
+    deliver.add_argument("--to", required=True, choices=TARGETS, help="the library")
+    deliver.add_argument("--output", type=Path, metavar="PATH", help="by default NAME.<library and kind>, here")
+    deliver.add_argument("--force", action="store_true", help="replace what is there")
+    deliver.add_argument("--dense", action="store_true", help="onnx: the map, not its mean over the cells")
+    deliver.add_argument("--size", type=int, help="onnx: side of the pictures that it is checked with, in pixels")
+    deliver.add_argument("--opset", type=int, help="onnx: version of the operators (default: 18)")
+    deliver.set_defaults(command=_export, error=deliver.error)
+
+
+def _export(options: argparse.Namespace) -> None:
+    given = {key: getattr(options, key) for key in ("size", "opset") if getattr(options, key) is not None}
+    if options.to != "onnx" and (given or options.dense):
+        options.error("--dense, --size and --opset are of ONNX alone: leave them out, or use --to onnx")
+    named = Path(options.name.split(":")[-1]).resolve().name
+    path = options.output or Path(f"{named}{TARGETS[options.to].suffix}")
+    net = load(options.name, **({"global_pool": ""} if options.dense else {})).eval()
+    usage = save_as(options.to, net, path, force=options.force, **given)
+    print(f"{path} is written, for\n\n{usage}")

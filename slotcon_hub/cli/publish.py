@@ -1,0 +1,84 @@
+"""``slotcon-hub publish`` and ``verify``: models on the Hub."""
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from slotcon_hub import store, weights
+from slotcon_hub.publish import publish
+from slotcon_hub.release import build, snippet
+from slotcon_hub.verify import Check, verify_folder, verify_repository
+
+__all__ = ["add_commands"]
+
+_PUBLISH = """\
+Publish weights of the local store on the Hub: build the folder (safetensors, configuration, card, tensors to
+compare with), upload it in one commit, download it again, compare, and tag the commit with this package's version.
+A backbone then loads in timm alone and in transformers.
+
+Log in with `hf auth login`, or set HF_TOKEN. After an interruption, the same command goes on. The card is written
+anew each time. A repository that holds something else than NAME is left alone without --force."""
+_VERIFY = """\
+Check a published model: files, SHA-256, configuration, card, and whether it still gives the tensors that came with
+it. A repository is downloaded into the cache that timm and transformers use."""
+_HOME = "The store is $SLOTCON_HUB_HOME, or a folder among the user's data; `slotcon-hub list` names it."
+
+
+def add_commands(commands: Any) -> None:
+    """Add the subcommands to those of the parser."""
+    raw = argparse.RawDescriptionHelpFormatter
+    send = commands.add_parser(
+        "publish", help="publish weights on the Hub", description=_PUBLISH, epilog=_HOME, formatter_class=raw
+    )
+    send.add_argument("name", metavar="NAME", help="in the local store, such as slotcon_r50.coco_800ep")
+    send.add_argument("--repo-id", metavar="ORG/NAME", help=f"by default {weights.repository('NAME')}")
+    send.add_argument("--private", action="store_true", help="create a private repository")
+    send.add_argument("--create-pr", action="store_true", help="open a pull request instead, each time a new one")
+    send.add_argument("--force", action="store_true", help="replace all that the repository holds, whatever it is")
+    send.add_argument("--preview", metavar="PICTURE", type=Path, help="PNG or JPEG, shown on the card")
+    send.add_argument("--dry-run", action="store_true", help="build and check the folder, and upload nothing")
+    send.set_defaults(command=_publish)
+    look = commands.add_parser("verify", help="check a published model", description=_VERIFY, formatter_class=raw)
+    look.add_argument(
+        "place", metavar="REPO_OR_FOLDER", help="ORG/NAME or ORG/NAME@REVISION on the Hub, or a folder"
+    )
+    look.set_defaults(command=_verify)
+
+
+def _publish(options: argparse.Namespace) -> None:
+    if options.dry_run:
+        folder = Path(tempfile.mkdtemp(prefix="slotcon-hub-"))
+        build(options.name, folder, repo_id=options.repo_id, preview=options.preview)
+        print(f"{folder}: nothing was uploaded.\n")
+        _show(verify_folder(folder), str(folder))
+        print(f"\nThis works now:\n\n{snippet(options.name, folder)}")
+        return
+    done = publish(
+        options.name,
+        repo_id=options.repo_id,
+        private=options.private,
+        create_pr=options.create_pr,
+        force=options.force,
+        preview=options.preview,
+    )
+    print(f"{done.url}\nrevision {done.pull_request or done.tag or 'main'}, commit {done.revision}")
+    print(f"SHA-256 of {store.WEIGHTS}: {done.sha256}\n")
+    print(f"This works now:\n\n{snippet(options.name, done.repo_id, done.pull_request)}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    if Path(options.place).is_dir():
+        checks = verify_folder(options.place)
+    else:
+        repo_id, _, revision = options.place.partition("@")
+        checks = verify_repository(repo_id, revision or None)
+    _show(checks, options.place)
+
+
+def _show(checks: Sequence[Check], place: str) -> None:
+    for check in checks:
+        print(f"{check.what:<8}{'ok' if check.ok else 'failed':<8}{check.found}")
+    if failed := [check.what for check in checks if not check.ok]:
+        raise ValueError(f"{place} is not as published: {', '.join(failed)} failed")

@@ -1,0 +1,92 @@
+"""``slotcon-hub import`` and ``list``: the weights that there are by name."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+
+from slotcon_hub import store, weights
+from slotcon_hub.cli.table import print_table
+from slotcon_hub.importing import import_checkpoint
+
+__all__ = ["add_commands"]
+
+_IMPORT = """\
+Put the teacher of a checkpoint into the local store, from where pretrained=True loads it by name, offline.
+
+CHECKPOINT is any of
+  an authors' full checkpoint, or a backbone-only file (.pth)
+  a file of safetensors
+  the folder of a run, of one of its checkpoints, or of its export
+
+NAME is <architecture>.<tag>, as `slotcon-hub list` shows them, or one of your own such as slotcon_r18.mine.
+Projector and prototypes, where the checkpoint has them, come under the architecture <...>_proto."""
+_IMPORT_EXAMPLE = "example: slotcon-hub import ckpt_epoch_800.pth slotcon_r50.coco_800ep"
+_LIST = "Show the weights of the table and those in the local store, and where they are."
+_AP = """AP: COCO box/mask AP of Mask R-CNN R50-FPN 1x on the backbone, fine-tuned, as the authors report it."""
+_HOME = "The store is $SLOTCON_HUB_HOME, or a folder among the user's data; `slotcon-hub list` names it."
+
+
+def add_commands(commands: Any) -> None:
+    """Add the subcommands to those of the parser."""
+    bring = commands.add_parser(
+        "import",
+        help="put a checkpoint into the local store",
+        description=_IMPORT,
+        epilog=f"{_IMPORT_EXAMPLE}\n\n{_HOME}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bring.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
+    bring.add_argument("name", metavar="NAME")
+    bring.set_defaults(command=_import)
+    show = commands.add_parser("list", help="show all weights and where they are", description=_LIST, epilog=_HOME)
+    show.set_defaults(command=_list)
+
+
+def _import(options: argparse.Namespace) -> None:
+    done = import_checkpoint(options.checkpoint, options.name)
+    kinds = {
+        "official": "an authors' full checkpoint",
+        "slotcon": "the state of a SlotCon",
+        "prototypes": "a backbone with projector and prototypes",
+        "backbone": "a backbone alone",
+    }
+    print(f"{options.checkpoint} is {kinds[done.kind]}; its teacher is in the store. This works now:\n")
+    print("import slotcon_hub\nimport timm\n")
+    for name, folder in done.folders.items():
+        known = weights.find(*name.split(".", 1)) is not None
+        print(f'timm.create_model("{name if known else f"local-dir:{folder}"}", pretrained=True)')
+
+
+def _list(options: argparse.Namespace) -> None:
+    rows = [("MODEL", "TAG", "DATA", "PROTOTYPES", "RESULT", "WEIGHTS")]
+    for row in weights.ROWS:
+        prototypes = str(row.prototypes) if row.has_prototypes else "-"
+        rows.append((row.architecture, row.tag, row.data, prototypes, _result(row), _where(row)))
+    for name in store.names():
+        architecture, tag = name.split(".", 1)
+        if weights.find(architecture, tag) is None:
+            rows.append((architecture, tag, "-", "-", "-", "store"))
+    print_table(rows)
+    print(f"\n{_AP}\nstore: {store.home()}")
+
+
+def _result(row: weights.Weights) -> str:
+    """The first results of a row, or of its backbone, as far as they belong together."""
+    results = row.results or row.backbone.results
+    if not results:
+        return "-"
+    first = results[0]
+    alike = [f"{r.value:.1f}" for r in results if (r.dataset, r.protocol) == (first.dataset, first.protocol)]
+    return f"{first.metric.split()[-1]} {'/'.join(alike)}"
+
+
+def _where(row: weights.Weights) -> str:
+    if store.find(row.name) is not None:
+        return "store"
+    if weights.packaged(row) is not None:
+        return "package"
+    if isinstance(try_to_load_from_cache(weights.repository(row.name), store.WEIGHTS), str):
+        return "downloaded"
+    return "Hub" if weights.trusted(row) else "nowhere yet"

@@ -1,0 +1,72 @@
+"""Tensors that travel with a model, in and out, and whether the model still makes the one of the other.
+
+Dimensions: B pictures, C channels, H x W cells.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = ["FILE", "TOLERANCE", "deviation", "write"]
+
+FILE = "test/parity.safetensors"
+TOLERANCE = 1e-4
+"""Largest deviation, as a part of the largest value: float32 on another CPU or with another torch stays below."""
+
+_SHAPE = (2, 64, 64)  # B and the side of a picture, in pixels: 2 x 2 cells at stride 32
+
+
+def write(net: Any, folder: Path) -> None:
+    """Write random pictures, the map and the output that a model makes of them, all float32.
+
+    The file is the same wherever it is made, as the model computes in float64 and rounds.
+
+    Args:
+        net: a timm model in eval mode; it is copied, not changed.
+        folder: ``FILE`` is written in it.
+    """
+    batch, height, width = _SHAPE
+    pictures = torch.randn(batch, net.in_chans, height, width, generator=torch.Generator().manual_seed(0))
+    expected = _outputs(copy.deepcopy(net).double(), pictures.double())
+    (folder / FILE).parent.mkdir(exist_ok=True)
+    tensors = {"pictures": pictures, **{name: value.float().contiguous() for name, value in expected.items()}}
+    save_file(tensors, folder / FILE)
+
+
+def deviation(net: Any, folder: Path) -> float:
+    """How far a model's map and output are from those in ``FILE``, as a part of the largest value there.
+
+    Args:
+        net: a timm model in eval mode, in float32.
+        folder: that of the model.
+
+    Returns:
+        The larger of the two; infinite where a value is not finite.
+
+    Raises:
+        ValueError: the file lacks a tensor, or they have other shapes.
+    """
+    expected = load_file(folder / FILE)
+    if expected.keys() != {"pictures", "map", "output"}:
+        raise ValueError(f"{FILE} holds {sorted(expected)} instead of pictures, map and output: publish it again")
+    found = _outputs(net, expected.pop("pictures"))
+    worst = 0.0
+    for name, value in expected.items():
+        if found[name].shape != value.shape:
+            shapes = f"{tuple(found[name].shape)} instead of {tuple(value.shape)}"
+            raise ValueError(
+                f"the {name} of the model is {shapes}: its configuration is another's, publish it again"
+            )
+        apart = float((found[name] - value).abs().max() / value.abs().max())
+        worst = max(worst, apart if apart < torch.inf else torch.inf)  # not for nan
+    return worst
+
+
+@torch.no_grad()
+def _outputs(net: Any, pictures: Tensor) -> dict[str, Tensor]:
+    """B x C x H x W of the backbone, and what the model returns: B x C features, or similarities."""
+    return {"map": net.forward_features(pictures), "output": net(pictures)}

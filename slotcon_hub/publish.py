@@ -1,0 +1,164 @@
+"""Weights of the local store as a repository of the Hub: built, uploaded, downloaded again, compared, tagged."""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelInfo,
+    get_token,
+    hf_hub_download,
+    snapshot_download,
+)
+
+from slotcon_hub import __version__, hub, store, weights
+from slotcon_hub.release import CARD, FILES, build
+from slotcon_hub.verify import verify_folder
+
+__all__ = ["Published", "publish"]
+
+_OF_THE_HUB = ".gitattributes"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a model is now."""
+
+    repo_id: str
+    url: str
+    revision: str
+    """The commit."""
+    tag: str | None
+    """Of the commit; None for a pull request."""
+    pull_request: str | None
+    """Its revision, such as ``refs/pr/1``; None where there is none."""
+    sha256: str
+    """Of ``model.safetensors``, for the table."""
+
+
+def publish(
+    name: str,
+    *,
+    repo_id: str | None = None,
+    private: bool = False,
+    create_pr: bool = False,
+    force: bool = False,
+    preview: Path | None = None,
+) -> Published:
+    """Publish weights of the local store in one commit, and tag it once a download of it was found equal.
+
+    The tag is ``v<version of this package>``, with ``-1`` and so on behind it where that names another commit:
+    tags never move. The same call goes on after an interruption, and makes no commit where nothing has changed.
+    The token is the client's own.
+
+    Args:
+        name: ``<architecture>.<tag>``.
+        repo_id: ``<organisation>/<name>``, by default that of the name; created if it does not exist.
+        private: create it as a private one.
+        create_pr: open a pull request instead, without a tag.
+        force: replace all that the repository holds, even if it is something else.
+        preview: a PNG or JPEG picture for the card.
+
+    Raises:
+        ValueError: no token, a repository that holds something else or is public in place of private, or what
+            :func:`slotcon_hub.release.build`, the checks of its folder and the comparison raise.
+        RuntimeError: the Hub or the connection fails.
+    """
+    repo_id = repo_id or weights.repository(name)
+    _check_login()
+    api, stopped = HfApi(), f"publishing {repo_id} stopped"
+    with tempfile.TemporaryDirectory(prefix="slotcon-hub-", ignore_cleanup_errors=True) as scratch:
+        folder, cache = Path(scratch) / "model", Path(scratch) / "cache"
+        build(name, folder, repo_id=repo_id, preview=preview)
+        if failed := next((check for check in verify_folder(folder) if not check.ok), None):
+            raise ValueError(f"{name} was not published, its {failed.what} failed: {failed.found}")
+        with hub.explained(stopped):
+            url = str(api.create_repo(repo_id, private=private or None, exist_ok=True))
+            before = api.model_info(repo_id)
+            config = _published_config(before, cache)
+        _refuse(before, config, name, private=private, force=force)
+        with hub.explained(stopped):
+            commit = api.create_commit(
+                repo_id,
+                _changes(folder, before, force),
+                commit_message=f"Publish {name} with slotcon_hub {__version__}",
+                parent_commit=before.sha,
+                create_pr=create_pr,
+            )
+            patterns = list(FILES)
+            copy = snapshot_download(repo_id, revision=commit.oid, cache_dir=cache, allow_patterns=patterns)
+        sha256 = _compare(folder, Path(copy), repo_id)
+        with hub.explained(stopped):
+            tag = None if create_pr else _tag(api, repo_id, commit.oid)
+    return Published(repo_id, commit.pr_url or url, commit.oid, tag, commit.pr_revision, sha256)
+
+
+def _check_login() -> None:
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise ValueError("HF_HUB_OFFLINE is set: unset it to publish, or build the folder with --dry-run")
+    if get_token() is None:
+        raise ValueError("the Hub asks for a token that may write: log in with `hf auth login`, or set HF_TOKEN")
+
+
+def _names(info: ModelInfo) -> set[str]:
+    return {file.rfilename for file in info.siblings or ()} - {_OF_THE_HUB}
+
+
+def _published_config(info: ModelInfo, cache: Path) -> Any:
+    """The configuration in a repository that may be one of ours, else None."""
+    if not {store.CONFIG, store.RECORD} <= _names(info):
+        return None
+    path = hf_hub_download(info.id, store.CONFIG, revision=info.sha, cache_dir=cache)
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError:
+        return None
+
+
+def _refuse(info: ModelInfo, config: Any, name: str, *, private: bool, force: bool) -> None:
+    if private and not info.private:
+        raise ValueError(f"{info.id} exists and is public: make it private on its page, or leave --private away")
+    others = sorted(_names(info) - {CARD})
+    ours = isinstance(config, dict) and config.get("name") == name
+    if others and not ours and not force:
+        raise ValueError(
+            f"{info.id} holds something else than {name} ({', '.join(others[:3])}): choose another --repo-id, or "
+            "replace all of it with --force"
+        )
+
+
+def _changes(folder: Path, info: ModelInfo, force: bool) -> list[CommitOperationAdd | CommitOperationDelete]:
+    new = [file for file in FILES if (folder / file).is_file()]
+    stale = _names(info) - set(new)
+    if not force:  # what others have added stays
+        stale &= set(FILES)
+    additions = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=folder / file) for file in new]
+    return [*additions, *(CommitOperationDelete(path_in_repo=file) for file in sorted(stale))]
+
+
+def _compare(folder: Path, copy: Path, repo_id: str) -> str:
+    for file in FILES:
+        sent, came = folder / file, copy / file
+        if sent.is_file() and not (came.is_file() and store.sha256(came) == store.sha256(sent)):
+            raise ValueError(
+                f"{file} came back from {repo_id} other than it was sent (its SHA-256 differs), so nothing was "
+                "tagged: run it again, and over another network if that does not help"
+            )
+    return store.sha256(folder / store.WEIGHTS)
+
+
+def _tag(api: HfApi, repo_id: str, revision: str) -> str:
+    taken = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
+    version = f"v{__version__}"
+    names = chain([version], (f"{version}-{n}" for n in count(1)))
+    name = next(name for name in names if taken.get(name, revision) == revision)
+    if name not in taken:
+        api.create_tag(repo_id, tag=name, revision=revision)
+    return name

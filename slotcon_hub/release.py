@@ -1,0 +1,113 @@
+"""What is published of a name: a folder that timm loads, with a card and what it takes to check it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from slotcon_hub import cards, hub, parity, store, weights
+from slotcon_hub.export import save_backbone, save_model
+from slotcon_hub.loading import load
+
+__all__ = ["CARD", "FILES", "PREVIEW", "RECORDED", "build", "has_prototypes", "snippet"]
+
+CARD, PREVIEW = "README.md", "preview.png"
+RECORDED = (store.WEIGHTS, store.CONFIG, parity.FILE, PREVIEW)
+"""The files whose SHA-256 is written down; not the card, which may be edited on the Hub."""
+FILES = (*RECORDED, store.RECORD, CARD)
+"""All that is published of a name; the preview alone may be absent."""
+
+
+def build(name: str, folder: Path, *, repo_id: str | None = None, preview: Path | None = None) -> Path:
+    """Write what is published of a name: weights, configuration, card, tensors to compare with, and SHA-256.
+
+    A backbone becomes timm's own architecture, so that timm alone and transformers load it; ``slotcon_nano`` alone
+    keeps arguments, which both of them take. A prototype model stays ours, and loads once ``slotcon_hub`` is
+    imported.
+
+    Args:
+        name: ``<architecture>.<tag>``, in the local store.
+        folder: made if it does not exist, else empty; removed after an error.
+        repo_id: that the card names; by default that of the name.
+        preview: a PNG or JPEG picture for the card.
+
+    Raises:
+        ValueError: the store lacks the weights or they are damaged, ``repo_id`` is none, or the picture is none.
+        FileExistsError: the folder holds something.
+    """
+    repo_id = repo_id or weights.repository(name)
+    hub.check_repo_id(repo_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: choose another folder")
+    try:
+        _save_model(name, folder)
+        config = {"name": name, **json.loads((folder / store.CONFIG).read_text())}
+        (folder / store.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        card = cards.render(name, repo_id=repo_id, config=config)
+        if preview is not None:
+            _save_picture(preview, folder / PREVIEW)
+            card = _with_preview(card)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        record = {file: store.sha256(folder / file) for file in RECORDED if (folder / file).is_file()}
+        (folder / store.RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def snippet(name: str, place: str | Path, revision: str | None = None) -> str:
+    """The code that loads what was published.
+
+    Args:
+        name: ``<architecture>.<tag>``.
+        place: the repository, or a folder.
+        revision: of the repository.
+    """
+    at, option = (f"@{revision}", f', revision="{revision}"') if revision else ("", "")
+    source = f"local-dir:{place}" if isinstance(place, Path) else f"hf-hub:{place}{at}"
+    timms = f'import timm\n\nmodel = timm.create_model("{source}", pretrained=True)'
+    if has_prototypes(name):
+        return f"import slotcon_hub\n{timms}"
+    return f"""{timms}
+
+from transformers import AutoModel, TimmBackbone
+from transformers.initialization import no_init_weights
+
+auto_model = AutoModel.from_pretrained("{place}"{option})
+with no_init_weights():  # without it, it forgets BatchNorm's statistics
+    backbone = TimmBackbone.from_pretrained("{source}")"""
+
+
+def has_prototypes(name: str) -> bool:
+    """Whether a name is that of a prototype model."""
+    return name.partition(".")[0].endswith("_proto")
+
+
+def _save_model(name: str, folder: Path) -> None:
+    architecture, _, tag = name.partition(".")
+    row = weights.find(architecture, tag)
+    if store.find(name) is None and (row is None or weights.packaged(row) is None):
+        raise ValueError(f"the store ({store.home()}) lacks {name}: run `slotcon-hub import CHECKPOINT {name}`")
+    net: Any = load(name).eval()
+    save = save_model if has_prototypes(name) else save_backbone
+    save(net, folder, net.pretrained_cfg["input_size"][-1])
+    parity.write(net, folder)
+
+
+def _save_picture(source: Path, path: Path) -> None:
+    try:
+        with Image.open(source, formats=("PNG", "JPEG")) as picture:
+            picture.convert("RGB").save(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{source} cannot be read as a PNG or JPEG picture: choose another") from error
+
+
+def _with_preview(card: str) -> str:
+    """The card with the picture below its title."""
+    matter, separator, text = card.partition("\n# ")
+    title, newline, rest = text.partition("\n")
+    return f"{matter}{separator}{title}{newline}\n![Preview]({PREVIEW})\n{rest}"

@@ -1,0 +1,317 @@
+"""The fine-tuning examples: real pictures on the disk, real runs, and what they save."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import timm
+import torch
+import tyro
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
+from safetensors.torch import load_file, load_model, save_file
+from torch import nn
+
+from slotcon_hub import SlotCon, SlotConConfig
+from slotcon_hub.export import export
+from training import finetune, finetune_segmentation
+from training.evaluation.labeled import LabeledPictures
+from training.evaluation.segmentation import evaluate
+
+# timm's data sets leave it to the garbage collector to close files.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+ROOT = Path(__file__).parents[2]
+COLORS = {"blue": (40, 60, 200), "green": (30, 170, 60), "red": (200, 50, 30)}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported backbone of a SlotCon that has not learned anything, for pictures of 32 pixels."""
+    torch.manual_seed(1)
+    slotcon = SlotCon("slotcon_nano", SlotConConfig(num_prototypes=4, hidden_dim=16, out_dim=8))
+    return export(slotcon, tmp_path_factory.mktemp("run") / "export", input_size=32, trained="Not.") / "backbone"
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Accelerate on the CPU, with a state of its own; nothing of ``datasets`` outside of the test's folder."""
+    states = (AcceleratorState, GradientState, PartialState)
+    for state in states:
+        state._reset_state()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    yield
+    for state in states:
+        state._reset_state()
+
+
+def noisy(color: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+    return (rng.normal(size=(40, 40, 3)) * 20 + color).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes that differ in color: 24 pictures to train on, 7 to measure on."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 7)):
+        for i in range(count):
+            name = sorted(COLORS)[i % 3]
+            (tmp_path / "data" / split / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noisy(COLORS[name], rng)).save(tmp_path / "data" / split / name / f"{i}.png")
+    return tmp_path / "data"
+
+
+def parquet(folder: Path, target: Path) -> Path:
+    """The same pictures as Parquet files."""
+    target.mkdir()
+    for split, table in datasets.load_dataset(str(folder)).items():
+        table.to_parquet(target / f"{split}.parquet")
+    return target
+
+
+def classify(*args: object) -> None:
+    tyro.cli(finetune.main, args=[*map(str, args), "--workers", "0"])
+
+
+def right_answers(model: nn.Module, folder: Path) -> int:
+    """Number of held-out pictures that a model names rightly, one by one."""
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    pictures = [(path, sorted(COLORS).index(path.parent.name)) for path in sorted(folder.glob("val/*/*.png"))]
+    with torch.no_grad():
+        return sum(int(model(transform(Image.open(path))[None]).argmax()) == label for path, label in pictures)
+
+
+def test_it_learns_and_saves_what_timm_loads(folder, backbone, tmp_path, capsys, monkeypatch):
+    kept = []
+    save = timm.models.save_for_hf
+    monkeypatch.setattr(timm.models, "save_for_hf", lambda net, *a, **k: kept.append(net) or save(net, *a, **k))
+    options = ["--model", f"local-dir:{backbone}", "--epochs", 6, "--batch-size", 4, "--lr", 3e-3]
+    classify("--data", folder, "--output", tmp_path / "tuned", *options)
+    reported = re.findall(r"epoch (\d): accuracy (\S+) of (\d+) pictures", capsys.readouterr().out)
+    assert [(epoch, total) for epoch, _, total in reported] == [(str(i), "7") for i in range(1, 7)]
+    assert float(reported[-1][1]) >= 6 / 7 - 1e-3
+
+    model = timm.create_model(f"local-dir:{tmp_path / 'tuned'}", pretrained=True).eval()
+    assert model.pretrained_cfg["label_names"] == sorted(COLORS)
+    assert right_answers(model, folder) == round(float(reported[-1][1]) * 7)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), kept[0].eval()(x), rtol=0, atol=0)
+
+
+def test_it_starts_from_the_pretrained_weights(folder, backbone, tmp_path):
+    for model, same in ((["--model", f"local-dir:{backbone}"], True), (["--scratch"], False)):
+        output = tmp_path / f"tuned-{same}"
+        classify("--data", folder, "--output", output, "--epochs", 1, "--batch-size", 24, "--lr", 0, *model)
+        before, after = load_file(backbone / "model.safetensors"), load_file(output / "model.safetensors")
+        weights = [name for name in before if name.endswith("weight")]
+        assert all(torch.equal(before[name], after[name]) for name in weights) == same
+
+
+def test_every_layer_learns_at_its_own_rate(folder, backbone, tmp_path, monkeypatch):
+    rates: list[list[float]] = []
+    made = []
+    create = timm.optim.create_optimizer_v2
+
+    def watched(net: nn.Module, *args: object, **kwargs: object) -> torch.optim.Optimizer:
+        names = {id(p): name for name, p in net.named_parameters()}
+        optimizer = create(net, *args, **kwargs)
+        made.extend([names[id(p)] for p in group["params"]] for group in optimizer.param_groups)
+        optimizer.register_step_pre_hook(lambda o, *_: rates.append([g["lr"] for g in o.param_groups]))
+        return optimizer
+
+    monkeypatch.setattr(timm.optim, "create_optimizer_v2", watched)
+    options = ["--model", f"local-dir:{backbone}", "--epochs", 2, "--batch-size", 2, "--layer-decay", 0.5]
+    classify("--data", folder, "--output", tmp_path / "tuned", *options)
+    assert len(rates) == 24
+
+    def rate(step: int, name: str) -> float:
+        (value,) = (lr for lr, names in zip(rates[step], made, strict=True) if name in names)
+        return value
+
+    for step in (1, 10, 23):
+        stem, deep, head = (rate(step, name) for name in ("conv1.0.weight", "layer4.0.conv1.weight", "fc.weight"))
+        assert 0 < stem < deep == pytest.approx(head / 2)
+    assert max(rate(step, "fc.weight") for step in range(24)) <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--data", "{tmp}/nowhere"], "Couldn't find any data file at .*/nowhere"),
+        (["--data", "{data}/train"], "Unknown split"),
+        (["--data", "{flat}", "--scratch"], "flat has no labels: put its pictures into folders"),
+        (["--data", "{data}", "--output", "{data}"], "data exists: choose another --output"),
+        (["--data", "{data}", "--model", "slotcon_r34"], "No pretrained weights exist for slotcon_r34"),
+        (["--data", "{data}", "--model", "slotcon_r5000"], "Unknown model"),
+        (["--data", "{data}", "--model", "local-dir:{tmp}/nowhere"], "/nowhere"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(folder, tmp_path, args, words):
+    for split in ("train", "val"):
+        (tmp_path / "flat" / split).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "flat" / split / "0.png")
+    args = [a.format(tmp=tmp_path, data=folder, flat=tmp_path / "flat") for a in args]
+    with pytest.raises(SystemExit, match=words) as stop:
+        classify("--output", tmp_path / "tuned", *args)
+    assert str(stop.value).startswith("error: ")
+    assert "\n" not in str(stop.value)
+    assert not (tmp_path / "tuned").exists()
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """Pictures of two colors beside each other, with masks; a row of pixels has no label."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 5)):
+        for part in ("images", "masks"):
+            (tmp_path / "scenes" / split / part).mkdir(parents=True)
+        for i in range(count):
+            left, right = rng.permutation(3)[:2]
+            mask = np.where(np.arange(40) < rng.integers(12, 28), left, right).astype(np.uint8)
+            mask = np.repeat(mask[None], 40, axis=0)
+            colors = np.stack([noisy(color, rng) for color in COLORS.values()])
+            picture = np.take_along_axis(colors, mask[None, ..., None].astype(int), axis=0)[0]
+            mask[:2] = 255
+            Image.fromarray(picture).save(tmp_path / "scenes" / split / "images" / f"{i}.png")
+            Image.fromarray(mask).save(tmp_path / "scenes" / split / "masks" / f"{i}.png")
+    return tmp_path / "scenes"
+
+
+def halves(scenes: Path) -> list[object]:
+    return ["--train", scenes / "train", "--val", scenes / "val"]
+
+
+def segment(*args: object) -> None:
+    tyro.cli(finetune_segmentation.main, args=[*map(str, args), "--workers", "0"])
+
+
+def measured(output: Path, scenes: Path) -> str:
+    """What a saved network should have said of itself."""
+    features = timm.create_model("slotcon_nano", features_only=True, out_indices=(1, 2, 3, 4))
+    head = finetune_segmentation.Head(nn.Conv2d(c, 3, 3, padding=1) for c in features.feature_info.channels())
+    net = nn.Sequential(features, head).eval()
+    net.pretrained_cfg = features.pretrained_cfg
+    load_model(net, output / "model.safetensors")
+    pictures = LabeledPictures(scenes / "val" / "images", scenes / "val" / "masks")
+    found = evaluate(net, pictures, 3, 3, match=range(3))
+    return f"held-out mIoU {found.miou:.3f}, pixel accuracy {found.pixel_accuracy:.3f}"
+
+
+def test_segmentation_learns_and_saves(scenes, backbone, tmp_path, capsys):
+    options = ["--classes", 3, "--model", f"local-dir:{backbone}", "--epochs", 15, "--batch-size", 4]
+    segment(*halves(scenes), "--output", tmp_path / "tuned", *options)
+    out = capsys.readouterr().out
+    (miou,) = re.findall(r"held-out mIoU (\S+),", out)
+    assert float(miou) > 0.8
+    assert measured(tmp_path / "tuned", scenes) in out.splitlines()
+
+
+TWO_PROCESSES = """
+import json, os, runpy, sys
+from accelerate import PartialState
+from torch.multiprocessing import start_processes
+from training import finetune, finetune_segmentation  # once for both
+
+def run(rank, *commands):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    for sys.argv in commands:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    assert PartialState().num_processes == 2
+
+start_processes(run, json.loads(sys.argv[1]), nprocs=2, start_method="fork")
+"""
+
+
+def launch(*commands: list[object]) -> list[str]:
+    """The lines that two real processes print."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    work = json.dumps([[*map(str, command), "--workers", "0"] for command in commands])
+    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
+    call = [sys.executable, "-c", TWO_PROCESSES, work]
+    done = subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_two_processes_count_every_picture_once(folder, scenes, backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    tables = parquet(folder, tmp_path / "tables")
+    options = ["--model", f"local-dir:{backbone}", "--epochs", 1, "--batch-size", 4]
+    masks = [*halves(scenes), "--classes", 3]
+    named, segmented = launch(
+        ["training/finetune.py", "--data", tables, "--output", tmp_path / "tuned", *options],
+        ["training/finetune_segmentation.py", *masks, "--output", tmp_path / "net", *options],
+    )
+    model = timm.create_model(f"local-dir:{tmp_path / 'tuned'}", pretrained=True).eval()
+    assert named == f"epoch 1: accuracy {right_answers(model, folder) / 7:.3f} of 7 pictures"
+    assert segmented == measured(tmp_path / "net", scenes)
+
+
+def test_segmentation_starts_from_the_pretrained_weights(scenes, backbone, tmp_path):
+    for model, same in ((["--model", f"local-dir:{backbone}"], True), (["--scratch"], False)):
+        output = tmp_path / f"tuned-{same}"
+        segment(*halves(scenes), "--classes", 3, "--output", output, "--epochs", 1, "--lr", 0, *model)
+        before, after = load_file(backbone / "model.safetensors"), load_file(output / "model.safetensors")
+        weights = [name for name in before if name.endswith("weight")]
+        assert all(torch.equal(before[name], after[f"0.{name}"]) for name in weights) == same
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--train", "{tmp}/nowhere"], "there (is|are) no .*/nowhere/images"),
+        (["--val", "{bare}"], "no mask .*bare/masks"),
+        (["--output", "{data}"], "scenes exists: choose another --output"),
+        (["--model", "slotcon_r34"], "No pretrained weights exist for slotcon_r34"),
+    ],
+)
+def test_mistakes_with_masks_end_in_one_sentence(scenes, tmp_path, args, words):
+    for part in ("images", "masks"):
+        (tmp_path / "bare" / part).mkdir(parents=True)
+    for path in (tmp_path / "bare/images/0.png", tmp_path / "bare/masks/1.png"):
+        Image.new("L", (8, 8)).save(path)
+    args = [a.format(tmp=tmp_path, data=scenes, bare=tmp_path / "bare") for a in args]
+    with pytest.raises(SystemExit, match=words) as stop:
+        segment(*halves(scenes), "--classes", 3, "--output", tmp_path / "tuned", *args)
+    assert str(stop.value).startswith("error: ")
+    assert "\n" not in str(stop.value)
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_weights_that_do_not_fit_are_refused(folder, scenes, backbone, tmp_path):
+    """Which timm alone does not do for another number of classes."""
+    (tmp_path / "other").mkdir()
+    state = load_file(backbone / "model.safetensors")
+    save_file({f"net.{name}": value for name, value in state.items()}, tmp_path / "other/model.safetensors")
+    (tmp_path / "other/config.json").write_text((backbone / "config.json").read_text())
+    other = ["--model", f"local-dir:{tmp_path}/other", "--output", tmp_path / "tuned"]
+    for start in (
+        lambda: classify("--data", folder, *other),
+        lambda: segment(*halves(scenes), "--classes", 3, *other),
+    ):
+        with pytest.raises(SystemExit, match=r"error: Error.* in loading state_dict .* Missing key") as stop:
+            start()
+        assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize("script", [finetune, finetune_segmentation])
+def test_an_example_is_read_in_a_minute(script, capsys):
+    text = Path(script.__file__).read_text()
+    assert len(text.splitlines()) <= 60
+    with pytest.raises(SystemExit):
+        tyro.cli(script.main, args=["--help"])
+    shown = capsys.readouterr().out
+    assert all(option in shown for option in ("--output", "--model", "--scratch", "--lr"))

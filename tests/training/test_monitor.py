@@ -1,0 +1,142 @@
+"""What one sees of a run: lines, words when it goes wrong, pictures of the groups, and the probe."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from test_pretrain import TINY, lines, pictures, run  # noqa: F401  (fixtures)
+
+from slotcon_hub import SlotConOutput
+from training.monitor import Diverged, Monitor
+
+
+@pytest.fixture
+def monitor(tmp_path: Path) -> Monitor:
+    return Monitor(tmp_path, Accelerator(cpu=True), range(0, 100), batch_size=4, log_every=2)
+
+
+def output(**parts: float) -> SlotConOutput:
+    values = {"loss": 2.0, "group_loss": 3.0, "slot_loss": 1.0, "active_slots": 3.0, "positive_pairs": 2.0}
+    values |= {"excluded_terms": 4.0, **parts}
+    usage = torch.tensor([5, 0, 4, 3])
+    return SlotConOutput(**{k: torch.tensor(v) for k, v in values.items()}, image_loss=None, usage=usage)
+
+
+def read(monitor: Monitor) -> list[dict]:
+    return [json.loads(line) for line in monitor.path.read_text().splitlines()]
+
+
+def test_a_line_holds_means_and_what_the_machine_does(monitor):
+    weights = [
+        torch.nn.Parameter(torch.zeros(3)),
+        torch.nn.Parameter(torch.zeros(2, 2)),
+        torch.nn.Parameter(torch.ones(1)),
+    ]
+    for step, gradient in ((1, 1.0), (2, 3.0)):
+        for weight in weights[:2]:
+            weight.grad = torch.full_like(weight, gradient)
+        monitor.add(output(loss=float(step)), step)
+        monitor.add_gradients(weights)
+        monitor.step(step, {"lr": 0.5}, saving=False)
+    (line,) = read(monitor)
+    assert line["loss"] == 1.5
+    assert line["grad_norm"] == pytest.approx(2 * math.sqrt(7))
+    assert line["lr"] == 0.5
+    assert (line["dead_slots"], line["active_slots"]) == (1, 3.0)
+    assert 0.1 < line["memory_gb"] < 100
+    assert 0 <= line["data_wait"] < 1
+
+
+@pytest.mark.parametrize(("part", "named"), [("group_loss", "group_loss"), ("slot_loss", "slot_loss")])
+def test_a_loss_that_is_no_number_is_named_with_its_step(monitor, part, named):
+    monitor.add(output(), 1)
+    monitor.step(1, {}, saving=False)
+    monitor.add(output(**{"loss": math.nan, part: math.nan}), 2)
+    with pytest.raises(Diverged, match=f"step 2 gave a loss that is no number, in {named}:"):
+        monitor.step(2, {}, saving=False)
+    assert not monitor.path.exists()
+
+
+def test_the_first_step_is_blamed(monitor):
+    monitor.add(output(loss=math.inf, slot_loss=math.inf), 1)
+    monitor.step(1, {}, saving=False)
+    monitor.add(output(loss=math.nan, group_loss=math.nan), 2)
+    with pytest.raises(Diverged, match=r"step 1 gave .*, in slot_loss:"):
+        monitor.step(2, {}, saving=False)
+
+
+def test_what_goes_wrong_is_said_once(monitor, capsys):
+    for step in range(1, 9):
+        single = step <= 4 or step > 6  # wrong, well, wrong again
+        out = output(active_slots=1.0 if single else 3.0)
+        out.usage = torch.tensor([100, 1, 0, 0]) if single else torch.tensor([3, 3, 3, 3])
+        monitor.add(out, step)
+        monitor.step(step, {}, saving=False)
+    said = (monitor.path.with_name("warnings.txt")).read_text().splitlines()
+    collapsed = [line for line in said if "prototype 0 takes 99% of all uses" in line]
+    assert [line.split(":")[0] for line in collapsed] == ["step 2", "step 8"]
+    assert sum("every picture is one group" in line for line in said) == 2
+    assert not any("waiting" in line for line in said)
+    assert "warning: step 2: prototype 0" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_starvation_is_said(monitor, monkeypatch):
+    clock = iter(float(i) for i in range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monitor._reset()
+    for step in (1, 2):
+        with monitor.waiting():
+            pass
+        monitor.add(output(), step)
+        monitor.step(step, {}, saving=False)
+    assert "waiting for pictures: raise --workers" in monitor.path.with_name("warnings.txt").read_text()
+
+
+def test_pauses_are_not_training(monitor, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monitor._reset()
+    for step in (1, 2):
+        now[0] += 1.0
+        with monitor.pausing():
+            now[0] += 50.0
+        monitor.add(output(), step)
+        monitor.step(step, {}, saving=False)
+    assert read(monitor)[0]["images_per_second"] == pytest.approx(2 * 4 / 2.0)
+
+
+def test_groups_and_probe_of_a_run(run, pictures, tmp_path):  # noqa: F811
+    rng = np.random.default_rng(0)
+    for split, number in {"train": 12, "validation": 6}.items():
+        for i in range(number):
+            place = tmp_path / "labeled" / split / f"class{i % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 90, (40, 40, 3)) + np.array([150, 0, 0] if i % 2 else [0, 0, 150])
+            Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i}.png")
+    watched = run(
+        "coco_800ep", "--data", pictures, *TINY.split(), "--show-every", 1, "--probe", tmp_path / "labeled"
+    )
+    drawn = sorted((watched / "slots").iterdir())
+    assert [path.name for path in drawn] == ["epoch-0001.png", "epoch-0002.png"]
+    for path in drawn:
+        with Image.open(path) as picture:
+            assert picture.width > 300
+    probed = {line["step"]: line["knn"] for line in lines(watched) if "knn" in line}
+    assert sorted(probed) == [2, 4]
+    assert all(0 <= accuracy <= 1 for accuracy in probed.values())
+    plain = run("coco_800ep", "--data", pictures, *TINY.split(), "--show-every", 0, "--output", tmp_path / "plain")
+    assert not (plain / "slots").exists()
+    assert [line["loss"] for line in lines(plain)] == [line["loss"] for line in lines(watched)]
+
+
+def test_a_probe_that_cannot_be_opened_is_one_sentence(run, pictures, capsys):  # noqa: F811
+    with pytest.raises(SystemExit, match="error: there is no folder /nowhere"):
+        run("coco_800ep", "--data", pictures, *TINY.split(), "--probe", "/nowhere")
+    with pytest.raises(SystemExit):  # of wrong usage, as tyro has it
+        run("coco_800ep", "--data", pictures, *TINY.split(), "--probe", "/nowhere", "--show-every", 0)
+    assert "--probe is measured every" in capsys.readouterr().err

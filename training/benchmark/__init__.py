@@ -1,0 +1,1 @@
+"""How fast the parts of a training are, measured beside what they replace: ``python -m training.benchmark``."""

@@ -1,0 +1,208 @@
+"""Slot activity (SlotCon, supplementary D): which prototypes are used, how often, and by both views of a picture.
+
+``python -m training.evaluation.activity --model slotcon_r50_proto --data /data/coco/val2017``
+
+Dimensions: B pictures, K prototypes, h x w cells of the map, S side of a picture in pixels, E examples.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.data import create_transform, resolve_data_config
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from slotcon_hub.functional import active_slots
+from slotcon_hub.pictures import decode
+from training import color
+from training.evaluation import command
+from training.evaluation.activity_report import report
+from training.evaluation.models import load_prototypes, similarities, standardize
+from training.pictures import Pictures, open_pictures
+from training.views import TwoViews
+
+__all__ = ["Activity", "PicturesAndViews", "Settings", "main", "watch"]
+
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how."""
+
+    model: str
+    """Prototype model with weights, such as slotcon_r50_proto, or a run's folder export/prototypes."""
+    data: str
+    """Folder of pictures (searched at any depth), Parquet file or folder of them, or hf:<name>."""
+    split: str = "train"
+    """Split of a Hub data set, or of Parquet files named after theirs."""
+    image_column: str = "image"
+    """Column of a table that holds the images."""
+    seed: int = 0
+    """Of the views."""
+    batch_size: int = 64
+    """Pictures that a process takes at a time."""
+    workers: int = 2
+    """Processes that load pictures, for each process."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Precision of backbone and projector; similarities are in float32."""
+    output: Path | None = None
+    """JSON file of the numbers, the protocol and the settings."""
+    figures: Path | None = None
+    """Folder for the pictures activity.png and segments.png."""
+
+
+class PicturesAndViews(Dataset[dict[str, Tensor]]):
+    """Pictures cut as the model's configuration says, and the two views that pre-training would make of them."""
+
+    def __init__(self, pictures: Pictures, model: Any, seed: int) -> None:
+        """Take the pictures, the model that says their size, and the seed of the views."""
+        self.config = resolve_data_config({}, model=model)
+        self.pictures, self.seed = pictures, seed
+        self.cut = create_transform(**self.config, normalize=False)
+        self.views = TwoViews(self.config["input_size"][-1])
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """The cut ``picture``, uint8 3 x S x S, its number, and ``views`` and ``color`` as of ``TwoViews``.
+
+        The views are drawn from (seed, number). Raises ValueError where the picture cannot be read.
+        """
+        picture = self._read(index)
+        views = self.views(picture, np.random.default_rng([self.seed, index]))
+        return {
+            "number": torch.tensor(index),
+            "picture": self.cut(picture),
+            "views": views["views"],
+            "color": views["color"],
+        }
+
+    def whole(self, index: int) -> Tensor:
+        """The cut picture alone, uint8 3 x S x S."""
+        return self.cut(self._read(index))
+
+    def _read(self, index: int) -> Tensor:
+        try:
+            return decode(self.pictures.read(index))
+        except OSError as error:
+            raise ValueError(f"{self.pictures.name(index)} cannot be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What the slots do on a data set: active is one whose prototype is the nearest of some cell (equation 6)."""
+
+    pictures: int
+    usage: Tensor
+    """K integers: in how many pictures each slot is active."""
+    histogram: Tensor
+    """K + 1 integers: how many pictures have 0, 1, ..., K active slots."""
+    in_views: float
+    """Slots active in a view, on average."""
+    pairs: float
+    """Slots active in both views of a picture, on average: the positive pairs of the slot loss."""
+    examples: Tensor
+    """K x E numbers of pictures, the most similar segment first; -1 where there are no more."""
+
+
+@torch.inference_mode()
+def watch(
+    model: Any, data: PicturesAndViews, accelerator: Accelerator, *, batch_size: int, workers: int
+) -> Activity:
+    """Look at all pictures, those of this process, and add up what all processes saw.
+
+    Args:
+        model: of :func:`load_prototypes`, on the accelerator's device.
+        data: the pictures.
+        accelerator: says device, precision and share.
+        batch_size: of each process.
+        workers: that load pictures for each process.
+
+    Returns:
+        The same on all processes.
+    """
+    device, number = accelerator.device, model.num_classes
+    counts = torch.zeros(3 + 2 * number, dtype=torch.long, device=device)
+    in_views, pairs, usage, histogram = counts.split([1, 1, number, number + 1])
+    nearest = torch.full((number, EXAMPLES), -torch.inf, device=device)
+    examples = torch.full((number, EXAMPLES), -1, device=device)
+
+    def scores(images: Tensor) -> Tensor:
+        with accelerator.autocast():
+            return similarities(model, images)
+
+    for batch in command.stream(data, _stack, accelerator, batch_size=batch_size, workers=workers):
+        whole = scores(standardize(model, batch["picture"]))
+        active = active_slots(whole)
+        usage += active.sum(0)
+        histogram += active.sum(1).bincount(minlength=number + 1)
+        numbers = batch["number"].to(device).expand(number, -1)
+        nearest, examples = _first(
+            torch.cat([nearest, _segment_similarity(whole).T], 1), torch.cat([examples, numbers], 1)
+        )
+        one, other = (
+            active_slots(scores(color.apply(view.to(device), parameters)))
+            for view, parameters in zip(batch["views"].unbind(1), batch["color"].unbind(1), strict=True)
+        )
+        in_views += one.sum() + other.sum()
+        pairs += (one & other).sum()
+    counts.copy_(accelerator.reduce(counts, "sum"))
+    everyone = (
+        accelerator.gather(mine).unflatten(0, (-1, number)).transpose(0, 1).flatten(1)
+        for mine in (nearest, examples)
+    )
+    return Activity(
+        pictures=len(data),
+        usage=usage.cpu(),
+        histogram=histogram.cpu(),
+        in_views=int(in_views) / 2 / len(data),
+        pairs=int(pairs) / len(data),
+        examples=_first(*everyone)[1].cpu(),
+    )
+
+
+def _stack(samples: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    return default_collate([sample for _, sample in samples])
+
+
+def _segment_similarity(scores: Tensor) -> Tensor:
+    """Mean similarity of a slot's cells, the nearest of each cell; minus infinity where there are none: B x K."""
+    best = scores.max(1)
+    cells, groups = best.values.flatten(1), best.indices.flatten(1)
+    empty = torch.zeros_like(scores[:, :, 0, 0])
+    sums, counts = (empty.scatter_add(1, groups, values) for values in (cells, torch.ones_like(cells)))
+    return torch.where(counts > 0, sums / counts, -torch.inf)
+
+
+def _first(similarity: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """The E largest similarities of each row and their pictures, the smaller numbers first where they are equal."""
+    numbers = numbers.where(similarity > -torch.inf, -1)
+    order = numbers.argsort(dim=1, stable=True)
+    order = order.gather(1, similarity.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    order = order[:, :EXAMPLES]
+    return similarity.gather(1, order), numbers.gather(1, order)
+
+
+def main(settings: Settings) -> None:
+    """Measure, print, write and draw."""
+    command.check_folder(settings.output, "--output")
+    command.check_folder(settings.figures, "--figures")
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    model = load_prototypes(settings.model).to(accelerator.device)
+    with accelerator.main_process_first():
+        pictures = open_pictures(settings.data, settings.split, settings.image_column)
+    data = PicturesAndViews(pictures, model, settings.seed)
+    found = watch(model, data, accelerator, batch_size=settings.batch_size, workers=settings.workers)
+    if accelerator.is_main_process:
+        report(settings, model, data, found)
+
+
+if __name__ == "__main__":
+    command.run("activity", "Watch which prototypes are used, how often, and by both views.", Settings, main)

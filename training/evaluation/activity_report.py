@@ -1,0 +1,110 @@
+"""The activity of slots as tables, JSON and pictures.
+
+Dimensions: K prototypes, E examples.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from rich import print as show
+from rich.table import Table
+
+from slotcon_hub.segments import group_map
+from training.evaluation import command
+from training.evaluation.figures import draw_activity, draw_segments
+from training.evaluation.models import similarities, standardize
+
+__all__ = ["report"]
+
+EXTREMES = 5  # slots named at either end
+BATCH = 512  # pictures, in which the paper counts the negatives
+
+
+def report(settings: Any, model: Any, data: Any, found: Any) -> None:
+    """Print the tables; write and draw what the settings ask for.
+
+    Args:
+        settings: of the command.
+        model: that was watched.
+        data: the pictures.
+        found: the :class:`Activity`.
+    """
+    usage = found.usage.tolist()
+    live = sorted((k for k, count in enumerate(usage) if count), key=lambda k: -usage[k])
+    most, least = live[:EXTREMES], live[EXTREMES:][: -EXTREMES - 1 : -1]
+    numbers = {
+        "pictures": found.pictures,
+        "active_slots": sum(usage) / found.pictures,
+        "dead_slots": len(usage) - len(live),
+        "active_slots_of_a_view": found.in_views,
+        "positive_pairs": found.pairs,
+        "excluded_terms": len(usage) - found.pairs,
+        f"excluded_negatives_in_a_batch_of_{BATCH}": BATCH * (len(usage) - found.in_views),
+    }
+    _print(settings, usage, numbers, most, least)
+    command.write(
+        settings.output,
+        "activity",
+        settings,
+        protocol=_protocol(model, data),
+        **numbers,
+        most_active=most,
+        least_active=least,
+        usage=usage,
+        pictures_by_active_slots=found.histogram.tolist(),
+    )
+    if settings.figures:
+        settings.figures.mkdir(exist_ok=True)
+        draw_activity(
+            np.sort(found.usage.numpy())[::-1], found.histogram.numpy(), settings.figures / "activity.png"
+        )
+        blocks = {"most active": most, "least active, of those that ever are": least}
+        drawn = {
+            title: {
+                f"prototype {k}, in {usage[k]:,} of {found.pictures:,}": _segments(
+                    model, data, k, found.examples[k].tolist()
+                )
+                for k in slots
+            }
+            for title, slots in blocks.items()
+        }
+        draw_segments(drawn, settings.figures / "segments.png")
+
+
+def _protocol(model: Any, data: Any) -> dict[str, Any]:
+    side = data.config["input_size"][-1]
+    with torch.inference_mode():
+        cells = similarities(model, standardize(model, torch.zeros(1, 3, side, side, dtype=torch.uint8))).shape[2:]
+    return {
+        "prototypes": model.num_classes,
+        "preprocessing": data.config,
+        "cells": list(cells),
+        "active": "argmax of cosine similarities in at least one cell, without centre and temperature",
+        "views": f"two of {side} x {side} as in pre-training, one pair a picture, drawn from (seed, number)",
+        "network": "teacher, in eval mode, for both views",
+    }
+
+
+def _print(settings: Any, usage: list[int], numbers: dict[str, Any], most: list[int], least: list[int]) -> None:
+    show(f"{settings.model} on {settings.data}, {len(usage)} prototypes")
+    table = Table(show_header=False)
+    for name, value in numbers.items():
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:,.2f}")
+    show(table)
+    table = Table("most active", "pictures", "least active", "pictures")
+    for i in range(len(most)):
+        pair = [most[i], least[i]] if i < len(least) else [most[i]]
+        table.add_row(*(cell for k in pair for cell in (str(k), f"{usage[k]:,}")))
+    show(table)
+
+
+def _segments(model: Any, data: Any, slot: int, numbers: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pictures, uint8 S x S x 3, and which of their pixels are a slot's, S x S booleans."""
+    drawn = []
+    for picture in (data.whole(number) for number in numbers if number >= 0):
+        with torch.inference_mode():
+            scores = similarities(model, standardize(model, picture[None]))
+        inside = group_map(scores, (picture.shape[1], picture.shape[2]))[0][0].cpu() == slot
+        drawn.append((picture.permute(1, 2, 0).numpy(), inside.numpy()))
+    return drawn

@@ -1,0 +1,107 @@
+"""What the evaluation commands share: settings, errors in one sentence, batches of every process, a JSON file."""
+
+import functools
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+__all__ = ["check_folder", "run", "stream", "write"]
+
+Settings = TypeVar("Settings")
+
+
+def run(name: str, description: str, settings: type[Settings], main: Callable[[Settings], None]) -> None:
+    """Read the settings of a command from the command line, and carry it out; a user's errors are one sentence."""
+    chosen = tyro.cli(settings, prog=f"python -m training.evaluation.{name}", description=description)
+    try:
+        main(chosen)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def check_folder(target: Path | None, option: str) -> None:
+    """Find out before the work that what an option names can be written; None means nothing is to be.
+
+    Raises:
+        ValueError: its folder does not exist.
+    """
+    if target and not target.parent.is_dir():
+        raise ValueError(f"there is no folder {target.parent} for {option}")
+
+
+def write(target: Path | None, command: str, settings: Any, **facts: Any) -> None:
+    """Write what a command was asked and what it found as JSON; a number that is none becomes null."""
+    if target is None:
+        return
+    versions = {p: importlib.metadata.version(p) for p in ("torch", "torchvision", "timm")}
+    whole = {"command": command, "settings": asdict(settings), **facts, "versions": versions}
+    target.write_text(json.dumps(_finite(whole), indent=2, default=str) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class _Caught(Dataset[tuple[int, Any]]):
+    """Numbered samples, or the error in place of one: raised in a worker, it would come with its traceback."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        try:
+            return index, self.data[index]
+        except (ValueError, OSError) as error:
+            return index, error
+
+
+def _join(samples: list[tuple[int, Any]], join: Callable[[list[tuple[int, Any]]], Any]) -> Any:
+    return next((sample for _, sample in samples if isinstance(sample, Exception)), None) or join(samples)
+
+
+def stream(
+    data: Any,
+    join: Callable[[list[tuple[int, Any]]], Any],
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    workers: int,
+) -> Iterator[Any]:
+    """Yield this process's share of a data set, batch by batch.
+
+    The batches are cut as one process would cut them, and dealt out to the processes in turn: what a network
+    makes of a batch is the same, however many processes there are, and no sample comes twice.
+
+    Args:
+        data: has a length, and samples by number.
+        join: makes a batch of samples and their numbers, in the workers.
+        accelerator: says which of the processes this is.
+        batch_size: the most samples in a batch.
+        workers: that load samples for each process.
+
+    Raises:
+        ValueError, OSError: what a sample raised.
+    """
+    numbers = range(len(data))
+    batches = [numbers[first : first + batch_size] for first in range(0, len(data), batch_size)]
+    share = batches[accelerator.process_index :: accelerator.num_processes]
+    loader = DataLoader(
+        _Caught(data), batch_sampler=share, num_workers=workers, collate_fn=functools.partial(_join, join=join)
+    )
+    for batch in tqdm(loader, "pictures", unit="batch", disable=not accelerator.is_main_process, leave=False):
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch

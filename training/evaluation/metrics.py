@@ -1,0 +1,103 @@
+"""How well groups of pixels fit classes: counts, Hungarian matching, IoU and accuracy (supplementary A.3).
+
+Dimensions: K prototypes (groups), C classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+__all__ = ["IGNORE", "Segmentation", "confusion_matrix", "score", "score_part"]
+
+IGNORE = 255
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """How well groups of pixels coincide with classes. Accuracies and IoUs lie in [0, 1]."""
+
+    miou: float
+    """Mean over the classes of TP / (TP + FP + FN); a class that neither side shows does not count."""
+    pixel_accuracy: float
+    """Pixels whose group is matched with their class, of all labelled pixels."""
+    majority_accuracy: float
+    """The same where each group takes its most frequent class, many groups to one class."""
+    iou: list[float]
+    """IoU of each class; NaN for one that neither side shows."""
+    match: list[int]
+    """The class matched with each group, or -1."""
+
+
+def confusion_matrix(prediction: Tensor, truth: Tensor, groups: int, classes: int) -> Tensor:
+    """Count labelled pixels by group and class.
+
+    Args:
+        prediction: integers in [0, groups), any shape.
+        truth: integers in [0, classes), or 255 for pixels without a label; the same shape.
+        groups: K.
+        classes: C.
+
+    Returns:
+        K x C integers.
+
+    Raises:
+        ValueError: a label is unknown.
+    """
+    valid = truth != IGNORE
+    labels = truth[valid].long()
+    if len(labels) and int(labels.max()) >= classes:
+        raise ValueError(f"label {int(labels.max())} is unknown: there are {classes} classes, and 255 to ignore")
+    cells = prediction[valid].long() * classes + labels
+    return torch.bincount(cells, minlength=groups * classes).view(groups, classes)
+
+
+def score(confusion: Tensor, match: Sequence[int] | None = None) -> Segmentation:
+    """Measure how well groups fit the classes that they are matched with.
+
+    Args:
+        confusion: K x C counts.
+        match: the class of each group, all different; ``range(C)`` for a head that was trained with labels. None
+            matches them one to one so that the most pixels agree.
+    """
+    counts = confusion.cpu().double().numpy()
+    if match is None:
+        rows, columns = linear_sum_assignment(counts, maximize=True)
+    else:
+        rows, columns = np.arange(len(match)), np.array(match)
+    hits = np.zeros(counts.shape[1])
+    hits[columns] = counts[rows, columns]
+    claimed = np.zeros(counts.shape[1])
+    claimed[columns] = counts.sum(1)[rows]
+    union = counts.sum(0) + claimed - hits
+    iou = np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+    classes = np.full(counts.shape[0], -1)
+    classes[rows] = columns
+    total = max(counts.sum(), 1)
+    return Segmentation(
+        miou=float(np.nanmean(iou)) if (union > 0).any() else 0.0,
+        pixel_accuracy=float(hits.sum() / total),
+        majority_accuracy=float(counts.max(1).sum() / total),
+        iou=iou.tolist(),
+        match=classes.tolist(),
+    )
+
+
+def score_part(confusion: Tensor, found: Segmentation, classes: Sequence[int]) -> tuple[float, float]:
+    """Measure some of the classes, such as the things, under the matching of all.
+
+    Args:
+        confusion: K x C counts.
+        found: what :func:`score` made of them.
+        classes: whose IoUs and whose pixels count.
+
+    Returns:
+        Mean IoU and pixel accuracy; NaN for what no class of these shows.
+    """
+    ious = [found.iou[c] for c in classes if found.iou[c] == found.iou[c]]
+    hits = sum(int(confusion[group, c]) for group, c in enumerate(found.match) if c in classes)
+    pixels = int(confusion[:, list(classes)].sum())
+    return (sum(ious) / len(ious) if ious else np.nan, hits / pixels if pixels else np.nan)

@@ -1,0 +1,76 @@
+"""The models that are evaluated: any of timm's, or what a run exported, with weights or not at all.
+
+Dimensions: B pictures, K prototypes, h x w cells of the map.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import normalize
+
+from slotcon_hub.layers import PrototypeNetwork
+from slotcon_hub.slotcon_resnet import SlotConPrototypes
+
+__all__ = ["load", "load_prototypes", "similarities", "standardize"]
+
+
+def load(name: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
+    """Make a timm model without a classifier, in eval mode, with its weights or, asked for, with random ones.
+
+    Args:
+        name: of timm's registry or of anything it loads, or a folder that a run exported.
+        pretrained: False for random weights.
+        **kwargs: of ``timm.create_model``.
+
+    Raises:
+        ValueError: there is no such model, or it has no weights.
+    """
+    return _create(name, pretrained=pretrained, num_classes=0, **kwargs)
+
+
+def load_prototypes(name: str) -> SlotConPrototypes:
+    """Make a prototype model with its weights that returns the map of similarities, in eval mode.
+
+    Args:
+        name: such as ``slotcon_r50_proto.coco_800ep``, or a folder ``export/prototypes`` that a run wrote.
+
+    Raises:
+        ValueError: there is no such model, or it has no weights or no prototypes.
+    """
+    model = _create(name, pretrained=True, global_pool="")
+    if not isinstance(model, SlotConPrototypes) or not model.num_classes:
+        raise ValueError(f"{name} has no prototypes: name a *_proto model, or the export/prototypes of a run")
+    return model
+
+
+def _create(name: str, **kwargs: Any) -> Any:
+    if Path(name).is_dir():
+        name = f"local-dir:{name}"
+    try:
+        return timm.create_model(name, **kwargs).eval()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
+
+
+def standardize(model: Any, pictures: Tensor) -> Tensor:
+    """uint8 B x 3 x H x W to float32, on the model's device, with its mean and deviation."""
+    device = next(model.parameters()).device
+    mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
+    return normalize(pictures.to(device).float() / 255, mean, std)
+
+
+@torch.inference_mode()
+def similarities(model: SlotConPrototypes, images: Tensor) -> Tensor:
+    """Cosine similarity of every cell with every prototype, in float32 even where autocast reigns.
+
+    Args:
+        model: of :func:`load_prototypes`.
+        images: float32 B x 3 x H x W, standardised.
+
+    Returns:
+        B x K x h x w in [-1, 1].
+    """
+    return PrototypeNetwork.forward(model, images)[1]

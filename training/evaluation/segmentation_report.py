@@ -1,0 +1,165 @@
+"""The numbers of a segmentation as tables, JSON and pictures.
+
+Dimensions: K prototypes, C classes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich import print as show
+from rich.table import Table
+from torch import Tensor
+
+from slotcon_hub.drawing import colors
+from training.evaluation import command
+from training.evaluation.benchmarks import Benchmark
+from training.evaluation.figures import draw_confusion
+from training.evaluation.metrics import IGNORE, Segmentation, score, score_part
+from training.report import draw_groups, matched_colors
+
+__all__ = ["Example", "report"]
+
+FIRST = 10  # missing pictures that are named
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture to be drawn."""
+
+    number: int
+    picture: Tensor
+    """uint8 3 x H x W."""
+    truth: Tensor
+    """H x W classes."""
+    groups: dict[str, Tensor]
+    """H x W prototypes, "plain" and perhaps "refined"."""
+
+
+def report(
+    settings: Any, benchmark: Benchmark, model: Any, counts: dict[str, Tensor], examples: list[Example]
+) -> None:
+    """Print the tables; write and draw what the settings ask for.
+
+    Args:
+        settings: of the command.
+        benchmark: what was measured on.
+        model: that was measured.
+        counts: K x C pixels, "plain" and perhaps "refined".
+        examples: to be drawn.
+
+    Raises:
+        ValueError: no pixel has a label.
+    """
+    if not counts["plain"].any():
+        raise ValueError("no pixel of the masks has a label: there is nothing to measure")
+    names = benchmark.classes
+    if names is None:
+        names = tuple(map(str, range(int(counts["plain"].any(0).nonzero().max()) + 1)))
+        counts = {variant: confusion[:, : len(names)] for variant, confusion in counts.items()}
+    found = {variant: score(confusion) for variant, confusion in counts.items()}
+    numbers = {v: _numbers(counts[v], found[v], names, benchmark) for v in counts}
+    protocol = _protocol(benchmark, model, len(names))
+    _print(settings, protocol, numbers)
+    command.write(settings.output, "segmentation", settings, protocol=protocol, **numbers)
+    if settings.figures:
+        settings.figures.mkdir(exist_ok=True)
+        draw_confusion(counts["plain"].numpy(), found["plain"].match, names, settings.figures / "confusion.png")
+        _draw_examples(examples, found, names, benchmark, settings.figures / "examples.png")
+
+
+def _protocol(benchmark: Benchmark, model: Any, classes: int) -> dict[str, Any]:
+    used = len(benchmark.pictures)
+    size = benchmark.size
+    return {
+        "pictures": used,
+        **({"listed": benchmark.listed, "missing": len(benchmark.missing)} if benchmark.listed else {}),
+        **({"first_missing": benchmark.missing[:FIRST]} if benchmark.missing else {}),
+        "prototypes": model.num_classes,
+        "classes": classes,
+        "pixels": f"short side {size} (bilinear; labels nearest), central {size} x {size}" if size else "all",
+        "mean": model.pretrained_cfg["mean"],
+        "std": model.pretrained_cfg["std"],
+        "assignment": "argmax of cosine similarities, resized bilinearly to the pixels (align_corners=False)",
+        "matching": "Hungarian, one to one, most matched pixels, one confusion matrix for all pictures",
+        "ignored_label": IGNORE,
+    }
+
+
+def _numbers(
+    confusion: Tensor, found: Segmentation, names: tuple[str, ...], benchmark: Benchmark
+) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy}
+    if len(confusion) > len(names):
+        numbers["majority_accuracy"] = found.majority_accuracy
+    for kind, classes in benchmark.kinds.items():
+        numbers[f"{kind}_miou"], numbers[f"{kind}_pixel_accuracy"] = score_part(confusion, found, classes)
+    group = {c: k for k, c in enumerate(found.match) if c >= 0}
+    numbers["per_class"] = [
+        {
+            "name": name,
+            "pixels": int(confusion[:, c].sum()),
+            "prototype": group.get(c),
+            "iou": found.iou[c],
+            "accuracy": score_part(confusion, found, [c])[1],
+        }
+        for c, name in enumerate(names)
+    ]
+    numbers["confusion"] = confusion.tolist()
+    return numbers
+
+
+def _print(settings: Any, protocol: dict[str, Any], numbers: dict[str, dict[str, Any]]) -> None:
+    plain = numbers["plain"]
+    pictures = f"{protocol['pictures']:,} pictures"
+    if "listed" in protocol:
+        pictures = f"{protocol['pictures']:,} of {protocol['listed']:,} listed pictures"
+    show(
+        f"{settings.model} on {settings.data}: {pictures}, {protocol['prototypes']} prototypes, "
+        f"{protocol['classes']} classes"
+    )
+    if "first_missing" in protocol:
+        names = ", ".join(protocol["first_missing"][:3])
+        show(f"{protocol['missing']:,} listed pictures are missing, or their maps: {names}, ...")
+    whole = Table("%", *(numbers if len(numbers) > 1 else [""]))
+    for name in (name for name, value in plain.items() if isinstance(value, float)):
+        label = name.replace("_", " ").replace("miou", "mIoU")
+        whole.add_row(label, *(_percent(n[name]) for n in numbers.values()))
+    show(whole)
+    variants = [variant for variant in numbers if variant != "plain"]
+    table = Table("class", "pixels %", "prototype", "IoU %", "accuracy %", *(f"{v} IoU %" for v in variants))
+    total = sum(one["pixels"] for one in plain["per_class"])
+    for i, one in enumerate(plain["per_class"]):
+        prototype = "none" if one["prototype"] is None else str(one["prototype"])
+        others = [_percent(numbers[variant]["per_class"][i]["iou"]) for variant in variants]
+        cells = (_percent(one["pixels"] / total), prototype, _percent(one["iou"]), _percent(one["accuracy"]))
+        table.add_row(one["name"], *cells, *others)
+    show(table)
+
+
+def _percent(value: float) -> str:
+    return "" if value != value else f"{100 * value:.2f}"
+
+
+def _draw_examples(
+    examples: list[Example],
+    found: dict[str, Segmentation],
+    names: tuple[str, ...],
+    benchmark: Benchmark,
+    target: Any,
+) -> None:
+    palette = colors(len(names)) if benchmark.palette is None else benchmark.palette
+    of_class = np.zeros((IGNORE + 1, 3), np.uint8)
+    of_class[: len(names)] = palette
+    rows = {
+        "pictures": [example.picture.permute(1, 2, 0).numpy() for example in examples],
+        "true classes": [of_class[example.truth.numpy()] for example in examples],
+    }
+    for variant, segmentation in found.items():
+        of_group = matched_colors(segmentation.match, palette)
+        rows["discovered groups" + (", refined" if variant == "refined" else "")] = [
+            of_group[example.groups[variant].numpy()] for example in examples
+        ]
+    shown = np.unique(np.concatenate([example.truth.numpy().ravel() for example in examples]))
+    legend = {names[c]: palette[c] for c in shown if c != IGNORE}
+    draw_groups(rows, target, legend)

@@ -1,0 +1,60 @@
+"""Fine-tune a timm model as a classifier; ``accelerate launch`` runs it on several GPUs."""
+
+from pathlib import Path
+
+import accelerate
+import timm
+import torch
+import tyro
+from timm import optim, scheduler
+
+import slotcon_hub  # noqa: F401  (registers the models)
+
+
+def main(
+    data: str, output: Path, model: str = "slotcon_nano", scratch: bool = False, epochs: int = 10,
+    batch_size: int = 64, lr: float = 1e-3, layer_decay: float = 0.75, workers: int = 4,
+) -> None:  # fmt: skip
+    """Fine-tune a timm model as a classifier of pictures, and save it as timm does.
+
+    Args:
+        data: folder with train/CLASS/*.jpg and val/CLASS/*.jpg or with Parquet files, or a data set of the Hub.
+        model: any name that timm knows, or local-dir:RUN/export/backbone.
+        layer_decay: a layer learns at this fraction of the rate of the next one.
+    """
+    accelerator = accelerate.Accelerator()
+    accelerate.utils.set_seed(0)
+    try:
+        if output.exists():
+            raise ValueError(f"{output} exists: choose another --output")
+        train, val = (timm.data.create_dataset(f"hfds/{data}", split=s) for s in ("train", "validation"))
+        labels = train.reader.dataset.unique("label")
+        if not all(isinstance(label, int) for label in labels):
+            raise ValueError(f"{data} has no labels: put its pictures into folders named after their classes")
+        net = timm.create_model(model, pretrained=not scratch)  # with num_classes, timm would let weights be absent
+        net.reset_classifier(1 + max(labels))
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SystemExit(f"error: {' '.join(str(error).split())}") from None
+    config = timm.data.resolve_data_config({}, model=net)
+    train.transform, val.transform = (timm.data.create_transform(**config, is_training=t) for t in (True, False))
+    both = [torch.utils.data.DataLoader(d, batch_size, d is train, num_workers=workers) for d in (train, val)]
+    optimizer = optim.create_optimizer_v2(net, "adamw", lr, weight_decay=0.05, layer_decay=layer_decay)
+    wrapped, optimizer, train_loader, val_loader = accelerator.prepare(net, optimizer, *both)
+    schedule = scheduler.CosineLRScheduler(optimizer, epochs * len(train_loader), warmup_t=20, t_in_epochs=False)
+    for epoch in range(epochs):
+        wrapped.train()
+        for step, (x, y) in enumerate(accelerate.utils.tqdm(train_loader), start=epoch * len(train_loader)):
+            schedule.step_update(step)  # one of torch's would pass over the rates of the layers
+            accelerator.backward(torch.nn.functional.cross_entropy(wrapped(x), y))
+            optimizer.step()
+            optimizer.zero_grad()
+        wrapped.eval()
+        with torch.no_grad():
+            right = torch.cat([accelerator.gather_for_metrics(wrapped(x).argmax(1) == y) for x, y in val_loader])
+        accelerator.print(f"epoch {epoch + 1}: accuracy {right.float().mean():.3f} of {len(right)} pictures")
+    if accelerator.is_main_process:
+        timm.models.save_for_hf(net, output, {"label_names": [*train.reader.class_to_idx]}, safe_serialization=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,59 @@
+"""Where well-known data sets keep their pictures, and how many they have."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["LAYOUTS", "Layout", "LayoutName"]
+
+LayoutName = Literal["coco", "coco+", "imagenet", "bdd100k"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders of a data set."""
+
+    title: str
+    folders: tuple[str, ...]
+    """Of the pictures to train on, below that of the data set."""
+    others: tuple[str, ...]
+    """Beside them: where one of these is found alone, the data set is not complete."""
+    pictures: int
+    """To train on."""
+
+    def find(self, data: Path) -> tuple[Path, ...]:
+        """Find the folders of the pictures to train on; ``data`` itself, if it is not that of the data set.
+
+        Raises:
+            ValueError: only others are there.
+        """
+        there = [folder for folder in (*self.folders, *self.others) if (data / folder).is_dir()]
+        missing = [folder for folder in self.folders if folder not in there]
+        if not there:
+            return (data,)
+        if missing:
+            raise ValueError(
+                f"{data} holds {', '.join(there)}, but for {self.title} no {', '.join(missing)}: complete it, or "
+                "give --data the folder of the very pictures you mean, and --layout None"
+            )
+        return tuple(data / folder for folder in self.folders)
+
+    def miscount(self, data: Path, found: int) -> str | None:
+        """Say so where ``data``, this data set or the folder of its pictures, has another number than it should."""
+        within = data.is_dir() and any(data.resolve().match(folder) for folder in self.folders)
+        if found == self.pictures or not (within or self.find(data) != (data,)):
+            return None
+        return (
+            f"{self.title} has {self.pictures:,} pictures, {found:,} were found in {data}: is it complete, and "
+            "nothing else there? (--layout None if other pictures are meant)"
+        )
+
+
+LAYOUTS: dict[LayoutName, Layout] = {
+    "coco": Layout("COCO train2017", ("train2017",), ("val2017", "test2017", "unlabeled2017"), 118_287),
+    "coco+": Layout(
+        "COCO train2017 + unlabeled2017", ("train2017", "unlabeled2017"), ("val2017", "test2017"), 241_690
+    ),
+    "imagenet": Layout("ImageNet-1k train", ("train",), ("val", "test"), 1_281_167),
+    "bdd100k": Layout("BDD100K train", ("images/100k/train",), ("images/100k/val", "images/100k/test"), 70_000),
+}

@@ -1,0 +1,267 @@
+"""A run: made ready from its recipe, saved, and restored.
+
+On the CPU, a run that was resumed, however it had ended, has the losses and the weights of one that never stopped,
+bit for bit, on as many processes and threads as before. On others, the pictures, their views and their order, the
+schedules and the steps stay exactly the same; sums are rounded otherwise, and two things change by definition: the
+slot loss is a mean over the queries of each process, and what a backbone draws (drop path) depends on the process.
+"""
+
+import json
+import os
+import sys
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import broadcast_object_list, parse_flag_from_env, set_seed
+from torch import nn
+
+from slotcon_hub import SlotCon, distributed
+from slotcon_hub.backbone import create_backbone
+from slotcon_hub.export import backbone_model, prototype_model
+from training import checkpoint, continuing, run_folder, scenes
+from training.layouts import LAYOUTS
+from training.optim import make_optimizer
+from training.pictures import Pictures, open_pictures
+from training.recipes import SCENES, Recipe
+from training.showcase import Showcase
+
+__all__ = ["Run", "comparable", "prepare", "save"]
+
+RESUMABLE = {
+    "output",
+    "resume",
+    "workers",
+    "threads",
+    "log_every",
+    "save_every",
+    "keep",
+    "keep_every",
+    "show_every",
+    "probe",
+    "trackers",
+    "mixed_precision",
+}
+"""Settings that may change when a run is resumed."""
+
+
+@dataclass
+class Run:
+    """A run that is ready to go, or to go on."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+    accelerator: Accelerator
+    pictures: Pictures
+    showcase: Showcase
+    slotcon: SlotCon
+    model: nn.Module
+    """``slotcon`` as it is trained: wrapped by Accelerate."""
+    optimizer: Any
+    fresh: bool = True
+    """Whether it starts here, rather than at a checkpoint of its own."""
+    step: int = 0
+    """Steps behind us."""
+    taken: int = 0
+    """Those of them that moved the weights: fp16 skips a step whose gradients overflow."""
+    moved: bool = True
+    """Whether the last one did: if not, the teacher has nothing new to follow."""
+    unreadable: set[int] = field(default_factory=set)
+    """Pictures that could not be read so far."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimisation steps in an epoch."""
+        return self.recipe.steps_per_epoch(len(self.pictures))
+
+    @property
+    def total_steps(self) -> int:
+        """Optimisation steps in the whole run."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+
+def prepare(name: str, recipe: Recipe) -> Run:
+    """Open the data, build the model, and load the checkpoint to resume from; nothing is written.
+
+    Raises:
+        ValueError: something that the user can mend, in one sentence.
+    """
+    processes = _processes(recipe)
+    folder = run_folder.choose(name, recipe)
+    accelerator = _accelerator(recipe, folder)
+    pictures, showcase = _data(recipe, processes)
+    slotcon = _build(recipe, processes)
+    optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
+    path = _checkpoint(folder, processes) if recipe.resume else None
+    resumed = checkpoint.load(path, slotcon) if path else None
+    behind = 0
+    if recipe.continue_from and not resumed:
+        behind = continuing.load(recipe.continue_from, slotcon, epoch=recipe.continue_at, epochs=recipe.epochs)
+    with warnings.catch_warnings():  # Accelerate knows this option of DDP by its older name alone
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        model, optimizer = accelerator.prepare(slotcon, optimizer)
+    run = Run(name, recipe, folder, accelerator, pictures, showcase, slotcon, model, optimizer)
+    run.step = run.taken = behind * run.steps_per_epoch
+    if resumed:
+        run.fresh = False
+        _restore(run, *resumed)
+    return run
+
+
+def _processes(recipe: Recipe) -> PartialState:
+    """Meet the processes of this run, and share out the CPU's cores where it is what trains."""
+    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if int(os.environ.get("WORLD_SIZE", 1)) != processes.num_processes:
+        raise ValueError("several processes were launched without GPUs for them: set ACCELERATE_USE_CPU=true")
+    if processes.device.type == "cpu":
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(recipe.threads or max((os.cpu_count() or 1) // neighbours, 1))
+    recipe.micro_batch(processes.num_processes)
+    return processes
+
+
+def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
+    missing = set(recipe.trackers) - {str(t) for t in get_available_trackers()}
+    if missing:
+        raise ValueError(f"tracker {', '.join(sorted(missing))} is not installed: install it or drop it")
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        log_with=list(recipe.trackers),
+        project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ValueError("fp16 needs a GPU: use --mixed-precision bf16 or no")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError("accelerate is set to accumulate gradients: set that to 1, and use --accumulation-steps")
+    return accelerator
+
+
+def _data(recipe: Recipe, processes: PartialState) -> tuple[Pictures, Showcase]:
+    with processes.main_process_first():
+        held_out = scenes.prepare() if recipe.data == SCENES else None
+    source = str(held_out.train) if held_out else str(recipe.data)
+    where = {"layout": recipe.layout, "streaming": recipe.streaming}
+    pictures = open_pictures(source, recipe.split, recipe.image_column, **where)
+    miscount = recipe.layout and LAYOUTS[recipe.layout].miscount(Path(source).expanduser(), len(pictures))
+    if miscount and processes.is_main_process:
+        print(f"warning: {miscount}", file=sys.stderr)
+    recipe.steps_per_epoch(len(pictures))
+    if held_out:
+        return pictures, Showcase.of_scenes(held_out)
+    # Others than the main process need not read any picture for it.
+    return pictures, Showcase.of_pictures(pictures, recipe.view_size) if processes.is_main_process else Showcase([])
+
+
+def _build(recipe: Recipe, processes: PartialState) -> SlotCon:
+    """Build the model of a recipe, and make sure that it can be trained on its views and exported.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    set_seed(recipe.seed)
+    slotcon = SlotCon(create_backbone(recipe.backbone, recipe.view_size), recipe.slotcon)
+    backbone_model(slotcon)
+    prototypes = prototype_model(slotcon)
+    for height, width in [(recipe.view_size, recipe.view_size), *[scenes.SIZE] * (recipe.data == SCENES)]:
+        try:
+            prototypes(torch.zeros(1, 3, height, width))
+        except (AssertionError, IndexError, RuntimeError) as error:
+            refused = f"{recipe.backbone} cannot take pictures of {width} x {height} pixels"
+            raise ValueError(f"{refused} ({str(error).splitlines()[0]}): take another --backbone") from None
+    if recipe.channels_last:
+        slotcon.to(memory_format=torch.channels_last)
+    if processes.num_processes > 1:
+        distributed.synchronize_batchnorm(slotcon, processes.device.type)
+    return slotcon
+
+
+def _checkpoint(folder: Path, processes: PartialState) -> Path | None:
+    """Choose the checkpoint to resume from, on the main process for all; None where there is none yet.
+
+    Raises:
+        ValueError: all are damaged; on all processes alike.
+    """
+    path = problem = None
+    if processes.is_main_process:
+        try:
+            if folder.exists():
+                run_folder.claim(folder)
+            path, problems = checkpoint.newest(folder)
+            for reason in problems:
+                print(f"warning: {reason}", file=sys.stderr)
+            place = path.name if path else "the beginning, since it has no checkpoint yet"
+            print(f"{folder} goes on from {place}", file=sys.stderr)
+        except ValueError as error:
+            problem = str(error)
+    path, problem = broadcast_object_list([(path, problem)])[0]
+    if problem:
+        raise ValueError(problem)
+    return path
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of the run; all processes must call this together."""
+    recipe, accelerator = run.recipe, run.accelerator
+    if accelerator.is_main_process:
+        scaler = accelerator.scaler
+        states = {
+            "optimizer": run.optimizer.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else {},
+        }
+        progress = {
+            "taken": run.taken,
+            "moved": run.moved,
+            "unreadable": sorted(run.unreadable),
+            "arithmetic": _arithmetic(run),
+            "settings": comparable(run),
+        }
+        keeping = {"keep": recipe.keep, "keep_every": recipe.keep_every * run.steps_per_epoch}
+        checkpoint.save(run.folder, run.step, run.slotcon, states, progress, **keeping)
+    accelerator.wait_for_everyone()
+
+
+def _restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Continue from a checkpoint: optimiser, scaler and place; the weights are loaded already.
+
+    Raises:
+        ValueError: the run was started with other settings.
+    """
+    for setting, now in comparable(run).items():
+        then = progress["settings"].get(setting)
+        if then != now:
+            raise ValueError(
+                f"this run has {setting}={then}, not {now}: resume it with the recipe and options it has"
+            )
+    before = progress["arithmetic"]
+    changed = [f"{k}={now} in place of {before[k]}" for k, now in _arithmetic(run).items() if now != before[k]]
+    if changed:
+        note = f"note: resumed with {', '.join(changed)}: the numbers go on from here, but not bit for bit"
+        run.accelerator.print(note, file=sys.stderr)
+    run.optimizer.load_state_dict(states["optimizer"])
+    if run.accelerator.scaler and states["scaler"]:
+        run.accelerator.scaler.load_state_dict(states["scaler"])
+    run.step, run.taken, run.moved = progress["step"], progress["taken"], progress["moved"]
+    run.unreadable = set(progress["unreadable"])
+
+
+def comparable(run: Run) -> dict[str, Any]:
+    """The settings that a resumed run must share with the one that it continues, as plain values."""
+    settings = {k: v for k, v in asdict(run.recipe).items() if k not in RESUMABLE}
+    return json.loads(json.dumps({**settings, "pictures": len(run.pictures)}, default=str))
+
+
+def _arithmetic(run: Run) -> dict[str, Any]:
+    """What decides in which order numbers are added up, and so their last bits."""
+    accelerator = run.accelerator
+    return {
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads() if accelerator.device.type == "cpu" else None,
+        "device": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+    }
