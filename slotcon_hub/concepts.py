@@ -20,13 +20,13 @@ from slotcon_hub.prototype_model import SlotConPrototypes
 from slotcon_hub.segments import group_map, pool_segments
 from slotcon_hub.stopwatch import Stopwatch
 
-__all__ = ["Batch", "Concepts", "Segment", "crops", "discover"]
+__all__ = ["Batch", "Concepts", "Retrieved", "crops", "discover"]
 
 _DIGITS = 5  # of a similarity: fewer than float32 has, so that equal pictures are equal
 
 
-class Segment(NamedTuple):
-    """All pixels of a picture that belong to one prototype; the greater of two is shown first."""
+class Retrieved(NamedTuple):
+    """A segment that was retrieved for its prototype; the greater of two is shown first."""
 
     similarity: float
     """Cosine of the average-pooled projection with the prototype, in [-1, 1]."""
@@ -76,7 +76,7 @@ class Concepts:
         """How many each prototype has."""
         self.pixels = [0] * prototypes
         """How many each prototype has, in all crops together."""
-        self._kept: list[list[Segment]] = [[] for _ in range(prototypes)]
+        self._kept: list[list[Retrieved]] = [[] for _ in range(prototypes)]
 
     def add(self, prototype: int, similarity: float, picture: int, pixels: int, groups: Tensor | None) -> None:
         """Count a segment, and keep it while it is among the most similar.
@@ -94,11 +94,11 @@ class Concepts:
         if len(kept) == self.top and (similarity, -picture) < kept[0][:2]:
             return
         mask = b"" if groups is None else np.packbits((groups == prototype).numpy()).tobytes()
-        heapq.heappush(kept, Segment(similarity, -picture, pixels, mask))
+        heapq.heappush(kept, Retrieved(similarity, -picture, pixels, mask))
         if len(kept) > self.top:
             heapq.heappop(kept)
 
-    def nearest(self, prototype: int) -> list[Segment]:
+    def nearest(self, prototype: int) -> list[Retrieved]:
         """The segments kept of a prototype, the most similar first."""
         return sorted(self._kept[prototype], reverse=True)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from slotcon_hub.segments import Region
+from slotcon_hub.segments import Segment
 
 __all__ = ["colors", "draw_index", "draw_map", "draw_page", "mark"]
 
@@ -28,14 +28,14 @@ def colors(number: int) -> np.ndarray:
 
 
 def draw_map(
-    picture: np.ndarray, groups: np.ndarray, regions: Iterable[Region], palette: np.ndarray
+    picture: np.ndarray, groups: np.ndarray, segments: Iterable[Segment], palette: np.ndarray
 ) -> Image.Image:
     """A picture under the colours of its segments, with white borders and the numbers of the larger ones.
 
     Args:
         picture: uint8 H x W x 3.
         groups: H x W prototype numbers.
-        regions: its segments.
+        segments: its segments.
         palette: uint8 K x 3.
     """
     drawn = (picture * (1 - _OPACITY) + palette[groups] * _OPACITY).astype(np.uint8)
@@ -43,11 +43,14 @@ def draw_map(
     drawn[1:][groups[1:] != groups[:-1]] = 255
     image = Image.fromarray(drawn)
     pen, size = ImageDraw.Draw(image), max(min(groups.shape) // 20, 10)
-    for region in regions:
-        if region.pixels >= _LABELED * groups.size:
-            x, y = _inside(groups == region.prototype)
+    for segment in segments:
+        if segment.pixels >= _LABELED * groups.size:
+            places = zip(_inside(groups == segment.prototype), image.size, strict=True)
+            x, y = (min(max(place, size), side - size) for place, side in places)
             font = ImageFont.load_default(size)
-            pen.text((x, y), str(region.prototype), "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+            pen.text(
+                (x, y), str(segment.prototype), "white", font, anchor="mm", stroke_width=2, stroke_fill="black"
+            )
     return image
 
 

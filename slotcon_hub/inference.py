@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import center_crop, normalize, resize
 from slotcon_hub.layers import PrototypeNetwork
 from slotcon_hub.loading import load
 from slotcon_hub.prototype_model import SlotConPrototypes
-from slotcon_hub.segments import Region, group_map, regions
+from slotcon_hub.segments import Segment, describe_segments, group_map
 from slotcon_hub.stopwatch import Stopwatch
 
 __all__ = ["CenterCrop", "dense_maps", "load_prototypes", "segment_picture"]
@@ -112,7 +112,7 @@ def segment_picture(
     *,
     size: int | None = None,
     precision: torch.dtype = torch.float32,
-) -> tuple[Tensor, list[Region]]:
+) -> tuple[Tensor, list[Segment]]:
     """Divide a whole picture into segments.
 
     Args:
@@ -139,4 +139,4 @@ def segment_picture(
         scores = dense_maps(model, picture[None], precision)[1]
     with watch.measure("segments"):
         groups, similarities = group_map(scores, (height, width))
-        return groups[0].cpu(), regions(groups[0], similarities[0])
+        return groups[0].cpu(), describe_segments(groups[0], similarities[0])

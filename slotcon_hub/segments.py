@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Region", "group_map", "pool_segments", "regions"]
+__all__ = ["Segment", "describe_segments", "group_map", "pool_segments"]
 
 
-class Region(NamedTuple):
+class Segment(NamedTuple):
     """All pixels of a picture that belong to one prototype."""
 
     prototype: int
@@ -67,7 +67,7 @@ def _contenders(scores: Tensor) -> Tensor:
     lowest, highest = -F.max_pool2d(-scores, square, stride=1), F.max_pool2d(scores, square, stride=1)
     rounding = _ROUNDING * scores.abs().amax()
     possible = (highest >= lowest.amax(1, keepdim=True) - rounding).flatten(2).any(2)
-    chosen = possible.byte().argsort(dim=1, descending=True, stable=True)[:, : int(possible.sum(1).max())]
+    chosen = possible.byte().argsort(dim=1, descending=True)[:, : int(possible.sum(1).max())]
     return chosen.sort(dim=1).values
 
 
@@ -100,7 +100,7 @@ def pool_segments(z: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     return picture, prototype, torch.cat(pixels).long(), torch.cat(features)
 
 
-def regions(groups: Tensor, similarities: Tensor) -> list[Region]:
+def describe_segments(groups: Tensor, similarities: Tensor) -> list[Segment]:
     """Measure the segments of a picture, the largest first.
 
     Args:
@@ -113,7 +113,7 @@ def regions(groups: Tensor, similarities: Tensor) -> list[Region]:
     (x0, x1), (y0, y1) = _extents(groups.T, len(pixels)), _extents(groups, len(pixels))
     boxes = torch.stack([x0, y0, x1, y1], dim=1).tolist()
     order = pixels.argsort(descending=True, stable=True)[: int((pixels > 0).sum())]
-    return [Region(k, int(pixels[k]), tuple(boxes[k]), float(means[k])) for k in order.tolist()]
+    return [Segment(k, int(pixels[k]), tuple(boxes[k]), float(means[k])) for k in order.tolist()]
 
 
 def _extents(groups: Tensor, number: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from slotcon_hub.cli.table import print_table
 from slotcon_hub.drawing import colors, draw_index, draw_map
 from slotcon_hub.inference import load_prototypes, segment_picture
 from slotcon_hub.pictures import decode
-from slotcon_hub.segments import Region
+from slotcon_hub.segments import Segment
 from slotcon_hub.stopwatch import Stopwatch
 
 __all__ = ["add_commands"]
@@ -64,7 +64,7 @@ def _segment(options: argparse.Namespace) -> None:
             unreadable.append((str(path), str(error)))
             continue
         precision = PRECISIONS[options.precision]
-        groups, regions = segment_picture(model, picture, watch, size=options.size, precision=precision)
+        groups, segments = segment_picture(model, picture, watch, size=options.size, precision=precision)
         facts = {
             "model": options.model,
             "picture": str(path),
@@ -73,10 +73,10 @@ def _segment(options: argparse.Namespace) -> None:
             "device": options.device.type,
         }
         with watch.measure("drawing"):
-            _write(options.output, name, picture, groups, regions, model.num_classes, facts)
+            _write(options.output, name, picture, groups, segments, model.num_classes, facts)
         height, width = groups.shape
-        largest = f"prototype {regions[0].prototype}, {regions[0].pixels / groups.numel():.0%}"
-        rows.append((str(path), f"{width} x {height}", str(len(regions)), largest))
+        largest = f"prototype {segments[0].prototype}, {segments[0].pixels / groups.numel():.0%}"
+        rows.append((str(path), f"{width} x {height}", str(len(segments)), largest))
     report_unreadable(unreadable, len(names))
     print_table(rows)
     ratio = 1 + watch.seconds["segments"] / watch.seconds["network"]
@@ -107,28 +107,28 @@ def _write(
     name: str,
     picture: Tensor,
     groups: Tensor,
-    regions: list[Region],
+    segments: list[Segment],
     prototypes: int,
     facts: dict[str, Any],
 ) -> None:
     """Write the files of a picture: each is there as a whole, the numbers last."""
     height, width = groups.shape
-    segments = [
+    told = [
         {
-            "prototype": region.prototype,
-            "pixels": region.pixels,
-            "share": round(region.pixels / groups.numel(), 6),
-            "box": region.box,
-            "similarity": round(region.similarity, 6),
+            "prototype": segment.prototype,
+            "pixels": segment.pixels,
+            "share": round(segment.pixels / groups.numel(), 6),
+            "box": segment.box,
+            "similarity": round(segment.similarity, 6),
         }
-        for region in regions
+        for segment in segments
     ]
-    numbers = {**facts, "width": width, "height": height, "prototypes": prototypes, "segments": segments}
+    numbers = {**facts, "width": width, "height": height, "prototypes": prototypes, "segments": told}
     palette = colors(prototypes)
     with tempfile.TemporaryDirectory(prefix=".segment-", dir=folder) as scratch:
-        overlay, index, told = _targets(Path(scratch), name)
-        draw_map(picture.permute(1, 2, 0).numpy(), groups.numpy(), regions, palette).save(overlay)
+        overlay, index, listed = _targets(Path(scratch), name)
+        draw_map(picture.permute(1, 2, 0).numpy(), groups.numpy(), segments, palette).save(overlay)
         draw_index(groups.numpy(), palette).save(index)
-        told.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-        for path in (overlay, index, told):
+        listed.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        for path in (overlay, index, listed):
             path.replace(folder / path.name)

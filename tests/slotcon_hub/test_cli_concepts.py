@@ -120,6 +120,17 @@ def test_concepts_of_whole_pictures(model, images):
     assert " pictures" in Path("concepts/index.html").read_text()
 
 
+def test_names_are_escaped(model, tmp_path):
+    paint(tmp_path / "a & b", 2)
+    assert concepts(model, tmp_path / "a & b") == 0
+    (tmp_path / "a & b" / "01.png").rename(tmp_path / "a & b" / "<i>.png")
+    assert concepts(model, tmp_path / "a & b", "--force") == 0
+    page = Path("concepts/index.html").read_text()
+    assert "a &amp; b" in page
+    assert "&lt;i&gt;.png" in page
+    assert "<i>" not in page
+
+
 def test_concepts_in_bfloat16(model, images):
     assert concepts(model, images, "--precision", "bfloat16") == 0
     assert numbers("concepts/concepts.json")["precision"] == "bfloat16"

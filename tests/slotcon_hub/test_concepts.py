@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from prototype_models import dividing_model, paint
+from PIL import Image
+from prototype_models import dividing_model, paint, painted
 
-from slotcon_hub.concepts import Concepts, Segment, crops, discover
+from slotcon_hub.concepts import Concepts, Retrieved, crops, discover
 from slotcon_hub.inference import CenterCrop, dense_maps
 from slotcon_hub.pictures import ImageFiles, decode
 
@@ -138,7 +139,18 @@ def test_a_segment_knows_its_box():
     (segment,) = concepts.nearest(1)
     assert segment.box(10) == (3, 2, 9, 5)
     assert segment.pixel_mask(10).sum() == 18
-    assert Segment(0.1, -5, 100, b"").box(10) == (0, 0, 10, 10)
+    assert Retrieved(0.1, -5, 100, b"").box(10) == (0, 0, 10, 10)
+
+
+def test_pictures_are_turned_upright(model, tmp_path):
+    upright, turned = painted(2, 60, 90), Image.Exif()
+    turned[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(upright).save(tmp_path / "a.png")
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "b.png", exif=turned)
+    concepts = found(model, ImageFiles(tmp_path), top=2)
+    for k in concepts.by_use():
+        one, other = concepts.nearest(k)
+        assert one[2:] == other[2:]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

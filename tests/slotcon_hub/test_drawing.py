@@ -6,7 +6,7 @@ from PIL import Image
 from prototype_models import painted
 
 from slotcon_hub.drawing import colors, draw_index, draw_map, draw_page, mark
-from slotcon_hub.segments import Region
+from slotcon_hub.segments import Segment
 
 
 def test_a_number_has_one_colour():
@@ -35,12 +35,12 @@ def test_a_map_shows_picture_colours_borders_and_numbers():
         np.full((60, 80, 3), 100, np.uint8),
         np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200]], np.uint8),
     )
-    regions = [
-        Region(0, 2399, (0, 0, 40, 60), 0.5),
-        Region(1, 2400, (40, 0, 80, 60), 0.5),
-        Region(2, 1, (5, 5, 6, 6), 0.5),
+    segments = [
+        Segment(0, 2399, (0, 0, 40, 60), 0.5),
+        Segment(1, 2400, (40, 0, 80, 60), 0.5),
+        Segment(2, 1, (5, 5, 6, 6), 0.5),
     ]
-    drawn = np.asarray(draw_map(picture, groups, regions, palette))
+    drawn = np.asarray(draw_map(picture, groups, segments, palette))
     assert drawn.shape == (60, 80, 3)
     assert drawn[2, 2].tolist() == [150, 50, 50]
     assert drawn[2, 77].tolist() == [50, 150, 50]
@@ -55,7 +55,7 @@ def test_a_map_shows_picture_colours_borders_and_numbers():
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 3)])
 def test_a_map_of_a_tiny_picture(size):
     drawn = draw_map(
-        np.zeros((*size, 3), np.uint8), np.zeros(size, int), [Region(0, 1, (0, 0, 1, 1), 0.1)], colors(1)
+        np.zeros((*size, 3), np.uint8), np.zeros(size, int), [Segment(0, 1, (0, 0, 1, 1), 0.1)], colors(1)
     )
     assert drawn.size == size[::-1]
 

@@ -132,9 +132,9 @@ def test_bfloat16_is_used_by_the_network_and_nowhere_else(model):
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 200), (37, 53), (64, 64)])
 def test_a_picture_of_any_size_is_divided(model, height, width):
-    groups, regions = segment_picture(model, picture(height, width), watch())
+    groups, segments = segment_picture(model, picture(height, width), watch())
     assert groups.shape == (height, width)
-    assert sum(region.pixels for region in regions) == height * width
+    assert sum(segment.pixels for segment in segments) == height * width
 
 
 def test_a_large_picture_can_be_shrunk_for_the_network(model):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from slotcon_hub import segments
-from slotcon_hub.segments import group_map, pool_segments, regions
+from slotcon_hub.segments import describe_segments, group_map, pool_segments
 
 SIZES = [(7, 7, 56, 56), (5, 8, 37, 50), (1, 1, 3, 2), (1, 4, 9, 21), (3, 1, 20, 5), (6, 9, 4, 3), (2, 2, 2, 2)]
 
@@ -102,17 +102,17 @@ def test_pooling_some_segments_at_a_time(monkeypatch):
 @pytest.mark.parametrize("size", [(1, 1), (1, 13), (17, 23)])
 def test_regions(size):
     groups, similarities = torch.randint(0, 4, size) * 5, torch.rand(size)
-    found = regions(groups, similarities)
+    found = describe_segments(groups, similarities)
     assert [r.pixels for r in found] == sorted((r.pixels for r in found), reverse=True)
     assert {r.prototype for r in found} == set(groups.flatten().tolist())
-    for region in found:
-        places = (groups == region.prototype).nonzero().tolist()
+    for segment in found:
+        places = (groups == segment.prototype).nonzero().tolist()
         ys, xs = [y for y, _ in places], [x for _, x in places]
-        assert region.pixels == len(places)
-        assert region.box == (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
+        assert segment.pixels == len(places)
+        assert segment.box == (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
         mean = sum(float(similarities[y, x]) for y, x in places) / len(places)
-        assert region.similarity == pytest.approx(mean)
+        assert segment.similarity == pytest.approx(mean)
 
 
 def test_equally_large_regions_come_in_order():
-    assert [r.prototype for r in regions(torch.tensor([[5, 2], [2, 5]]), torch.zeros(2, 2))] == [2, 5]
+    assert [r.prototype for r in describe_segments(torch.tensor([[5, 2], [2, 5]]), torch.zeros(2, 2))] == [2, 5]
