@@ -32,7 +32,11 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how."""
+    """What is measured, and how.
+
+    Raises:
+        ValueError: a number is impossible.
+    """
 
     model: str
     """Prototype model with weights, such as slotcon_r50_proto, or a run's folder export/prototypes."""
@@ -54,6 +58,10 @@ class Settings:
     """JSON file of the numbers, the protocol and the settings."""
     figures: Path | None = None
     """Folder for the pictures activity.png and segments.png."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        command.check_positive(self, "batch_size")
 
 
 class PicturesAndViews(Dataset[dict[str, Tensor]]):
