@@ -26,7 +26,7 @@ from training.evaluation.models import load_prototypes, similarities, standardiz
 from training.evaluation.refine import refine
 from training.evaluation.segmentation_report import Example, report
 
-__all__ = ["Settings", "evaluate", "main", "segment"]
+__all__ = ["Settings", "count", "evaluate", "main", "segment"]
 
 
 @dataclass(frozen=True)

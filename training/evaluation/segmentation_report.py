@@ -114,13 +114,13 @@ def _print(settings: Any, protocol: dict[str, Any], numbers: dict[str, dict[str,
     pictures = f"{protocol['pictures']:,} pictures"
     if "listed" in protocol:
         pictures = f"{protocol['pictures']:,} of {protocol['listed']:,} listed pictures"
-    show(
+    print(
         f"{settings.model} on {settings.data}: {pictures}, {protocol['prototypes']} prototypes, "
         f"{protocol['classes']} classes"
     )
     if "first_missing" in protocol:
         names = ", ".join(protocol["first_missing"][:3])
-        show(f"{protocol['missing']:,} listed pictures are missing, or their maps: {names}, ...")
+        print(f"{protocol['missing']:,} listed pictures are missing, or their maps: {names}, ...")
     whole = Table("%", *(Column(name if len(numbers) > 1 else "", justify="right") for name in numbers))
     for name in (name for name, value in plain.items() if isinstance(value, float)):
         label = name.replace("_", " ").replace("miou", "mIoU")
