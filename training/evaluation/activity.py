@@ -84,7 +84,9 @@ class PicturesAndViews(Dataset[dict[str, Tensor]]):
         The views are drawn from (seed, number). Raises ValueError where the picture cannot be read.
         """
         picture = self._read(index)
-        views = self.views(picture, np.random.default_rng([self.seed, index]))
+        drawn = self.views.draw(*picture.shape[1:], np.random.default_rng([self.seed, index]))
+        reduced = picture if drawn.reduction == 1 else self._read(index, drawn.reduction)
+        views = self.views.cut(reduced, drawn)
         return {
             "number": torch.tensor(index),
             "picture": self.cut(picture),
@@ -96,9 +98,9 @@ class PicturesAndViews(Dataset[dict[str, Tensor]]):
         """The cut picture alone, uint8 3 x S x S."""
         return self.cut(self._read(index))
 
-    def _read(self, index: int) -> Tensor:
+    def _read(self, index: int, reduction: int = 1) -> Tensor:
         try:
-            return decode(self.pictures.read(index))
+            return decode(self.pictures.read(index), reduction=reduction)
         except OSError as error:
             raise ValueError(f"{self.pictures.name(index)} cannot be read: {error}") from None
 
