@@ -32,7 +32,11 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how."""
+    """What is measured, and how.
+
+    Raises:
+        ValueError: a number is impossible.
+    """
 
     model: str
     """Prototype model with weights, such as slotcon_r50_proto, or a run's folder export/prototypes."""
@@ -55,6 +59,10 @@ class Settings:
     figures: Path | None = None
     """Folder for the pictures activity.png and segments.png."""
 
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        command.check_positive(self, "batch_size")
+
 
 class PicturesAndViews(Dataset[dict[str, Tensor]]):
     """Pictures cut as the model's configuration says, and the two views that pre-training would make of them."""
@@ -76,8 +84,9 @@ class PicturesAndViews(Dataset[dict[str, Tensor]]):
         The views are drawn from (seed, number). Raises ValueError where the picture cannot be read.
         """
         picture = self._read(index)
-        drawn = self.views.draw(picture.shape[1], picture.shape[2], np.random.default_rng([self.seed, index]))
-        views = self.views.cut(picture if drawn.reduction == 1 else self._read(index, drawn.reduction), drawn)
+        drawn = self.views.draw(*picture.shape[1:], np.random.default_rng([self.seed, index]))
+        reduced = picture if drawn.reduction == 1 else self._read(index, drawn.reduction)
+        views = self.views.cut(reduced, drawn)
         return {
             "number": torch.tensor(index),
             "picture": self.cut(picture),

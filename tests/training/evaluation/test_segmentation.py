@@ -193,6 +193,9 @@ def test_the_embedded_scenes(prototypes, here, tmp_path, monkeypatch):
         ({"figures": Path("/nowhere/figures")}, "there is no folder /nowhere for --figures"),
         ({"classes": Path("/nowhere/names.txt")}, "No such file or directory: '/nowhere/names.txt'"),
         ({"masks": None}, "--masks names the masks"),
+        ({"size": 0}, "--size 0: give at least 1"),
+        ({"batch_size": -1}, "--batch-size -1: give at least 1"),
+        ({"shown": 0}, "--shown 0: give at least 1"),
     ],
 )
 def test_errors_are_one_sentence(prototypes, folder, here, change, sentence):
