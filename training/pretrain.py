@@ -130,8 +130,7 @@ def fit(run: Run, watch: Watch, stop: Stop) -> None:
         run.optimizer.step()
         run.optimizer.zero_grad()
 
-        run.step = step + 1
-        run.moved = not accelerator.optimizer_step_was_skipped
+        run.step, run.moved = step + 1, not accelerator.optimizer_step_was_skipped
         run.taken += run.moved
         saving = run.step % (recipe.save_every * steps_per_epoch) == 0 or run.step == total_steps
         values = {"epoch": run.step / steps_per_epoch, "lr": lr, "teacher_momentum": momentum}

@@ -112,8 +112,8 @@ def drop_paths(monkeypatch):
     """Give the backbone what draws random numbers in every step."""
     create = training.run.create_backbone
 
-    def with_drop_paths(*arguments):
-        backbone = create(*arguments)
+    def with_drop_paths(*args):
+        backbone = create(*args)
         for block in backbone.layer3:
             block.drop_path = DropPath(0.5)
         return backbone
@@ -172,7 +172,7 @@ def test_checkpoints_kept_for_good(run, pictures):
     folder = run("demo", "--data", pictures, *TINY.split(), *options)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
     facts = json.loads((folder / "checkpoints/step-00000004/state.json").read_text())
-    assert (facts["step"], facts["arithmetic"]["threads"]) == (4, 1)
+    assert (facts["step"], facts["surroundings"]["threads"]) == (4, 1)
 
 
 def test_demo_measures_before_and_after(run, tmp_path, monkeypatch):
@@ -273,7 +273,7 @@ def test_going_on_from_an_authors_checkpoint(run, pictures, tmp_path, monkeypatc
     teacher = from_official(read_checkpoint(path))["teacher.prototypes.weight"]
     assert 0 < (weights(folder)["teacher.prototypes.weight"] - teacher).abs().max() < 0.5
 
-    def stop(ready, *_):
+    def stop(ready):
         raise Diverged(f"{ready.step} steps behind us")
 
     monkeypatch.setattr(pretrain, "fit", stop)
@@ -297,16 +297,6 @@ def launch(*args: object, processes: int = 1, script: str = "training/pretrain.p
     env = {**os.environ, **config}  # whatever the machine's own configuration of accelerate says
     command = [accelerate, "launch", "--main_process_port", "0", *several, *script.split(), *map(str, args)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
-
-
-def test_two_processes_really_are_two(pictures, tmp_path):
-    output = tmp_path / "run"
-    done = launch("demo", "--data", pictures, *TINY.split(), "--output", output, processes=2)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads((output / "run.json").read_text())
-    assert (facts["processes"], facts["micro_batch"]) == (2, 2)
-    assert [line["step"] for line in lines(output)] == [1, 2, 3, 4]
-    assert all(np.isfinite(line["loss"]) for line in lines(output))
 
 
 def test_two_processes_stream_their_own_parts(pictures, tmp_path):
@@ -370,7 +360,7 @@ def test_a_data_set_that_is_not_complete_is_warned_of_once(run, pictures, capsys
     for place in (pictures.parent, pictures.parent / "train2017"):
         with pytest.raises(SystemExit, match="timm cannot make"):
             run("coco_800ep", "--data", place, *TINY.split(), "--backbone", "nonsense")
-        warning = f"warning: COCO train2017 has 118,287 pictures, 10 were found in {place}: is it complete"
+        warning = f"warning: COCO train2017 has 118,287 pictures, 10 were found in {data}: is it complete"
         assert capsys.readouterr().err.count(warning) == 1
 
 
@@ -408,7 +398,7 @@ def test_one_unreadable_picture_among_many_is_skipped_and_named(run, pictures, c
 
 def test_a_loss_that_is_no_number_stops_the_run(run, pictures, tmp_path):
     options = ["--optimizer", "sgd", "--base-lr", "1e30", "--warmup-epochs", "0"]
-    with pytest.raises(SystemExit, match=r"step \d gave a loss that is no number, in .*: lower --base-lr"):
+    with pytest.raises(SystemExit, match=r"the loss is (nan|inf) \(group_loss=.*at step \d: lower --base-lr"):
         run("demo", "--data", pictures, *TINY.split(), *options)
     assert len(lines(tmp_path / "run")) < 4
 
