@@ -203,17 +203,6 @@ def test_demo_measures_before_and_after(run, tmp_path, monkeypatch):
         assert picture.height > picture.width / 3
 
 
-def test_a_resumed_stream_is_uninterrupted(run, pictures, tmp_path):
-    images = [{"bytes": path.read_bytes(), "path": None} for path in sorted(pictures.rglob("*.jpg"))]
-    pq.write_table(pa.table({"image": images}), tmp_path / "pictures.parquet", row_group_size=3)
-    options = ["--data", tmp_path / "pictures.parquet", "--streaming", *TINY.split(), "--workers", "1"]
-    whole = run("demo", *options, "--output", tmp_path / "whole")
-    part = run("demo", *options, "--output", tmp_path / "part")
-    shutil.rmtree(max((part / "checkpoints").iterdir()))
-    run("demo", *options, "--output", part, "--resume")
-    assert_equal(weights(whole), weights(part))
-
-
 def test_fp16_overflow_moves_neither_schedule_nor_teacher(run, pictures, monkeypatch):
     """The second of four steps is skipped, as the scaler does: rates and teacher wait for the next one."""
     moves, skipped = [], iter([False, True, False, False])
