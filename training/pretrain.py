@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (Diverged, TooManyUnreadable, OSError) as error:
             raise SystemExit(f"error: {error}") from None
         except Unreachable as error:
-            raise SystemExit(f"error: {str(error).splitlines()[-1]}") from None  # below the traceback of its worker
+            reason = str(error).rpartition("Unreachable: ")[2].strip()  # a worker puts its traceback before it
+            raise SystemExit(f"error: {reason}") from None
         except KeyboardInterrupt:
             raise SystemExit("error: interrupted: --resume goes on from the last checkpoint") from None
         if run.accelerator.is_main_process:

@@ -27,7 +27,7 @@ from slotcon_hub import SlotCon
 from slotcon_hub.checkpoints import read_checkpoint
 from slotcon_hub.convert import from_official
 from slotcon_hub.functional import teacher_momentum
-from training import data, pretrain, scenes
+from training import data, pretrain, scenes, streaming
 from training.monitor import Diverged
 from training.optim import lr_at
 from training.reliability.kills import differences
@@ -66,6 +66,12 @@ def run(tmp_path, monkeypatch):
         return output
 
     return call
+
+
+def write_parquet(folder: Path, pictures: Path) -> Path:
+    images = [{"bytes": path.read_bytes(), "path": None} for path in sorted(pictures.rglob("*.jpg"))]
+    pq.write_table(pa.table({"image": images}), folder / "pictures.parquet", row_group_size=3)
+    return folder / "pictures.parquet"
 
 
 def lines(folder: Path) -> list[dict]:
@@ -142,6 +148,16 @@ def test_resumed_is_uninterrupted(run, pictures, tmp_path, monkeypatch, capsys, 
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
 
 
+def test_a_resumed_stream_is_uninterrupted(run, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    options = ["--data", write_parquet(tmp_path, pictures), "--streaming", *TINY.split(), "--workers", "1"]
+    whole = run("demo", *options, "--output", tmp_path / "whole")
+    part = run("demo", *options, "--output", tmp_path / "part")
+    shutil.rmtree(part / "checkpoints/step-00000004")
+    run("demo", *options, "--output", part, "--resume")
+    assert differences(whole, part) == []
+
+
 def test_resuming_a_finished_run_changes_nothing(run, pictures, tmp_path):
     argv = ["demo", "--data", pictures, *TINY.split()]
     folder = run(*argv)
@@ -185,17 +201,6 @@ def test_demo_measures_before_and_after(run, tmp_path, monkeypatch):
         assert 0 < summary[side]["pixel_accuracy"] < 1
     with Image.open(folder / "groups.png") as picture:
         assert picture.height > picture.width / 3
-
-
-def test_a_resumed_stream_is_uninterrupted(run, pictures, tmp_path):
-    images = [{"bytes": path.read_bytes(), "path": None} for path in sorted(pictures.rglob("*.jpg"))]
-    pq.write_table(pa.table({"image": images}), tmp_path / "pictures.parquet", row_group_size=3)
-    options = ["--data", tmp_path / "pictures.parquet", "--streaming", *TINY.split(), "--workers", "1"]
-    whole = run("demo", *options, "--output", tmp_path / "whole")
-    part = run("demo", *options, "--output", tmp_path / "part")
-    shutil.rmtree(max((part / "checkpoints").iterdir()))
-    run("demo", *options, "--output", part, "--resume")
-    assert_equal(weights(whole), weights(part))
 
 
 def test_fp16_overflow_moves_neither_schedule_nor_teacher(run, pictures, monkeypatch):
@@ -299,16 +304,15 @@ def launch(*args: object, processes: int = 1, script: str = "training/pretrain.p
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_two_processes_stream_their_own_parts(pictures, tmp_path):
-    images = [{"bytes": path.read_bytes(), "path": None} for path in sorted(pictures.rglob("*.jpg"))]
-    table = pa.table({"image": images + images[:4]})
-    pq.write_table(table, tmp_path / "pictures.parquet", row_group_size=3)
+def test_two_processes_really_are_two_and_stream_their_parts(pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     output = tmp_path / "run"
-    options = ["--streaming", "--workers", "2", "--output", output]
-    done = launch("demo", "--data", tmp_path / "pictures.parquet", *TINY.split(), *options, processes=2)
+    options = ["--data", write_parquet(tmp_path, pictures), "--streaming", "--workers", "2", "--output", output]
+    done = launch("demo", *TINY.split(), *options, processes=2)
     assert done.returncode == 0, done.stderr
     facts = json.loads((output / "run.json").read_text())
-    assert (facts["processes"], facts["pictures"], facts["steps"]) == (2, 14, 6)
+    assert (facts["processes"], facts["micro_batch"], facts["pictures"]) == (2, 2, 10)
+    assert [line["step"] for line in lines(output)] == [1, 2, 3, 4]
     assert all(np.isfinite(line["loss"]) for line in lines(output))
 
 
@@ -386,6 +390,18 @@ def test_unreadable_pictures_stop_the_run_with_a_list(run, pictures, tmp_path):
     (pictures / "bad.jpg").write_bytes(b"not a picture")
     with pytest.raises(SystemExit, match=r"(?s)1 of 11 pictures cannot be read, more than 1%.*bad\.jpg"):
         run("demo", "--data", pictures, *TINY.split(), "--epochs", "8")
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_stream_that_breaks_off_stops_the_run(run, pictures, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(streaming, "PAUSES", (0,))
+    file = write_parquet(tmp_path, pictures)
+    begin = pretrain.begin
+    monkeypatch.setattr(pretrain, "begin", lambda run: (begin(run), file.unlink()))
+    with pytest.raises(SystemExit, match=r"^error: .*pictures\.parquet could not be read: .*No such file") as stop:
+        run("demo", "--data", file, "--streaming", *TINY.split(), "--workers", workers, "--epochs", "30")
+    assert "\n" not in str(stop.value)
 
 
 def test_one_unreadable_picture_among_many_is_skipped_and_named(run, pictures, capsys):
