@@ -61,7 +61,8 @@ def _contenders(scores: Tensor) -> Tensor:
 
     A pixel's similarity is a weighted mean of those in four neighbouring cells, a square. So the best prototype
     of a pixel is at least as similar as the largest of the prototypes' minima over the square, which one whose
-    maximum is less never reaches. Where values are no numbers, the first is taken. Pictures with fewer than N contenders are filled up with others.
+    maximum is less never reaches. Pictures with fewer than N contenders are filled up with others, as are those
+    whose values are no numbers.
     """
     square = [min(2, n) for n in scores.shape[2:]]
     lowest, highest = -F.max_pool2d(-scores, square, stride=1), F.max_pool2d(scores, square, stride=1)

@@ -278,7 +278,7 @@ def test_going_on_from_an_authors_checkpoint(run, pictures, tmp_path, monkeypatc
     teacher = from_official(read_checkpoint(path))["teacher.prototypes.weight"]
     assert 0 < (weights(folder)["teacher.prototypes.weight"] - teacher).abs().max() < 0.5
 
-    def stop(ready):
+    def stop(ready, *_):
         raise Diverged(f"{ready.step} steps behind us")
 
     monkeypatch.setattr(pretrain, "fit", stop)
@@ -364,7 +364,7 @@ def test_a_data_set_that_is_not_complete_is_warned_of_once(run, pictures, capsys
     for place in (pictures.parent, pictures.parent / "train2017"):
         with pytest.raises(SystemExit, match="timm cannot make"):
             run("coco_800ep", "--data", place, *TINY.split(), "--backbone", "nonsense")
-        warning = f"warning: COCO train2017 has 118,287 pictures, 10 were found in {data}: is it complete"
+        warning = f"warning: COCO train2017 has 118,287 pictures, 10 were found in {place}: is it complete"
         assert capsys.readouterr().err.count(warning) == 1
 
 
@@ -414,7 +414,7 @@ def test_one_unreadable_picture_among_many_is_skipped_and_named(run, pictures, c
 
 def test_a_loss_that_is_no_number_stops_the_run(run, pictures, tmp_path):
     options = ["--optimizer", "sgd", "--base-lr", "1e30", "--warmup-epochs", "0"]
-    with pytest.raises(SystemExit, match=r"the loss is (nan|inf) \(group_loss=.*at step \d: lower --base-lr"):
+    with pytest.raises(SystemExit, match=r"step \d gave a loss that is no number, in .*: lower --base-lr"):
         run("demo", "--data", pictures, *TINY.split(), *options)
     assert len(lines(tmp_path / "run")) < 4
 
