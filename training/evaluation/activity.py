@@ -39,7 +39,7 @@ class Settings:
     """
 
     model: str
-    """Prototype model with weights, such as slotcon_r50_proto, or a run's folder export/prototypes."""
+    """Prototype model with weights, such as slotcon_r50_proto, or the folder of a run."""
     data: str
     """Folder of pictures (searched at any depth), Parquet file or folder of them, or hf:<name>."""
     split: str = "train"

@@ -38,7 +38,7 @@ class Settings:
     """
 
     model: str
-    """Prototype model with weights, such as slotcon_r50_proto, or a run's folder export/prototypes."""
+    """Prototype model with weights, such as slotcon_r50_proto, or the folder of a run."""
     data: str
     """"scenes" for the held-out embedded ones, coco-stuff:FOLDER for COCO-Stuff-27 in a folder of COCO, or any
     folder of pictures, with --masks."""
