@@ -327,7 +327,7 @@ def test_launched_as_a_module_and_the_errors_of_a_launch(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["imagenet"], "there is no recipe 'imagenet': choose one of demo, coco_800ep"),
+        (["imagenet"], "there is no recipe 'imagenet': choose one of demo, imagenette_20ep"),
         (["coco_800ep"], "coco_800ep needs pictures: add --data"),
         (["demo", "--data", "{empty}"], "holds no .*file, at any depth"),
         (["demo", "--data", "{pictures}", "--batch-size", "64"], "10 pictures do not fill a batch"),
