@@ -122,12 +122,15 @@ def averaging(backbone: nn.Module) -> dict[str, Any]:
     """Arguments with which timm makes a headless model again so that it averages its map.
 
     A transformer would by itself pool with its class token, which no loss of SlotCon has seen, or put a norm of
-    its own behind the average. Models that return a map need nothing.
+    its own behind the average. Models that return a map, or average by themselves, need nothing.
     """
     if ask(backbone)[1]:
         return {}
     accepted = inspect.signature(type(backbone)).parameters
-    return {"global_pool": "avg"} | {norm: False for norm in ("fc_norm", "use_fc_norm") if norm in accepted}
+    norms = {norm: False for norm in ("fc_norm", "use_fc_norm") if norm in accepted}
+    if not norms and "global_pool" in accepted and accepted["global_pool"].default == "avg":
+        return {}
+    return {"global_pool": "avg", **norms}
 
 
 def _picture(backbone: nn.Module) -> Tensor:

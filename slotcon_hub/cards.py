@@ -43,8 +43,8 @@ def render(name: str, *, repo_id: str | None = None, config: dict[str, Any] | No
     row = weights.find(architecture, tag)
     repo_id = repo_id or weights.repository(name)
     net = _network(name, row, config)
-    args = plain_timm(architecture)[1] if config is None else config.get("model_args")
-    transformers = not isinstance(net, SlotConPrototypes) and not args  # its wrapper of timm refuses model_args
+    args = {} if config is None else config.get("model_args", {})
+    transformers = not isinstance(net, SlotConPrototypes) and "num_classes" not in args  # its wrapper gives its own
     facts = {
         "metadata": metadata(row, repo_id, ["transformers"] if transformers else []),
         "name": name,
@@ -133,11 +133,11 @@ def _of_row(row: weights.Weights, net: Any) -> dict[str, str]:
         "command": row.command,
         "source": f"from <{row.origin}>" if row.packaged_sha256 is None else "and come with this package",
         "stride": str(net.feature_info[-1]["reduction"]),
-        "results": _results(row),
         "licence": licence,
         "terms": "\n".join(f"- {TERMS[dataset]}" for dataset in row.datasets),
         "cost": row.cost,
         "operations": f"{counter.get_total_flops() / 2e9:.2f} G",
+        **({"results": results} if (results := _results(row)) else {}),
     }
 
 

@@ -61,13 +61,14 @@ def _contenders(scores: Tensor) -> Tensor:
 
     A pixel's similarity is a weighted mean of those in four neighbouring cells, a square. So the best prototype
     of a pixel is at least as similar as the largest of the prototypes' minima over the square, which one whose
-    maximum is less never reaches. Pictures with fewer than N contenders are filled up with others.
+    maximum is less never reaches. Pictures with fewer than N contenders are filled up with others, as are those
+    whose values are no numbers.
     """
     square = [min(2, n) for n in scores.shape[2:]]
     lowest, highest = -F.max_pool2d(-scores, square, stride=1), F.max_pool2d(scores, square, stride=1)
     rounding = _ROUNDING * scores.abs().amax()
     possible = (highest >= lowest.amax(1, keepdim=True) - rounding).flatten(2).any(2)
-    chosen = possible.byte().argsort(dim=1, descending=True)[:, : int(possible.sum(1).max())]
+    chosen = possible.byte().argsort(dim=1, descending=True)[:, : max(int(possible.sum(1).max()), 1)]
     return chosen.sort(dim=1).values
 
 

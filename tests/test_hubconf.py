@@ -28,10 +28,10 @@ import json, sys
 root, packages = sys.argv[1], json.loads(sys.argv[2])
 sys.path += packages
 import torch
-model = torch.hub.load(root, "slotcon_nano_proto", source="local", global_pool="").eval()
+model = torch.hub.load(root, "slotcon_nano_proto", source="local", global_pool="", num_classes=5).eval()
 assert root not in sys.path
 assert sys.modules["slotcon_hub"].__file__.startswith(root)
-assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 4, 4)
+assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 5, 4, 4)
 found = {
     "entries": torch.hub.list("someone/slotcon_hub:main", trust_repo=True),
     "help": torch.hub.help("someone/slotcon_hub:main", "slotcon_r50", trust_repo=True),
@@ -110,6 +110,13 @@ def test_pretrained_without_weights_is_an_error(load):
         load("slotcon_r50", pretrained=True)
     with pytest.raises(RuntimeError, match=r"slotcon_r50\.in1k_100ep"):
         load("slotcon_r50", pretrained="in1k_100ep")
+
+
+def test_the_weights_of_the_package(load):
+    for name in ("slotcon_nano", "slotcon_nano_proto"):
+        expected = timm.create_model(name, pretrained=True).state_dict()
+        same(load(name, pretrained=True), expected)
+        same(load(name, pretrained="imagenette_20ep"), expected)
 
 
 def exported(slotcon: SlotCon, folder: Path) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from slotcon_hub.pictures import Picture
 from training.pictures import Pictures
@@ -166,8 +166,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {
         key: torch.stack([s[key] for s in samples], dim=1) for key in ("boxes", "flips", "color")
     }
-    views = torch.stack([s["views"].permute(0, 2, 3, 1) for s in samples], dim=1)  # as they lie in memory
-    batch["views"] = views.permute(0, 1, 4, 2, 3)
+    views = [s["views"][number].permute(1, 2, 0) for number in (0, 1) for s in samples]  # as they lie in memory
+    batch["views"] = default_collate(views).unflatten(0, (2, -1)).permute(0, 1, 4, 2, 3)  # at once in shared memory
     batch["unreadable"] = [index for s in samples for index in s["unreadable"]]
     return batch
 

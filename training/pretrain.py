@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (Diverged, TooManyUnreadable, OSError) as error:
             raise SystemExit(f"error: {error}") from None
         except Unreachable as error:
-            raise SystemExit(f"error: {str(error).splitlines()[-1]}") from None  # below the traceback of its worker
+            reason = str(error).rpartition("Unreachable: ")[2].strip()  # a worker puts its traceback before it
+            raise SystemExit(f"error: {reason}") from None
         except KeyboardInterrupt:
             raise SystemExit("error: interrupted: --resume goes on from the last checkpoint") from None
         if run.accelerator.is_main_process:
@@ -130,8 +131,7 @@ def fit(run: Run, watch: Watch, stop: Stop) -> None:
         run.optimizer.step()
         run.optimizer.zero_grad()
 
-        run.step = step + 1
-        run.moved = not accelerator.optimizer_step_was_skipped
+        run.step, run.moved = step + 1, not accelerator.optimizer_step_was_skipped
         run.taken += run.moved
         saving = run.step % (recipe.save_every * steps_per_epoch) == 0 or run.step == total_steps
         values = {"epoch": run.step / steps_per_epoch, "lr": lr, "teacher_momentum": momentum}

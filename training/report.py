@@ -88,7 +88,8 @@ def draw_groups(
     """
     columns = len(next(iter(rows.values())))
     height, width = next(iter(rows.values()))[0].shape[:2]
-    size = (1.5 * columns, 1.5 * height / width * len(rows) + 0.25 * len(rows))
+    lines = math.ceil(len(legend or ()) / columns)
+    size = (1.5 * columns, 1.5 * height / width * len(rows) + 0.25 * len(rows) + 0.2 * lines)
     figure, axes = plt.subplots(len(rows), columns, figsize=size, layout="constrained", squeeze=False)
     for line, (title, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture in zip(line, pictures, strict=True):

@@ -29,6 +29,7 @@ from training.optim import make_optimizer
 from training.pictures import Pictures, open_pictures
 from training.recipes import SCENES, Recipe
 from training.showcase import Showcase
+from training.streaming import ParquetStream
 
 __all__ = ["Run", "comparable", "prepare", "save"]
 
@@ -218,7 +219,7 @@ def save(run: Run) -> None:
             "taken": run.taken,
             "moved": run.moved,
             "unreadable": sorted(run.unreadable),
-            "arithmetic": _arithmetic(run),
+            "surroundings": _surroundings(run),
             "settings": comparable(run),
         }
         keeping = {"keep": recipe.keep, "keep_every": recipe.keep_every * run.steps_per_epoch}
@@ -238,8 +239,10 @@ def _restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None
             raise ValueError(
                 f"this run has {setting}={then}, not {now}: resume it with the recipe and options it has"
             )
-    before = progress["arithmetic"]
-    changed = [f"{k}={now} in place of {before[k]}" for k, now in _arithmetic(run).items() if now != before[k]]
+    before = progress["surroundings"]
+    changed = [
+        f"{k}={now} in place of {before.get(k)}" for k, now in _surroundings(run).items() if now != before.get(k)
+    ]
     if changed:
         note = f"note: resumed with {', '.join(changed)}: the numbers go on from here, but not bit for bit"
         run.accelerator.print(note, file=sys.stderr)
@@ -256,12 +259,13 @@ def comparable(run: Run) -> dict[str, Any]:
     return json.loads(json.dumps({**settings, "pictures": len(run.pictures)}, default=str))
 
 
-def _arithmetic(run: Run) -> dict[str, Any]:
-    """What decides in which order numbers are added up, and so their last bits."""
+def _surroundings(run: Run) -> dict[str, Any]:
+    """What the numbers depend on beside the settings: in which order sums run, and of a stream, the pictures."""
     accelerator = run.accelerator
     return {
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads() if accelerator.device.type == "cpu" else None,
         "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
+        "workers": run.recipe.workers if isinstance(run.pictures, ParquetStream) else None,
     }

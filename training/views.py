@@ -175,7 +175,14 @@ class TwoViews:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio={self.ratio}: give (smallest, largest) width / height, both above 0.")
 
-    def draw(self, height: int, width: int, rng: np.random.Generator) -> TwoCrops:
+    def __call__(self, picture: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Draw and cut the two views of a picture that is decoded already: see `draw` and `cut`."""
+        self._check(picture)
+        return self.cut(picture, self.draw(*picture.shape[1:], rng, reductions=()))
+
+    def draw(
+        self, height: int, width: int, rng: np.random.Generator, *, reductions: tuple[int, ...] = REDUCTIONS
+    ) -> TwoCrops:
         """Draw the two views of a picture of some size.
 
         The picture is to be read at the lowest resolution at which both crops still have twice as many pixels as
@@ -188,11 +195,12 @@ class TwoViews:
             height: H, pixels of the picture, at least 1.
             width: W, likewise.
             rng: the source of all randomness: the same generator state gives the same views.
+            reductions: those that its decoder can make, the largest first.
         """
         crops = self._draw_crops(height, width, rng)
         flips = tuple(self.geometric and bool(rng.random() < 0.5) for _ in crops)
         side = min(min(crop.height, crop.width) for crop in crops)
-        reduction = next((r for r in REDUCTIONS if side >= r * DETAIL * self.size), 1)
+        reduction = next((r for r in reductions if side >= r * DETAIL * self.size), 1)
         first, second = (_reduce(crop, reduction) for crop in crops)
         colors = np.stack([color.draw(view, rng) for view in (1, 2)])
         return TwoCrops(reduction, (first, second), flips, colors)
@@ -213,11 +221,7 @@ class TwoViews:
             ValueError: if `picture` is not a uint8 RGB picture of at least one pixel.
 
         """
-        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
-            raise ValueError(
-                f"TwoViews takes a uint8 picture of shape (3, H, W), not {picture.dtype} of "
-                f"{tuple(picture.shape)}: decode it in RGB and do not scale it."
-            )
+        self._check(picture)
         views, boxes = [], []
         for crop, box, flipped in zip(drawn.crops, shared_boxes(*drawn.crops), drawn.flips, strict=True):
             view = _resize(picture, crop, self.size)
@@ -229,6 +233,13 @@ class TwoViews:
             "flips": torch.tensor(drawn.flips),
             "color": torch.from_numpy(drawn.color),
         }
+
+    def _check(self, picture: Tensor) -> None:
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
+            raise ValueError(
+                f"TwoViews takes a uint8 picture of shape (3, H, W), not {picture.dtype} of "
+                f"{tuple(picture.shape)}: decode it in RGB and do not scale it."
+            )
 
     def _draw_crops(self, height: int, width: int, rng: np.random.Generator) -> tuple[Crop, Crop]:
         first = draw_crop(height, width, rng, scale=self.scale, ratio=self.ratio)

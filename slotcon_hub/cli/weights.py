@@ -1,6 +1,7 @@
 """``slotcon-hub import`` and ``list``: the weights that there are by name."""
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ NAME is <architecture>.<tag>, as `slotcon-hub list` shows them, or one of your o
 Projector and prototypes, where the checkpoint has them, come under the architecture <...>_proto."""
 _IMPORT_EXAMPLE = "example: slotcon-hub import ckpt_epoch_800.pth slotcon_r50.coco_800ep"
 _LIST = "Show the weights of the table and those in the local store, and where they are."
-_AP = """AP: COCO box/mask AP of Mask R-CNN R50-FPN 1x on the backbone, fine-tuned, as the authors report it."""
 _HOME = "The store is $SLOTCON_HUB_HOME, or a folder among the user's data; `slotcon-hub list` names it."
 
 
@@ -61,25 +61,32 @@ def _import(options: argparse.Namespace) -> None:
 
 def _list(options: argparse.Namespace) -> None:
     rows = [("MODEL", "TAG", "DATA", "PROTOTYPES", "RESULT", "WEIGHTS")]
+    legend: dict[str, str] = {}
     for row in weights.ROWS:
         prototypes = str(row.prototypes) if row.has_prototypes else "-"
-        rows.append((row.architecture, row.tag, row.data, prototypes, _result(row), _where(row)))
+        rows.append((row.architecture, row.tag, row.data, prototypes, _result(row, legend), _where(row)))
     for name in store.names():
         architecture, tag = name.split(".", 1)
         if weights.find(architecture, tag) is None:
             rows.append((architecture, tag, "-", "-", "-", "store"))
     print_table(rows)
-    print(f"\n{_AP}\nstore: {store.home()}")
+    print()
+    for kind, meaning in legend.items():
+        print(textwrap.fill(f"{kind}: {meaning}", width=100, subsequent_indent="  "))
+    print(f"store: {store.home()}")
 
 
-def _result(row: weights.Weights) -> str:
-    """The first results of a row, or of its backbone, as far as they belong together."""
+def _result(row: weights.Weights, legend: dict[str, str]) -> str:
+    """The first results of a row, or of its backbone, as far as they belong together; the legend tells of them."""
     results = row.results or row.backbone.results
     if not results:
         return "-"
     first = results[0]
-    alike = [f"{r.value:.1f}" for r in results if (r.dataset, r.protocol) == (first.dataset, first.protocol)]
-    return f"{first.metric.split()[-1]} {'/'.join(alike)}"
+    alike = [r for r in results if (r.dataset, r.protocol) == (first.dataset, first.protocol)]
+    kind = first.metric.split()[-1]
+    metrics = " / ".join(r.metric for r in alike)
+    legend[kind] = f"{metrics} on {first.dataset}, {first.source} ({first.protocol})"
+    return f"{kind} {'/'.join(f'{r.value:.1f}' for r in alike)}"
 
 
 def _where(row: weights.Weights) -> str:
@@ -89,4 +96,4 @@ def _where(row: weights.Weights) -> str:
         return "package"
     if isinstance(try_to_load_from_cache(weights.repository(row.name), store.WEIGHTS), str):
         return "downloaded"
-    return "Hub" if weights.trusted(row) else "nowhere yet"
+    return "Hub" if weights.trusted(row) else "not yet"

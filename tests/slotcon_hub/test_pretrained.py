@@ -58,12 +58,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 def test_the_rows_are_timms():
     expected = [f"{name}.{tag}" for name in ("slotcon_r50", "slotcon_r50_proto") for tag in TAGS]
+    expected += [f"{name}.imagenette_20ep" for name in ("slotcon_nano", "slotcon_nano_proto")]
     assert sorted(timm.list_models("slotcon*", pretrained=True)) == sorted(expected)
     for row in weights.ROWS:
         cfg = timm.get_pretrained_cfg(row.name)
         assert cfg.hf_hub_id == f"{weights.ORGANISATION}/{row.name}"
         assert cfg.num_classes == (row.prototypes if row.has_prototypes else 0)
-        assert row.prototypes == (2048 if "in1k" in row.tag else 256)
+        assert row.prototypes == (2048 if "in1k" in row.tag else 64 if "nano" in row.name else 256)
     assert timm.get_pretrained_cfg("slotcon_r50_proto").tag == "coco_800ep"
     assert timm.create_model("slotcon_r50_proto.in1k_200ep", hidden_dim=8).num_classes == 2048
 

@@ -97,7 +97,7 @@ def test_the_card_and_the_snippet_name_the_repository(hub, capsys):
     ]
     names: dict[str, object] = {}
     exec(code, names)
-    assert names["model"].num_classes == 16
+    assert names["model"].num_classes == 64
 
 
 def test_a_tag_never_moves_and_nothing_new_is_no_commit(hub, monkeypatch, tmp_path):

@@ -37,7 +37,7 @@ def _home(nets: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory, 
     [
         (R18, "resnet18", None),
         (NANO, "resnet10t", {"channels": [32, 64, 128, 256], "stem_width": 16, "output_stride": 16}),
-        (PROTO, "slotcon_nano_proto", {"in_chans": 3, "num_classes": 16, "global_pool": "avg"}),
+        (PROTO, "slotcon_nano_proto", {"in_chans": 3, "num_classes": 64, "global_pool": "avg"}),
     ],
 )
 def test_it_is_what_timm_loads(nets, tmp_path, name, architecture, args):
@@ -65,7 +65,7 @@ def test_its_tensors_are_what_the_model_makes(nets, tmp_path):
     assert {name: tuple(value.shape) for name, value in tensors.items()} == {
         "pictures": (2, 3, 64, 64),
         "map": (2, 256, 4, 4),
-        "output": (2, 16),
+        "output": (2, 64),
     }
     with torch.no_grad():
         torch.testing.assert_close(nets[PROTO].forward_features(tensors["pictures"]), tensors["map"])

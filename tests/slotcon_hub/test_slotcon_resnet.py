@@ -43,7 +43,7 @@ def test_features_head_and_output(name):
     cells = 64 // STRIDE[name]
     features = model.forward_features(pictures())
     assert features.shape == (2, channels(name), cells, cells)
-    width = {"slotcon_nano_proto": 16}.get(name, 256) if is_proto(name) else channels(name)
+    width = {"slotcon_nano_proto": 64}.get(name, 256) if is_proto(name) else channels(name)
     assert model(pictures()).shape == model.forward_head(features).shape == (2, width)
     pre_logits = (128 if "nano" in name else 256) if is_proto(name) else channels(name)
     assert model.forward_head(features, pre_logits=True).shape == (2, pre_logits) == (2, model.head_hidden_size)

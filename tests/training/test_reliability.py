@@ -123,7 +123,7 @@ def test_sigterm_saves_and_ends_every_process(options, whole, tmp_path, processe
     assert losses(other) == pytest.approx(exact, rel=0.1)
 
 
-def test_the_launcher_passes_sigterm_on_and_finds_clean_exits(options, whole, tmp_path):
+def test_two_processes_of_the_launcher_which_passes_sigterm_on(options, whole, tmp_path):
     run = tmp_path / "run"
     accelerate = [str(Path(sys.executable).parent / "accelerate"), "launch", "--main_process_port", "0"]
     several = ["--multi_gpu", "--num_processes", "2", "training/pretrain.py"]
@@ -139,6 +139,8 @@ def test_the_launcher_passes_sigterm_on_and_finds_clean_exits(options, whole, tm
     assert "and saved" in said, said
     assert 'File "' + str(ROOT) not in said  # the traceback is the launcher's own
     assert "forcefully" not in said
+    facts = json.loads((run / "run.json").read_text())
+    assert (facts["processes"], facts["micro_batch"]) == (2, 4)  # they really are two
     again = Launch([*options, "--workers", 0, "--output", run, "--resume"], tmp_path / "again.log", 2)
     assert not any(again.end()), again.log.read_text()
     assert differences(whole(2), run) == []

@@ -43,7 +43,7 @@ class InMemory:
         return self.files[index]
 
 
-def benchmark(data: Path | None = None, side: int = 640, pictures: int = 32, rounds: int = 15) -> None:
+def benchmark(data: Path | None = None, side: int = 640, pictures: int = 16, rounds: int = 30) -> None:
     """Print how many pictures a second one core decodes, cuts into two views of 224 pixels, and colours.
 
     Reading from the disk is left out. The contenders take turns in every round, so that whatever else the machine

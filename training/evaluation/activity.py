@@ -32,10 +32,14 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how."""
+    """What is measured, and how.
+
+    Raises:
+        ValueError: a number is impossible.
+    """
 
     model: str
-    """Prototype model with weights, such as slotcon_r50_proto, or a run's folder export/prototypes."""
+    """Prototype model with weights, such as slotcon_r50_proto, or the folder of a run."""
     data: str
     """Folder of pictures (searched at any depth), Parquet file or folder of them, or hf:<name>."""
     split: str = "train"
@@ -54,6 +58,10 @@ class Settings:
     """JSON file of the numbers, the protocol and the settings."""
     figures: Path | None = None
     """Folder for the pictures activity.png and segments.png."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        command.check_positive(self, "batch_size")
 
 
 class PicturesAndViews(Dataset[dict[str, Tensor]]):
@@ -76,7 +84,9 @@ class PicturesAndViews(Dataset[dict[str, Tensor]]):
         The views are drawn from (seed, number). Raises ValueError where the picture cannot be read.
         """
         picture = self._read(index)
-        views = self.views(picture, np.random.default_rng([self.seed, index]))
+        drawn = self.views.draw(*picture.shape[1:], np.random.default_rng([self.seed, index]))
+        reduced = picture if drawn.reduction == 1 else self._read(index, drawn.reduction)
+        views = self.views.cut(reduced, drawn)
         return {
             "number": torch.tensor(index),
             "picture": self.cut(picture),
@@ -88,9 +98,9 @@ class PicturesAndViews(Dataset[dict[str, Tensor]]):
         """The cut picture alone, uint8 3 x S x S."""
         return self.cut(self._read(index))
 
-    def _read(self, index: int) -> Tensor:
+    def _read(self, index: int, reduction: int = 1) -> Tensor:
         try:
-            return decode(self.pictures.read(index))
+            return decode(self.pictures.read(index), reduction=reduction)
         except OSError as error:
             raise ValueError(f"{self.pictures.name(index)} cannot be read: {error}") from None
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from rich import print as show
 from rich.table import Table
 
-from slotcon_hub.segments import group_map
 from training.evaluation import command
 from training.evaluation.figures import draw_activity, draw_segments
 from training.evaluation.models import similarities, standardize
@@ -87,7 +87,7 @@ def _protocol(model: Any, data: Any) -> dict[str, Any]:
 
 
 def _print(settings: Any, usage: list[int], numbers: dict[str, Any], most: list[int], least: list[int]) -> None:
-    show(f"{settings.model} on {settings.data}, {len(usage)} prototypes")
+    print(f"{settings.model} on {settings.data}, {len(usage)} prototypes")
     table = Table(show_header=False)
     for name, value in numbers.items():
         table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:,.2f}")
@@ -100,11 +100,12 @@ def _print(settings: Any, usage: list[int], numbers: dict[str, Any], most: list[
 
 
 def _segments(model: Any, data: Any, slot: int, numbers: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pictures, uint8 S x S x 3, and which of their pixels are a slot's, S x S booleans."""
+    """Pictures, uint8 S x S x 3, and which of their pixels are a slot's, S x S booleans: its cells, smoothed."""
     drawn = []
     for picture in (data.whole(number) for number in numbers if number >= 0):
         with torch.inference_mode():
             scores = similarities(model, standardize(model, picture[None]))
-        inside = group_map(scores, (picture.shape[1], picture.shape[2]))[0][0].cpu() == slot
-        drawn.append((picture.permute(1, 2, 0).numpy(), inside.numpy()))
+        cells = (scores.argmax(1, keepdim=True) == slot).float()
+        inside = F.interpolate(cells, picture.shape[1:], mode="bilinear", align_corners=False)[0, 0] > 0.5
+        drawn.append((picture.permute(1, 2, 0).numpy(), inside.cpu().numpy()))
     return drawn

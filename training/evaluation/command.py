@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-__all__ = ["check_folder", "run", "stream", "write"]
+__all__ = ["check_folder", "check_positive", "run", "stream", "write"]
 
 Settings = TypeVar("Settings")
 
@@ -26,6 +26,18 @@ def run(name: str, description: str, settings: type[Settings], main: Callable[[S
         main(chosen)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+
+
+def check_positive(settings: Any, *names: str) -> None:
+    """Refuse numbers below 1 among some settings; None passes.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give at least 1")
 
 
 def check_folder(target: Path | None, option: str) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
+from slotcon_hub import inference
 from slotcon_hub.layers import PrototypeNetwork
-from slotcon_hub.slotcon_resnet import SlotConPrototypes
+from slotcon_hub.prototype_model import SlotConPrototypes
 
 __all__ = ["load", "load_prototypes", "similarities", "standardize"]
 
@@ -28,31 +29,27 @@ def load(name: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
     Raises:
         ValueError: there is no such model, or it has no weights.
     """
-    return _create(name, pretrained=pretrained, num_classes=0, **kwargs)
+    if Path(name).is_dir():
+        name = f"local-dir:{name}"
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs).eval()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
 
 
 def load_prototypes(name: str) -> SlotConPrototypes:
     """Make a prototype model with its weights that returns the map of similarities, in eval mode.
 
     Args:
-        name: such as ``slotcon_r50_proto.coco_800ep``, or a folder ``export/prototypes`` that a run wrote.
+        name: as for :func:`slotcon_hub.inference.load_prototypes`.
 
     Raises:
         ValueError: there is no such model, or it has no weights or no prototypes.
     """
-    model = _create(name, pretrained=True, global_pool="")
-    if not isinstance(model, SlotConPrototypes) or not model.num_classes:
-        raise ValueError(f"{name} has no prototypes: name a *_proto model, or the export/prototypes of a run")
-    return model
-
-
-def _create(name: str, **kwargs: Any) -> Any:
-    if Path(name).is_dir():
-        name = f"local-dir:{name}"
     try:
-        return timm.create_model(name, **kwargs).eval()
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
+        return inference.load_prototypes(name)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def standardize(model: Any, pictures: Tensor) -> Tensor:
@@ -73,4 +70,4 @@ def similarities(model: SlotConPrototypes, images: Tensor) -> Tensor:
     Returns:
         B x K x h x w in [-1, 1].
     """
-    return PrototypeNetwork.forward(model, images)[1]
+    return PrototypeNetwork.forward(model, images).scores

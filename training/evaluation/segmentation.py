@@ -20,20 +20,25 @@ from torch import Tensor, nn
 from slotcon_hub.segments import group_map
 from training.evaluation import command
 from training.evaluation.benchmarks import open_benchmark
+from training.evaluation.labeled import LabeledPictures
 from training.evaluation.metrics import IGNORE, Segmentation, confusion_matrix, score
 from training.evaluation.models import load_prototypes, similarities, standardize
 from training.evaluation.refine import refine
 from training.evaluation.segmentation_report import Example, report
 
-__all__ = ["Settings", "evaluate", "main", "segment"]
+__all__ = ["Settings", "count", "evaluate", "main", "segment"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how."""
+    """What is measured, and how.
+
+    Raises:
+        ValueError: a number is impossible.
+    """
 
     model: str
-    """Prototype model with weights, such as slotcon_r50_proto, or a run's folder export/prototypes."""
+    """Prototype model with weights, such as slotcon_r50_proto, or the folder of a run."""
     data: str
     """"scenes" for the held-out embedded ones, coco-stuff:FOLDER for COCO-Stuff-27 in a folder of COCO, or any
     folder of pictures, with --masks."""
@@ -60,6 +65,10 @@ class Settings:
     """Folder for the pictures confusion.png and examples.png."""
     shown: int = 8
     """Pictures in examples.png."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        command.check_positive(self, "size", "batch_size", "shown")
 
 
 @torch.inference_mode()
@@ -102,27 +111,43 @@ def _by_size(samples: list[tuple[int, tuple[Tensor, Tensor]]]) -> list[tuple[tup
 
 @torch.inference_mode()
 def count(
-    model: Any, pictures: Any, classes: int, accelerator: Accelerator, settings: Settings
+    model: Any,
+    pictures: LabeledPictures,
+    classes: int,
+    accelerator: Accelerator,
+    *,
+    refined: bool,
+    shown: int,
+    batch_size: int,
+    workers: int,
 ) -> tuple[dict[str, Tensor], list[Example]]:
     """Segment all pictures, those of this process, and add up the counts of all.
+
+    Args:
+        model: of ``load_prototypes``, on the accelerator's device.
+        pictures: with their classes.
+        classes: C.
+        accelerator: says device, precision and share.
+        refined: filter the similarities, too.
+        shown: pictures that are kept as examples.
+        batch_size: of each process.
+        workers: that load pictures for each process.
 
     Returns:
         K x C counts under "plain" and, if asked for, "refined", and the examples to be drawn; on all processes.
     """
     groups, device = model.num_classes, accelerator.device
     confusions = {"plain": torch.zeros(groups, classes, dtype=torch.long, device=device)}
-    if settings.refine:
+    if refined:
         confusions["refined"] = confusions["plain"].clone()
-    wanted = set(np.linspace(0, len(pictures) - 1, settings.shown if settings.figures else 0).astype(int).tolist())
+    wanted = set(np.linspace(0, len(pictures) - 1, shown).astype(int).tolist())
     examples = []
-    batches = command.stream(
-        pictures, _by_size, accelerator, batch_size=settings.batch_size, workers=settings.workers
-    )
+    batches = command.stream(pictures, _by_size, accelerator, batch_size=batch_size, workers=workers)
     for numbers, images, truths in itertools.chain.from_iterable(batches):
         with accelerator.autocast():
             scores = similarities(model, standardize(model, images))
         found = {"plain": group_map(scores, (images.shape[2], images.shape[3]))[0]}
-        if settings.refine:
+        if refined:
             each = zip(scores, images.to(device), found["plain"], strict=True)
             found["refined"] = torch.stack([refine(*one) for one in each])
         for name, prediction in found.items():
@@ -149,7 +174,16 @@ def main(settings: Settings) -> None:
             size=settings.size,
         )
     classes = len(benchmark.classes) if benchmark.classes else IGNORE
-    counts, examples = count(model, benchmark.pictures, classes, accelerator, settings)
+    counts, examples = count(
+        model,
+        benchmark.pictures,
+        classes,
+        accelerator,
+        refined=settings.refine,
+        shown=settings.shown if settings.figures else 0,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+    )
     if accelerator.is_main_process:
         report(settings, benchmark, model, counts, examples)
 

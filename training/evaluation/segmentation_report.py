@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from rich import print as show
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor
 
 from slotcon_hub.drawing import colors
@@ -114,20 +114,22 @@ def _print(settings: Any, protocol: dict[str, Any], numbers: dict[str, dict[str,
     pictures = f"{protocol['pictures']:,} pictures"
     if "listed" in protocol:
         pictures = f"{protocol['pictures']:,} of {protocol['listed']:,} listed pictures"
-    show(
+    print(
         f"{settings.model} on {settings.data}: {pictures}, {protocol['prototypes']} prototypes, "
         f"{protocol['classes']} classes"
     )
     if "first_missing" in protocol:
         names = ", ".join(protocol["first_missing"][:3])
-        show(f"{protocol['missing']:,} listed pictures are missing, or their maps: {names}, ...")
-    whole = Table("%", *(numbers if len(numbers) > 1 else [""]))
+        print(f"{protocol['missing']:,} listed pictures are missing, or their maps: {names}, ...")
+    whole = Table("%", *(Column(name if len(numbers) > 1 else "", justify="right") for name in numbers))
     for name in (name for name, value in plain.items() if isinstance(value, float)):
         label = name.replace("_", " ").replace("miou", "mIoU")
         whole.add_row(label, *(_percent(n[name]) for n in numbers.values()))
     show(whole)
     variants = [variant for variant in numbers if variant != "plain"]
-    table = Table("class", "pixels %", "prototype", "IoU %", "accuracy %", *(f"{v} IoU %" for v in variants))
+    titles = ("pixels", "prototype", "IoU", "accuracy", *(f"{variant} IoU" for variant in variants))
+    longest = max(len(one["name"]) for one in plain["per_class"])
+    table = Table(Column("%", min_width=longest), *(Column(title, justify="right") for title in titles))
     total = sum(one["pixels"] for one in plain["per_class"])
     for i, one in enumerate(plain["per_class"]):
         prototype = "none" if one["prototype"] is None else str(one["prototype"])
@@ -155,11 +157,11 @@ def _draw_examples(
         "pictures": [example.picture.permute(1, 2, 0).numpy() for example in examples],
         "true classes": [of_class[example.truth.numpy()] for example in examples],
     }
+    shown = {c for example in examples for c in example.truth.unique().tolist()}
     for variant, segmentation in found.items():
         of_group = matched_colors(segmentation.match, palette)
-        rows["discovered groups" + (", refined" if variant == "refined" else "")] = [
-            of_group[example.groups[variant].numpy()] for example in examples
-        ]
-    shown = np.unique(np.concatenate([example.truth.numpy().ravel() for example in examples]))
-    legend = {names[c]: palette[c] for c in shown if c != IGNORE}
+        title = "discovered groups" + (", refined" if variant == "refined" else "")
+        rows[title] = [of_group[example.groups[variant].numpy()] for example in examples]
+        shown |= {segmentation.match[k] for example in examples for k in example.groups[variant].unique().tolist()}
+    legend = {name: palette[c] for c, name in enumerate(names) if c in shown}
     draw_groups(rows, target, legend)

@@ -14,6 +14,9 @@ from training.reliability.launch import Launch
 
 __all__ = ["MOMENTS", "Storm", "differences", "storm"]
 
+MEASURED = ("images_per_second", "data_wait", "memory_gb")
+"""What of a line of metrics is never the same twice."""
+
 MOMENTS: dict[str, tuple[Callable[[Path], Iterable[Path]], float]] = {
     "while it sets up": (lambda folder: [], 2.0),
     "in a step": (lambda folder: folder.glob("metrics.jsonl"), 1.0),
@@ -94,7 +97,7 @@ def storm(
 
 
 def differences(whole: Path, run: Path) -> list[str]:
-    """What two finished runs do not share of their losses, final states and exports; the clock aside."""
+    """What two finished runs do not share of their metrics, final states and exports; clock and memory aside."""
     found = [] if _lines(whole) == _lines(run) else ["metrics.jsonl"]
     last = sorted((whole / "checkpoints").glob("step-*"))[-1].relative_to(whole)
     files = [last / "model.safetensors", last / "optimizer.pt"]
@@ -107,4 +110,4 @@ def differences(whole: Path, run: Path) -> list[str]:
 
 def _lines(run: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_wait")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]

@@ -15,12 +15,12 @@ __all__ = ["TINY", "Launch", "pictures"]
 
 TINY = (
     "demo --backbone slotcon_nano --view-size 32 --num-prototypes 5 --hidden-dim 16 --out-dim 8 --batch-size 8 "
-    "--epochs 3 --warmup-epochs 1 --base-lr 1 --save-every 1 --log-every 3 --threads 1"
+    "--epochs 3 --warmup-epochs 1 --base-lr 1 --save-every 1 --log-every 3 --show-every 2 --threads 1"
 )
 """12 steps on 32 pictures; lines of metrics end within epochs and with them."""
 
 PROCESSES = multiprocessing.get_context("forkserver")  # which imports torch once, for all
-PROCESSES.set_forkserver_preload(["training.pretrain"])
+PROCESSES.set_forkserver_preload(["training.pretrain", "torch.utils.tensorboard"])
 
 
 class Launch:

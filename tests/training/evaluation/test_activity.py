@@ -10,10 +10,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from slotcon_hub.pictures import ImageFiles
+from slotcon_hub.pictures import ImageFiles, decode
 from training import color
 from training.evaluation.activity import PicturesAndViews, Settings, main, watch
 from training.evaluation.models import load_prototypes
+from training.views import TwoViews
 
 PICTURES, PROTOTYPES = 11, 15
 
@@ -23,7 +24,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for i in range(PICTURES):
-        size = (5, 3) if i == 4 else (70 + i, 90 - 3 * i)
+        size = {4: (5, 3), 5: (700, 600)}.get(i, (70 + i, 90 - 3 * i))  # of large ones, views are read reduced
         tones = rng.integers(0, 256, (size[0] // 20 + 1, size[1] // 20 + 1, 3))
         picture = tones.repeat(20, 0).repeat(20, 1)[: size[0], : size[1]] * 0.8 + rng.integers(0, 50, (*size, 3))
         Image.fromarray(picture.astype(np.uint8)).save(folder / f"{i:02}.png")
@@ -78,6 +79,16 @@ def test_views_are_keyed_by_seed_and_number(prototypes, folder):
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.shape == (2, 3, 64, 64)
+
+
+def test_views_are_those_of_pre_training_of_large_pictures_too(prototypes, folder):
+    views, data = TwoViews(64), (folder / "05.png").read_bytes()
+    draws = {seed: views.draw(700, 600, np.random.default_rng([seed, 5])) for seed in range(9)}
+    seed = next(seed for seed, drawn in draws.items() if drawn.reduction > 1)
+    expected = views.cut(decode(data, reduction=draws[seed].reduction), draws[seed])
+    found = PicturesAndViews(ImageFiles(folder), load_prototypes(str(prototypes)), seed)[5]
+    assert torch.equal(found["views"], expected["views"])
+    assert torch.equal(found["color"], expected["color"])
 
 
 def settings(model: Path, folder: Path, **others: object) -> Settings:

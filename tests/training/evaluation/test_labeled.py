@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from training.evaluation.labeled import CenterSquare, LabeledPictures
@@ -110,7 +111,8 @@ def test_what_cannot_be_measured_is_named(folders, harm, sentence):
 def test_the_middle_is_cut_as_by_pillow(size):
     rng = np.random.default_rng(0)
     pixels, labels = (rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((*size, 3), size))
-    picture, truth = CenterSquare(16)(torch.tensor(pixels).permute(2, 0, 1), torch.tensor(labels))
+    picture, truth = tv_tensors.Image(torch.tensor(pixels).permute(2, 0, 1)), tv_tensors.Mask(torch.tensor(labels))
+    picture, truth = CenterSquare(16)(picture, truth)
     height, width = (int(16 * side / min(size)) for side in size)
     top, left = round((height - 16) / 2), round((width - 16) / 2)
     box = (left, top, left + 16, top + 16)

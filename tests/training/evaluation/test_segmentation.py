@@ -188,11 +188,15 @@ def test_the_embedded_scenes(prototypes, here, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"model": "slotcon_nope"}, "slotcon_nope could not be loaded"),
+        ({"model": "slotcon_r50"}, "slotcon_r50 is a backbone without prototypes"),
+        ({"model": "slotcon_nope"}, "there are no weights 'slotcon_nope'"),
         ({"output": Path("/nowhere/found.json")}, "there is no folder /nowhere for --output"),
         ({"figures": Path("/nowhere/figures")}, "there is no folder /nowhere for --figures"),
         ({"classes": Path("/nowhere/names.txt")}, "No such file or directory: '/nowhere/names.txt'"),
         ({"masks": None}, "--masks names the masks"),
+        ({"size": 0}, "--size 0: give at least 1"),
+        ({"batch_size": -1}, "--batch-size -1: give at least 1"),
+        ({"shown": 0}, "--shown 0: give at least 1"),
     ],
 )
 def test_errors_are_one_sentence(prototypes, folder, here, change, sentence):
@@ -215,7 +219,7 @@ def test_a_backbone_is_refused(here, folder, tmp_path):
     from slotcon_hub.export import save_model
 
     save_model(timm.create_model("resnet10t", num_classes=0), tmp_path / "backbone", 32)
-    with pytest.raises(ValueError, match=r"backbone has no prototypes: name a \*_proto model"):
+    with pytest.raises(ValueError, match=r"backbone holds no prototypes"):
         here(main, settings(tmp_path / "backbone", folder))
 
 
