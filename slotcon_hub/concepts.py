@@ -4,8 +4,8 @@ Dimensions: B pictures, K prototypes, S side of a crop in pixels.
 """
 
 import heapq
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,13 +78,13 @@ class Concepts:
         """How many each prototype has, in all crops together."""
         self._kept: list[list[Retrieved]] = [[] for _ in range(prototypes)]
 
-    def add(self, prototype: int, similarity: float, picture: int, pixels: int, groups: Tensor | None) -> None:
+    def add(self, picture: int, prototype: int, similarity: float, pixels: int, groups: Tensor | None) -> None:
         """Count a segment, and keep it while it is among the most similar.
 
         Args:
-            prototype: that it is assigned to.
-            similarity: its feature's with the prototype.
             picture: its number.
+            prototype: that it is assigned to.
+            similarity: of its feature with the prototype.
             pixels: of the segment.
             groups: S x S prototype numbers of the picture's pixels; None for a picture as a whole.
         """
@@ -112,14 +112,15 @@ class Concepts:
         return [k for k, count in enumerate(self.segments) if not count]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch:
     """Crops with the numbers of their pictures, and what could not be read."""
 
-    numbers: list[int] = field(default_factory=list)
-    crops: Tensor | None = None
-    """uint8 B x 3 x S x S."""
-    unreadable: list[tuple[int, str]] = field(default_factory=list)
+    numbers: list[int]
+    crops: Tensor | None
+    """uint8 B x 3 x S x S; None where none could be read."""
+    unreadable: list[tuple[int, str]]
+    """Number and reason."""
 
 
 class _Crops(Dataset[tuple[int, Tensor | str]]):
@@ -188,24 +189,33 @@ def discover(
             z, scores = dense_maps(model, filled, precision)
         with watch.measure("segments"):
             concepts.pictures += number
-            _add(concepts, batch, z[:number], scores[:number], prototypes)
+            size = batch.crops.shape[2], batch.crops.shape[3]
+            found = _segments(z[:number], None if whole else scores[:number], prototypes, size)
+            for row, prototype, similarity, pixels, groups in found:
+                concepts.add(batch.numbers[row], prototype, similarity, pixels, groups)
     return concepts
 
 
-def _add(concepts: Concepts, batch: Batch, z: Tensor, scores: Tensor, prototypes: Tensor) -> None:
-    """Add the segments of a batch: projections B x D x h x w, similarities B x K x h x w, prototypes K x D."""
-    assert batch.crops is not None
-    height, width = batch.crops.shape[2:]
-    if concepts.whole:
+def _segments(
+    z: Tensor, scores: Tensor | None, prototypes: Tensor, size: tuple[int, int]
+) -> Iterator[tuple[int, int, float, int, Tensor | None]]:
+    """Yield the segments of a batch, as :meth:`Concepts.add` takes them, but with rows for pictures.
+
+    Args:
+        z: B x D x h x w projections.
+        scores: B x K x h x w similarities; None for each picture as a whole.
+        prototypes: K x D, normalised.
+        size: of the crops, in pixels.
+    """
+    if scores is None:
         groups = None
         similarity, prototype = (F.normalize(z.mean((2, 3))) @ prototypes.T).max(1)
-        picture, pixels = torch.arange(len(z)), torch.full((len(z),), height * width)
+        picture, pixels = torch.arange(len(z)), torch.full((len(z),), size[0] * size[1])
     else:
-        groups = group_map(scores, (height, width))[0]
+        groups = group_map(scores, size)[0]
         picture, prototype, pixels, features = pool_segments(z, groups)
         similarity = (F.normalize(features) * prototypes[prototype]).sum(1)
-        groups = groups.short().cpu()
-    columns = (values.tolist() for values in (prototype, similarity, picture, pixels))
-    for k, cosine, row, area in zip(*columns, strict=True):
-        divided = None if groups is None else groups[row]
-        concepts.add(k, round(cosine, _DIGITS), batch.numbers[row], area, divided)
+        groups = groups.int().cpu()
+    columns = (values.tolist() for values in (picture, prototype, similarity, pixels))
+    for row, k, cosine, area in zip(*columns, strict=True):
+        yield row, k, round(cosine, _DIGITS), area, None if groups is None else groups[row]

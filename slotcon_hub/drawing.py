@@ -13,7 +13,6 @@ from slotcon_hub.segments import Segment
 
 __all__ = ["colors", "draw_index", "draw_map", "draw_page", "mark"]
 
-_RED = np.array([255, 0, 0])
 _OPACITY = 0.5
 _MARGIN, _GAP, _THUMB, _TITLE = 24, 6, 128, 148  # of a page, in pixels
 _LABELED = 0.01  # the share of a picture from which on a segment gets its number
@@ -38,19 +37,19 @@ def draw_map(
         segments: its segments.
         palette: uint8 K x 3.
     """
-    drawn = (picture * (1 - _OPACITY) + palette[groups] * _OPACITY).astype(np.uint8)
-    drawn[:, 1:][groups[:, 1:] != groups[:, :-1]] = 255
-    drawn[1:][groups[1:] != groups[:-1]] = 255
-    image = Image.fromarray(drawn)
-    pen, size = ImageDraw.Draw(image), max(min(groups.shape) // 20, 10)
+    image = Image.blend(Image.fromarray(picture), Image.fromarray(palette[groups]), _OPACITY)
+    borders = np.zeros(groups.shape, dtype=bool)
+    borders[:, 1:] = groups[:, 1:] != groups[:, :-1]
+    borders[1:] |= groups[1:] != groups[:-1]
+    image.paste("white", mask=Image.fromarray(borders))
+    size = max(min(groups.shape) // 20, 10)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(size)
     for segment in segments:
         if segment.pixels >= _LABELED * groups.size:
             places = zip(_inside(groups == segment.prototype), image.size, strict=True)
-            x, y = (min(max(place, size), side - size) for place, side in places)
-            font = ImageFont.load_default(size)
-            pen.text(
-                (x, y), str(segment.prototype), "white", font, anchor="mm", stroke_width=2, stroke_fill="black"
-            )
+            place = tuple(min(max(pixel, size), side - size) for pixel, side in places)
+            number = str(segment.prototype)
+            pen.text(place, number, "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
     return image
 
 
@@ -84,10 +83,11 @@ def mark(picture: np.ndarray, mask: np.ndarray | None) -> Image.Image:
         picture: uint8 S x S x 3.
         mask: S x S booleans; None for the crop as it is.
     """
+    image = Image.fromarray(picture)
     if mask is not None:
-        red = picture * (1 - _OPACITY) + _RED * _OPACITY
-        picture = np.where(mask[..., None], red, picture).astype(np.uint8)
-    return Image.fromarray(picture).resize((_THUMB, _THUMB), Image.Resampling.LANCZOS)
+        red = Image.blend(image, Image.new("RGB", image.size, "red"), _OPACITY)
+        image.paste(red, mask=Image.fromarray(mask))
+    return image.resize((_THUMB, _THUMB), Image.Resampling.LANCZOS)
 
 
 def draw_page(rows: Sequence[tuple[str, str, Sequence[Image.Image]]], columns: int) -> Image.Image:

@@ -72,10 +72,12 @@ class Gallery:
         return self.concepts.pixels[prototype] / (self.concepts.pictures * self.crop.side**2)
 
     def _use(self, prototype: int) -> str:
-        number = self.concepts.segments[prototype]
-        if self.concepts.whole:
-            return f"{number} pictures"
-        return f"{number} segments\n{self._share(prototype):.1%} of pixels"
+        use = self._count(prototype)
+        return use if self.concepts.whole else f"{use}\n{self._share(prototype):.1%} of pixels"
+
+    def _count(self, prototype: int) -> str:
+        number, what = self.concepts.segments[prototype], "picture" if self.concepts.whole else "segment"
+        return f"{number} {what}{'s' * (number != 1)}"
 
     def _pictures(self, prototype: int) -> list[Image.Image]:
         marked = []
@@ -110,7 +112,7 @@ class Gallery:
     def _index(self) -> str:
         concepts, order, unused = self.concepts, self.concepts.by_use(), self.concepts.unused()
         use = "".join(
-            f'<li><a href="#page-{place // self.per_page}"><b>{k}</b></a> {concepts.segments[k]} segments</li>\n'
+            f'<li><a href="#page-{place // self.per_page}"><b>{k}</b></a> {self._count(k)}</li>\n'
             for place, k in enumerate(order)
         )
         none = f"<p>{len(unused)} are unused: {', '.join(map(str, unused))}.</p>\n" if unused else ""

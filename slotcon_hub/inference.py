@@ -108,19 +108,19 @@ def dense_maps(
 def segment_picture(
     model: SlotConPrototypes,
     picture: Tensor,
-    watch: Stopwatch,
     *,
     size: int | None = None,
     precision: torch.dtype = torch.float32,
+    watch: Stopwatch | None = None,
 ) -> tuple[Tensor, list[Segment]]:
     """Divide a whole picture into segments.
 
     Args:
         model: in eval mode.
         picture: uint8 3 x H x W.
-        watch: counts the seconds of "network" and "segments".
         size: short side, in pixels, that a larger picture is shrunk to for the network.
-        precision: of the network.
+        precision: of the network, float32 or bfloat16.
+        watch: counts the seconds of "network" and "segments".
 
     Returns:
         H x W prototype numbers, and the segments, the largest first.
@@ -132,6 +132,7 @@ def segment_picture(
     if config.get("fixed_input_size"):
         side = config["input_size"][-1]
         raise ValueError(f"the model takes pictures of {side} x {side} pixels only: use one that is convolutional")
+    watch = watch or Stopwatch(next(model.parameters()).device)
     height, width = picture.shape[1:]
     if size is not None and size < min(height, width):
         picture = resize(picture, [size], InterpolationMode(CenterCrop.of(model).interpolation), antialias=True)

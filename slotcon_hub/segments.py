@@ -91,10 +91,10 @@ def pool_segments(z: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     present = torch.zeros(batch, int(groups.max()) + 1, dtype=torch.bool, device=groups.device)
     picture, prototype = present.scatter_(1, groups.flatten(1), True).nonzero(as_tuple=True)
     rows, columns = (_interpolation(n, N, z) for n, N in zip(z.shape[2:], (height, width), strict=True))
-    numbers = groups.short()  # less to move than 64 bits
+    numbers = groups.int()  # less to move than 64 bits
     pixels, features = [], []
     for b, k in zip(*(s.split(max(_VALUES // (height * width), 1)) for s in (picture, prototype)), strict=True):
-        mask = (numbers[b] == k.short()[:, None, None]).to(z)
+        mask = (numbers[b] == k.int()[:, None, None]).to(z)
         weights = rows.T @ (mask @ columns)
         pixels.append(mask.sum((1, 2)))
         features.append(torch.einsum("shw,sdhw->sd", weights, z[b]) / pixels[-1][:, None])

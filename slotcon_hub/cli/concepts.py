@@ -26,7 +26,7 @@ Every pixel belongs to the prototype that is most similar to it; a segment is al
 one prototype. Its feature, the average projection of its pixels, is compared with the prototype by cosine.
 
 The folder OUTPUT gets pages of pictures with the segments in red, index.html to look through them, and
-concepts.json with all numbers."""
+concepts.json with all numbers (boxes x0, y0, x1, y1 in pixels of the crop; the last two outside)."""
 _EXAMPLE = "example: slotcon-hub concepts --model slotcon_r50_proto.coco_800ep --images coco/val2017"
 _WHOLE = "group: as said above; image: each picture is one segment, as the paper does for ImageNet (group)"
 _SHOWN = 5  # prototypes in the printed table

@@ -64,7 +64,7 @@ def _segment(options: argparse.Namespace) -> None:
             unreadable.append((str(path), str(error)))
             continue
         precision = PRECISIONS[options.precision]
-        groups, segments = segment_picture(model, picture, watch, size=options.size, precision=precision)
+        groups, segments = segment_picture(model, picture, size=options.size, precision=precision, watch=watch)
         facts = {
             "model": options.model,
             "picture": str(path),

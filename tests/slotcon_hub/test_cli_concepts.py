@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch):
 
 
 def concepts(model, images, *options):
-    return main(["concepts", "--model", model, "--images", str(images), "--device", "cpu", *options])
+    return main(["concepts", "--model", model, "--images", str(images), "--device", "cpu", "--top", "2", *options])
 
 
 def segment(model, *options):

@@ -95,7 +95,7 @@ def test_kept_are_the_first_of_a_full_sort():
     offered = [(round(rng.random(), 2), picture) for picture in range(500)]  # with many ties
     concepts = Concepts(1, top=7)
     for similarity, picture in offered:
-        concepts.add(0, similarity, picture, 8, groups)
+        concepts.add(picture, 0, similarity, 8, groups)
         assert len(concepts.nearest(0)) <= 7
     expected = sorted(offered, key=lambda o: (-o[0], o[1]))[:7]
     assert [(s.similarity, s.picture) for s in concepts.nearest(0)] == expected
@@ -125,7 +125,7 @@ def test_equal_pictures_come_in_order(model, tmp_path):
 def test_use():
     concepts = Concepts(4, top=1)
     for prototype in (2, 1, 2, 3):
-        concepts.add(prototype, 0.5, 0, 1, None)
+        concepts.add(0, prototype, 0.5, 1, None)
     assert concepts.by_use() == [2, 1, 3]
     assert concepts.unused() == [0]
     assert concepts.nearest(0) == []
@@ -135,7 +135,7 @@ def test_a_segment_knows_its_box():
     groups = torch.zeros(10, 10, dtype=torch.int16)
     groups[2:5, 3:9] = 1
     concepts = Concepts(2, top=1)
-    concepts.add(1, 0.1, 5, 18, groups)
+    concepts.add(5, 1, 0.1, 18, groups)
     (segment,) = concepts.nearest(1)
     assert segment.box(10) == (3, 2, 9, 5)
     assert segment.pixel_mask(10).sum() == 18

@@ -15,7 +15,6 @@ from slotcon_hub import store
 from slotcon_hub.export import save_model
 from slotcon_hub.inference import CenterCrop, dense_maps, load_prototypes, segment_picture
 from slotcon_hub.pictures import decode
-from slotcon_hub.stopwatch import Stopwatch
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +30,6 @@ def model():
 
 def picture(height=SIDE, width=SIDE):
     return torch.from_numpy(painted(1, height, width)).permute(2, 0, 1)
-
-
-def watch():
-    return Stopwatch(torch.device("cpu"))
 
 
 def test_every_name_gives_the_weights(tmp_path):
@@ -132,7 +127,7 @@ def test_bfloat16_is_used_by_the_network_and_nowhere_else(model):
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 200), (37, 53), (64, 64)])
 def test_a_picture_of_any_size_is_divided(model, height, width):
-    groups, segments = segment_picture(model, picture(height, width), watch())
+    groups, segments = segment_picture(model, picture(height, width))
     assert groups.shape == (height, width)
     assert sum(segment.pixels for segment in segments) == height * width
 
@@ -141,7 +136,7 @@ def test_a_large_picture_can_be_shrunk_for_the_network(model):
     seen = []
     handle = model.backbone.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape)))
     for height, width, size in ((96, 144, None), (96, 144, 32), (144, 96, 32), (30, 40, 32)):
-        groups, _ = segment_picture(model, picture(height, width), watch(), size=size)
+        groups, _ = segment_picture(model, picture(height, width), size=size)
         assert groups.shape == (height, width)
     handle.remove()
     assert seen == [(1, 3, 96, 144), (1, 3, 32, 48), (1, 3, 48, 32), (1, 3, 30, 40)]
@@ -150,14 +145,14 @@ def test_a_large_picture_can_be_shrunk_for_the_network(model):
 def test_parts_of_a_picture_have_prototypes_of_their_own(model):
     """Two halves of different colours are not one segment."""
     halves = np.concatenate([np.full((64, 64, 3), (240, 30, 30)), np.full((64, 64, 3), (20, 60, 220))], axis=1)
-    groups, _ = segment_picture(model, torch.from_numpy(halves.astype(np.uint8)).permute(2, 0, 1), watch())
+    groups, _ = segment_picture(model, torch.from_numpy(halves.astype(np.uint8)).permute(2, 0, 1))
     assert groups[32, 16] != groups[32, 112]
 
 
 def test_a_model_of_one_size_is_refused(model, monkeypatch):
     monkeypatch.setitem(model.pretrained_cfg, "fixed_input_size", True)
     with pytest.raises(ValueError, match=r"takes pictures of \d+ x \d+ pixels only"):
-        segment_picture(model, picture(), watch())
+        segment_picture(model, picture())
 
 
 def test_pictures_are_turned_upright_before(tmp_path: Path):
