@@ -202,13 +202,12 @@ def test_boxes_of_a_reduced_picture_show_the_same_place_too(reduction):
     for seed in range(20):
         drawn = two_views.draw(side, side, np.random.default_rng(seed))
         assert drawn.reduction == reduction
-        sample = two_views.cut(reduced, drawn)
-        spans = []
-        for view, box, flipped in zip(sample["views"], sample["boxes"].tolist(), sample["flips"], strict=True):
-            view, box = (view.flip(-1), mirror(box)) if flipped else (view, box)
+        pair, spans = two_views.cut(reduced, drawn), []
+        for view, box, flipped in zip(pair.views, pair.boxes, pair.flips, strict=True):
+            view, box = (view.flip(1), mirror(box)) if flipped else (view, box)
             x1, y1, x2, y2 = np.multiply(box, 32)
-            columns = np.interp((x1, x2), centres, view[0, 16].numpy())
-            spans.append((*columns, *np.interp((y1, y2), centres, view[1, :, 16].numpy())))
+            columns = np.interp((x1, x2), centres, view[16, :, 0].numpy())
+            spans.append((*columns, *np.interp((y1, y2), centres, view[:, 16, 1].numpy())))
         np.testing.assert_allclose(spans[0], spans[1], atol=4.0)
 
 

@@ -80,7 +80,7 @@ def _contenders(files: InMemory) -> dict[str, Callable[[], object]]:
     ordinary = [_ordinary_view(view) for view in (1, 2)]
 
     def worker() -> dict[str, Tensor]:
-        return collate([pairs[0, index] for index in range(len(files))])
+        return collate(pairs.__getitems__([(0, index) for index in range(len(files))]))
 
     def whole() -> Tensor:
         batch = worker()
