@@ -11,15 +11,8 @@ from torch.nn.functional import avg_pool2d
 from torchvision.transforms.v2 import RandomResizedCrop
 
 from training import color
-from training.views import (
-    LEAST_OVERLAP,
-    Crop,
-    TwoViews,
-    draw_crop,
-    draw_second_crop,
-    mirror,
-    shared_boxes,
-)
+from training.crops import LEAST_OVERLAP, Crop, draw_crop, draw_second_crop, mirror, shared_boxes
+from training.views import TwoViews
 
 # H x W: ordinary, 2:1, panoramas, so narrow that no drawn crop ever fits, and a handful of pixels.
 SIZES = [
@@ -230,7 +223,7 @@ def test_pictures_are_read_at_the_resolution_that_both_crops_need():
     assert seen == {1, 2, 4, 8}
 
 
-def test_the_pictures_of_coco_and_imagenet_are_read_in_full():
+def test_the_pictures_of_coco_are_read_in_full():
     rng = np.random.default_rng(0)
     assert {TwoViews().draw(640, 640, rng).reduction for _ in range(200)} == {1}
 

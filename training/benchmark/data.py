@@ -15,8 +15,9 @@ from torchvision import transforms
 
 from slotcon_hub.pictures import ImageFiles, decode
 from training import color
+from training.crops import RATIO, SCALE
 from training.data import ViewPairs, collate
-from training.views import RATIO, SCALE, TwoViews
+from training.views import TwoViews
 
 __all__ = ["benchmark"]
 
