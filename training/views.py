@@ -98,27 +98,7 @@ class TwoViews:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio={self.ratio}: give (smallest, largest) width / height, both above 0.")
 
-    def __call__(self, picture: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Draw and cut the two views of a picture that is decoded already.
-
-        Args:
-            picture: uint8 (3, H, W), RGB.
-            rng: the source of all randomness: the same generator state gives the same views.
-
-        Returns:
-            What `stack` says, without its batch.
-
-        Raises:
-            ValueError: if `picture` is not a uint8 RGB picture of at least one pixel.
-
-        """
-        _check(picture)
-        batch = stack([self.cut(picture, self.draw(*picture.shape[1:], rng, reductions=()))])
-        return {name: values[:, 0] for name, values in batch.items()}
-
-    def draw(
-        self, height: int, width: int, rng: np.random.Generator, *, reductions: tuple[int, ...] = REDUCTIONS
-    ) -> TwoCrops:
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> TwoCrops:
         """Draw the two views of a picture of some size.
 
         The picture is to be read at the lowest resolution at which both crops still have twice as many pixels as
@@ -131,12 +111,11 @@ class TwoViews:
             height: H, pixels of the picture, at least 1.
             width: W, likewise.
             rng: the source of all randomness: the same generator state gives the same views.
-            reductions: those that its decoder can make, the largest first.
         """
         crops = self._draw_crops(height, width, rng)
         flips = tuple(self.geometric and bool(rng.random() < 0.5) for _ in crops)
         side = min(min(crop.height, crop.width) for crop in crops)
-        reduction = next((r for r in reductions if side >= r * DETAIL * self.size), 1)
+        reduction = next((r for r in REDUCTIONS if side >= r * DETAIL * self.size), 1)
         first, second = (_reduce(crop, reduction) for crop in crops)
         colors = np.stack([color.draw(view, rng) for view in (1, 2)])
         return TwoCrops(reduction, (first, second), flips, colors)
@@ -152,7 +131,11 @@ class TwoViews:
             ValueError: if `picture` is not a uint8 RGB picture of at least one pixel.
 
         """
-        _check(picture)
+        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
+            raise ValueError(
+                f"TwoViews takes a uint8 picture of shape (3, H, W), not {picture.dtype} of "
+                f"{tuple(picture.shape)}: decode it in RGB and do not scale it."
+            )
         views, boxes = [], []
         for crop, box, flipped in zip(drawn.crops, shared_boxes(*drawn.crops), drawn.flips, strict=True):
             view = _resize(picture, crop, self.size)
@@ -165,14 +148,6 @@ class TwoViews:
         if not self.geometric:
             return first, first
         return first, draw_second_crop(height, width, first, rng, scale=self.scale, ratio=self.ratio)
-
-
-def _check(picture: Tensor) -> None:
-    if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
-        raise ValueError(
-            f"TwoViews takes a uint8 picture of shape (3, H, W), not {picture.dtype} of {tuple(picture.shape)}: "
-            "decode it in RGB and do not scale it."
-        )
 
 
 def _reduce(crop: Crop, reduction: int) -> Crop:
