@@ -22,7 +22,7 @@ from training.stop import heed_parent_alone
 from training.streaming import deal
 from training.views import Pair, TwoCrops, TwoViews, stack
 
-__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "make_loader", "seed_step"]
+__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "collate", "make_loader", "seed_step"]
 
 SUBSTITUTES = 100  # pictures tried in the place of an unreadable one
 ORDERS, SAMPLES, STEPS = 0, 1, 2  # streams of random numbers that never meet
