@@ -65,7 +65,7 @@ def draw(view: int, rng: np.random.Generator) -> np.ndarray:
     if view not in BLUR:
         raise ValueError(f"view={view}: the views are numbered 1 and 2.")
     parameters = np.zeros(len(Column), dtype=np.float32)
-    parameters[: Column.FIRST] = rng.uniform(LOWEST, HIGHEST)
+    parameters[: Column.FIRST] = LOWEST + (HIGHEST - LOWEST) * rng.random(4)
     parameters[Column.FIRST : Column.GRAY] = rng.permutation(4) if rng.random() < JITTER else -1
     parameters[Column.GRAY] = rng.random() < GRAY
     parameters[Column.SIGMA] = rng.uniform(*SIGMAS) if rng.random() < BLUR[view] else 0

@@ -4,58 +4,89 @@ Every sample is drawn from (seed, epoch, index) and every order from (seed, epoc
 processes, workers or interruptions; what a network draws, from (seed, step, rank).
 """
 
+import itertools
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slotcon_hub.pictures import Picture
 from training.pictures import Pictures
 from training.stop import heed_parent_alone
 from training.streaming import deal
-from training.views import TwoViews
+from training.views import Pair, TwoCrops, TwoViews, stack
 
-__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "make_loader", "seed_step"]
+__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "collate", "make_loader", "seed_step"]
 
 SUBSTITUTES = 100  # pictures tried in the place of an unreadable one
 ORDERS, SAMPLES, STEPS = 0, 1, 2  # streams of random numbers that never meet
 TOLERATED = 0.01  # share of the pictures that may be unreadable
 
 
-class ViewPairs(Dataset[dict[str, Any]]):
+@dataclass
+class _Draft:
+    """A sample that is being made."""
+
+    rng: np.random.Generator
+    index: int
+    unreadable: list[int] = field(default_factory=list)
+    picture: Picture = field(init=False)
+    views: TwoCrops = field(init=False)
+
+
+class ViewPairs(Dataset[tuple[Pair, list[int]]]):
     """Pairs of views of pictures, by (epoch, index)."""
 
     def __init__(self, pictures: Pictures, views: TwoViews, seed: int) -> None:
         """Take the pictures, how views are made of them, and the seed of all draws."""
         self.pictures, self.views, self.seed = pictures, views, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """The sample of an epoch and a picture: what ``TwoViews.cut`` returns, and ``unreadable`` indices.
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Pair, list[int]]:
+        """The sample of an epoch and a picture: its two views, and indices of pictures that could not be read.
 
         In the place of an unreadable picture comes another one, drawn from the same numbers; after a hundred of
         them a black one, since such data end the run at its next line of metrics.
         """
-        epoch, index = key
-        rng = np.random.default_rng([self.seed, SAMPLES, epoch, index])
-        unreadable: list[int] = []
-        while len(unreadable) < SUBSTITUTES:
+        (sample,) = self.__getitems__([key])
+        return sample
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Pair, list[int]]]:
+        """The samples of a batch: first all is drawn, then made, so that either code stays in the caches."""
+        drafts = [_Draft(np.random.default_rng([self.seed, SAMPLES, *key]), key[1]) for key in keys]
+        for draft in drafts:
+            self._draw(draft)
+        return [self._make(draft) for draft in drafts]
+
+    def _draw(self, draft: _Draft) -> None:
+        """Draw the views of a picture whose header can be read, or of none."""
+        while len(draft.unreadable) < SUBSTITUTES:
             try:
-                picture = Picture(self.pictures.read(index))
-                drawn = self.views.draw(picture.height, picture.width, rng)
-                pixels = picture.decode(reduction=drawn.reduction)
-                break
+                draft.picture = Picture(self.pictures.read(draft.index))
+                draft.views = self.views.draw(draft.picture.height, draft.picture.width, draft.rng)
+                return
             except OSError:
-                unreadable.append(index)
-                index = int(rng.integers(len(self.pictures)))
-        else:
-            pixels = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
-            drawn = self.views.draw(*pixels.shape[1:], rng)
-        return {**self.views.cut(pixels, drawn), "unreadable": unreadable}
+                self._substitute(draft)
+
+    def _make(self, draft: _Draft) -> tuple[Pair, list[int]]:
+        while len(draft.unreadable) < SUBSTITUTES:
+            try:
+                pixels = draft.picture.decode(reduction=draft.views.reduction)
+                return self.views.cut(pixels, draft.views), draft.unreadable
+            except OSError:
+                self._substitute(draft)
+                self._draw(draft)
+        black = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
+        return self.views.cut(black, self.views.draw(*black.shape[1:], draft.rng)), draft.unreadable
+
+    def _substitute(self, draft: _Draft) -> None:
+        draft.unreadable.append(draft.index)
+        draft.index = int(draft.rng.integers(len(self.pictures)))
 
 
 class TooManyUnreadable(Exception):
@@ -161,15 +192,10 @@ class Steps(Sampler[list[tuple[int, int]]]):
         return deal(self.groups, rank * self.workers + worker, rng)
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples: views 2 x B x 3 x S x S, boxes, flips and colours likewise, unreadable indices joined."""
-    batch: dict[str, Any] = {
-        key: torch.stack([s[key] for s in samples], dim=1) for key in ("boxes", "flips", "color")
-    }
-    views = [s["views"][number].permute(1, 2, 0) for number in (0, 1) for s in samples]  # as they lie in memory
-    batch["views"] = default_collate(views).unflatten(0, (2, -1)).permute(0, 1, 4, 2, 3)  # at once in shared memory
-    batch["unreadable"] = [index for s in samples for index in s["unreadable"]]
-    return batch
+def collate(samples: list[tuple[Pair, list[int]]]) -> dict[str, Any]:
+    """Stack pairs of views, and join the indices that are ``unreadable``."""
+    pairs, unreadable = zip(*samples, strict=True)
+    return {**stack(pairs), "unreadable": list(itertools.chain(*unreadable))}
 
 
 def make_loader(pairs: ViewPairs, steps: Steps, workers: int) -> DataLoader[Any]:

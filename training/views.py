@@ -1,11 +1,11 @@
-"""Two overlapping views of a picture, and where they meet: the geometry of SlotCon, section 3 and A.1.
+"""Two views of a picture that show a region in common (SlotCon, section 3 and A.1), and batches of such pairs.
 
 A data-loader worker draws two views knowing no more of a picture than its size, so that the picture need not be
 decoded in more detail than they show; then it cuts and resizes their 8-bit crops. The colours are changed later,
 in batches, by `training.color`.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,29 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.utils.data import default_collate
 
 from training import color
+from training.crops import RATIO, SCALE, Box, Crop, Range, draw_crop, draw_second_crop, mirror, shared_boxes
+
+__all__ = ["Pair", "TwoCrops", "TwoViews", "stack"]
 
 # H W pixels of the picture, S pixels of a view, P parameters of a view's colours.
 
-Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in a view's own unit square
-Range = tuple[float, float]
-
-SCALE: Range = (0.08, 1.0)
-RATIO: Range = (3 / 4, 4 / 3)
-DRAWS = 10
-LEAST_OVERLAP = 0.01  # of the second crop's area
 REDUCTIONS = (8, 4, 2)  # of a picture's sides while it is decoded
 DETAIL = 2  # least side of a crop of a reduced picture, in sides of the view
-
-
-class Crop(NamedTuple):
-    """A rectangle of whole pixels in the picture."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 class TwoCrops(NamedTuple):
@@ -50,99 +38,34 @@ class TwoCrops(NamedTuple):
     """float32 (2, P), what `color.apply` is to do with the views."""
 
 
-def draw_crop(
-    height: int, width: int, rng: np.random.Generator, *, scale: Range = SCALE, ratio: Range = RATIO
-) -> Crop:
-    """Draw a random resized crop, distributed as torchvision's `RandomResizedCrop`.
+class Pair(NamedTuple):
+    """The two views of a picture."""
 
-    The area is uniform over `scale`, the aspect ratio log-uniform over `ratio`, the position uniform. After
-    ten draws that do not fit the picture, it is the central crop of the nearest legal ratio.
-
-    Args:
-        height: H, pixels of the picture, at least 1.
-        width: W, likewise.
-        rng: the source of all randomness.
-        scale: smallest and largest area, as fractions of the picture, in (0, 1].
-        ratio: smallest and largest width / height.
-
-    Returns:
-        A crop of at least one pixel that lies inside the picture.
-
-    """
-    for _ in range(DRAWS):
-        _, crop = _draw(height, width, rng, scale, ratio)
-        if crop is not None:
-            return crop
-    legal_height = min(height, max(1, round(width / ratio[0])))
-    legal_width = min(width, max(1, round(height * ratio[1])))
-    return Crop((height - legal_height) // 2, (width - legal_width) // 2, legal_height, legal_width)
+    views: list[Tensor]
+    """uint8 (S, S, 3), not yet coloured."""
+    boxes: list[Box]
+    """The region that both show, flips included."""
+    flips: tuple[bool, ...]
+    color: np.ndarray
+    """float32 (2, P)."""
 
 
-def draw_second_crop(
-    height: int,
-    width: int,
-    first: Crop,
-    rng: np.random.Generator,
-    *,
-    scale: Range = SCALE,
-    ratio: Range = RATIO,
-) -> Crop:
-    """Draw view 2's crop: as view 1's, given that it shares at least 1 % of its area with `first`.
-
-    Ten draws are accepted or rejected as a whole. After those the size alone is drawn as usual, and the
-    position uniformly over exactly those places where the crops share enough: one more draw always ends it.
-    There is such a place unless `first` is tiny beside the size drawn, which the default ranges do not bring
-    about; the second crop is then `first` itself. So two views always meet, as aligning them (SlotCon, A.1)
-    needs.
-
-    Args:
-        height: H, pixels of the picture, at least 1.
-        width: W, likewise.
-        first: view 1's crop of the same picture.
-        rng: the source of all randomness.
-        scale: smallest and largest area, as fractions of the picture, in (0, 1].
-        ratio: smallest and largest width / height.
+def stack(pairs: Sequence[Pair]) -> dict[str, Tensor]:
+    """Make a batch of B pairs, in a data-loader worker at once in shared memory.
 
     Returns:
-        A crop inside the picture whose intersection with `first` is at least one pixel.
+        `views` uint8 (2, B, 3, S, S), pixel after pixel in memory (channels last); `boxes` float32 (2, B, 4), the
+        region that both show as x1, y1, x2, y2 in each view's unit square; `flips` bool (2, B); `color` float32
+        (2, B, P), what `color.apply` is to do with the views.
 
     """
-    for _ in range(DRAWS):
-        area, crop = _draw(height, width, rng, scale, ratio)
-        if crop is not None and _shared_area(first, crop) >= LEAST_OVERLAP * area:
-            return crop
-    size = draw_crop(height, width, rng, scale=scale, ratio=ratio)
-    return _place_over(first, size.height, size.width, height, width, rng)
-
-
-def shared_boxes(first: Crop, second: Crop) -> tuple[Box, Box]:
-    """Express the intersection of two crops in the unit square of each, before any flip.
-
-    Raises:
-        ValueError: if the crops share no pixel.
-
-    """
-    if not _shared_area(first, second):
-        raise ValueError(f"{first} and {second} share no pixel: draw the second with draw_second_crop.")
-    top, left = max(first.top, second.top), max(first.left, second.left)
-    bottom = min(first.top + first.height, second.top + second.height)
-    right = min(first.left + first.width, second.left + second.width)
-
-    def inside(crop: Crop) -> Box:
-        return (
-            (left - crop.left) / crop.width,
-            (top - crop.top) / crop.height,
-            (right - crop.left) / crop.width,
-            (bottom - crop.top) / crop.height,
-        )
-
-    return inside(first), inside(second)
-
-
-def mirror(box: Box) -> Box:
-    """Return where a box of the unit square lies after a horizontal flip."""
-    x1, y1, x2, y2 = box
-    return 1 - x2, y1, 1 - x1, y2
+    views = default_collate([pair.views[number] for number in (0, 1) for pair in pairs])
+    return {
+        "views": views.unflatten(0, (2, -1)).permute(0, 1, 4, 2, 3),
+        "boxes": torch.tensor([pair.boxes for pair in pairs], dtype=torch.float32).transpose(0, 1),
+        "flips": torch.tensor([pair.flips for pair in pairs]).T,
+        "color": torch.from_numpy(np.stack([pair.color for pair in pairs], axis=1)),
+    }
 
 
 @dataclass(frozen=True)
@@ -175,117 +98,56 @@ class TwoViews:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio={self.ratio}: give (smallest, largest) width / height, both above 0.")
 
-    def __call__(self, picture: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Draw and cut the two views of a picture that is decoded already: see `draw` and `cut`."""
-        self._check(picture)
-        return self.cut(picture, self.draw(*picture.shape[1:], rng, reductions=()))
-
-    def draw(
-        self, height: int, width: int, rng: np.random.Generator, *, reductions: tuple[int, ...] = REDUCTIONS
-    ) -> TwoCrops:
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> TwoCrops:
         """Draw the two views of a picture of some size.
 
         The picture is to be read at the lowest resolution at which both crops still have twice as many pixels as
-        their views along each side; their edges are then moved to its whole pixels. Smaller pictures than four
-        views across are always read in full, as are those of COCO and ImageNet at 224 pixels. The views differ
-        from those of a picture read in full by less than one grey level on average: what was averaged while it
-        was decoded is averaged a little differently from bicubic interpolation.
+        their views along each side; their edges are then moved to its whole pixels. Pictures of less than four
+        views across are always read in full: those of COCO, for views of 224 pixels. Averaging a
+        photograph while it is decoded is not quite what bicubic interpolation does: views of the same place
+        differ by 0.3 to 0.9 grey levels on average (of BSDS500, enlarged and side by side).
 
         Args:
             height: H, pixels of the picture, at least 1.
             width: W, likewise.
             rng: the source of all randomness: the same generator state gives the same views.
-            reductions: those that its decoder can make, the largest first.
         """
         crops = self._draw_crops(height, width, rng)
         flips = tuple(self.geometric and bool(rng.random() < 0.5) for _ in crops)
         side = min(min(crop.height, crop.width) for crop in crops)
-        reduction = next((r for r in reductions if side >= r * DETAIL * self.size), 1)
+        reduction = next((r for r in REDUCTIONS if side >= r * DETAIL * self.size), 1)
         first, second = (_reduce(crop, reduction) for crop in crops)
         colors = np.stack([color.draw(view, rng) for view in (1, 2)])
         return TwoCrops(reduction, (first, second), flips, colors)
 
-    def cut(self, picture: Tensor, drawn: TwoCrops) -> dict[str, Tensor]:
-        """Make the two views that were drawn.
+    def cut(self, picture: Tensor, drawn: TwoCrops) -> Pair:
+        """Make the two views that were drawn, but for their colours.
 
         Args:
             picture: uint8 (3, H, W), RGB, reduced as `drawn` says.
             drawn: by `draw`.
 
-        Returns:
-            `views` uint8 (2, 3, S, S), not yet coloured, pixel after pixel in memory (channels last); `boxes`
-            float32 (2, 4), the shared region as x1, y1, x2, y2 in each view's unit square, flips included;
-            `flips` bool (2,); `color` float32 (2, P).
-
         Raises:
             ValueError: if `picture` is not a uint8 RGB picture of at least one pixel.
 
         """
-        self._check(picture)
-        views, boxes = [], []
-        for crop, box, flipped in zip(drawn.crops, shared_boxes(*drawn.crops), drawn.flips, strict=True):
-            view = _resize(picture, crop, self.size)
-            views.append(view.flip(1) if flipped else view)
-            boxes.append(mirror(box) if flipped else box)
-        return {
-            "views": torch.stack(views).permute(0, 3, 1, 2),
-            "boxes": torch.tensor(boxes, dtype=torch.float32),
-            "flips": torch.tensor(drawn.flips),
-            "color": torch.from_numpy(drawn.color),
-        }
-
-    def _check(self, picture: Tensor) -> None:
         if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3 or not picture.numel():
             raise ValueError(
                 f"TwoViews takes a uint8 picture of shape (3, H, W), not {picture.dtype} of "
                 f"{tuple(picture.shape)}: decode it in RGB and do not scale it."
             )
+        views, boxes = [], []
+        for crop, box, flipped in zip(drawn.crops, shared_boxes(*drawn.crops), drawn.flips, strict=True):
+            view = _resize(picture, crop, self.size)
+            views.append(view.flip(1) if flipped else view)
+            boxes.append(mirror(box) if flipped else box)
+        return Pair(views, boxes, drawn.flips, drawn.color)
 
     def _draw_crops(self, height: int, width: int, rng: np.random.Generator) -> tuple[Crop, Crop]:
         first = draw_crop(height, width, rng, scale=self.scale, ratio=self.ratio)
         if not self.geometric:
             return first, first
         return first, draw_second_crop(height, width, first, rng, scale=self.scale, ratio=self.ratio)
-
-
-def _draw(
-    height: int, width: int, rng: np.random.Generator, scale: Range, ratio: Range
-) -> tuple[float, Crop | None]:
-    """Draw an area in pixels and a crop of about this area, or None where it does not fit the picture."""
-    area = height * width * rng.uniform(*scale)
-    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-    h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
-    if not (0 < h <= height and 0 < w <= width):
-        return area, None
-    return area, Crop(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
-
-
-def _shared_area(first: Crop, second: Crop) -> int:
-    """Pixels that two crops share."""
-    rows = min(first.top + first.height, second.top + second.height) - max(first.top, second.top)
-    columns = min(first.left + first.width, second.left + second.width) - max(first.left, second.left)
-    return max(0, rows) * max(0, columns)
-
-
-def _place_over(first: Crop, h: int, w: int, height: int, width: int, rng: np.random.Generator) -> Crop:
-    """Place an h x w crop uniformly where it shares enough with `first`; `first` if that is nowhere."""
-    rows = _overlaps(first.top, first.height, h, height)
-    columns = _overlaps(first.left, first.width, w, width)
-    least = math.ceil(LEAST_OVERLAP * h * w)
-    # For each left edge the number of top edges that share enough, which spares an H x W table of places.
-    tops = len(rows) - np.searchsorted(np.sort(rows), -(-least // np.maximum(columns, 1)))
-    tops = np.where(columns > 0, tops, 0)
-    if not tops.any():
-        return first
-    left = int(rng.choice(len(tops), p=tops / tops.sum()))
-    top = int(rng.choice(np.flatnonzero(rows * columns[left] >= least)))
-    return Crop(top, left, h, w)
-
-
-def _overlaps(start: int, length: int, moving: int, extent: int) -> np.ndarray:
-    """Return the pixels of [start, start + length) that a segment of `moving` covers, place by place."""
-    places = np.arange(extent - moving + 1)
-    return np.maximum(0, np.minimum(places + moving, start + length) - np.maximum(places, start))
 
 
 def _reduce(crop: Crop, reduction: int) -> Crop:

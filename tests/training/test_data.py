@@ -10,7 +10,7 @@ from PIL import Image
 
 from slotcon_hub.pictures import ImageFiles
 from training import color
-from training.data import SUBSTITUTES, Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader
+from training.data import SUBSTITUTES, Steps, TooManyUnreadable, Unreadable, ViewPairs, collate, make_loader
 from training.views import TwoViews
 
 SIZE = 16
@@ -50,30 +50,36 @@ def pairs_of(folder, seed=0):
     return ViewPairs(ImageFiles(folder), TwoViews(SIZE), seed)
 
 
+def sample(pairs, epoch, index):
+    """A batch of one."""
+    return collate([pairs[epoch, index]])
+
+
 def same(a, b):
     return all(torch.equal(a[key], b[key]) for key in KEYS) and a["unreadable"] == b["unreadable"]
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone(folder):
     pairs, again = pairs_of(folder), pairs_of(folder)
-    first = pairs[2, 3]
+    first = sample(pairs, 2, 3)
     np.random.seed(1)
     torch.manual_seed(1)
-    assert same(pairs[2, 3], first)
-    assert same(again[2, 3], first)
-    assert same(pickle.loads(pickle.dumps(pairs))[2, 3], first)  # where workers are not forked
-    for other in (pairs[1, 3], pairs[3, 3], pairs[2, 4], pairs_of(folder, seed=1)[2, 3]):
+    assert same(sample(pairs, 2, 3), first)
+    assert same(sample(again, 2, 3), first)
+    assert same(sample(pickle.loads(pickle.dumps(pairs)), 2, 3), first)  # where workers are not forked
+    others = ((pairs, 1, 3), (pairs, 3, 3), (pairs, 2, 4), (pairs_of(folder, seed=1), 2, 3))
+    for other in (sample(*key) for key in others):
         assert not any(torch.equal(other[key], first[key]) for key in ("views", "boxes", "color"))
 
 
 def test_another_picture_comes_in_the_place_of_an_unreadable_one(folder):
     pairs = pairs_of(folder)
-    first = pairs[0, 5]
-    assert same(first, pairs_of(folder)[0, 5])
+    first = sample(pairs, 0, 5)
+    assert same(first, sample(pairs_of(folder), 0, 5))
     assert set(first["unreadable"]) == {5}
     assert first["views"].float().std() > 10
-    assert not torch.equal(first["views"], pairs[1, 5]["views"])
-    assert pairs[0, 4]["unreadable"] == []
+    assert not torch.equal(first["views"], sample(pairs, 1, 5)["views"])
+    assert sample(pairs, 0, 4)["unreadable"] == []
 
 
 def test_substitutes_are_drawn_from_all_pictures(tmp_path):
@@ -81,17 +87,36 @@ def test_substitutes_are_drawn_from_all_pictures(tmp_path):
         Image.new("RGB", (8, 8), (value * 30 + 9,) * 3).save(tmp_path / f"{value}.png")
     (tmp_path / "3.png").write_bytes(b"")
     pairs = pairs_of(tmp_path)
-    seen = {pairs[epoch, 3]["views"][0, 0, 0, 0].item() for epoch in range(80)}
+    seen = {sample(pairs, epoch, 3)["views"][0, 0, 0, 0, 0].item() for epoch in range(80)}
     assert seen == {value * 30 + 9 for value in range(8) if value != 3}
 
 
 def test_a_black_picture_when_nothing_can_be_read():
-    sample = ViewPairs(Numbered(7), TwoViews(SIZE), 0)[0, 2]
-    assert len(sample["unreadable"]) == SUBSTITUTES == 100
-    assert sample["unreadable"][0] == 2
-    assert set(sample["unreadable"]) == set(range(7))
-    assert sample["views"].shape == (2, 3, SIZE, SIZE)
-    assert not sample["views"].any()
+    black = sample(ViewPairs(Numbered(7), TwoViews(SIZE), 0), 0, 2)
+    assert len(black["unreadable"]) == SUBSTITUTES == 100
+    assert black["unreadable"][0] == 2
+    assert set(black["unreadable"]) == set(range(7))
+    assert black["views"].shape == (2, 1, 3, SIZE, SIZE)
+    assert not black["views"].any()
+
+
+def test_a_black_picture_when_headers_alone_can_be_read(tmp_path):
+    for value in range(3):
+        Image.new("RGB", (8, 8), (255, 255, 255)).save(tmp_path / f"{value}.png")
+        (tmp_path / f"{value}.png").write_bytes((tmp_path / f"{value}.png").read_bytes()[:40])
+    black = sample(pairs_of(tmp_path), 0, 2)
+    assert len(black["unreadable"]) == SUBSTITUTES
+    assert set(black["unreadable"]) == {0, 1, 2}
+    assert not black["views"].any()
+
+
+def test_a_batch_is_its_samples(folder):
+    pairs = pairs_of(folder)
+    keys = [(epoch, index) for epoch in (0, 1) for index in range(12)]
+    batch, alone = collate(pairs.__getitems__(keys)), [sample(pairs, *key) for key in keys]
+    for name in KEYS:
+        assert torch.equal(batch[name], torch.cat([one[name] for one in alone], dim=1))
+    assert batch["unreadable"] == [index for one in alone for index in one["unreadable"]]
 
 
 @pytest.mark.parametrize(("length", "batch_size"), [(8, 8), (37, 8), (40, 8)])
@@ -155,9 +180,7 @@ def test_the_loader_delivers_what_was_planned(folder):
     assert len(loaded[0]) == len(loaded[1]) == len(planned) == 6
     for batch, other, keys in zip(*loaded, planned, strict=True):
         assert same(batch, other)
-        samples = [pairs[key] for key in keys]
-        for key in KEYS:
-            assert torch.equal(batch[key], torch.stack([s[key] for s in samples]).transpose(0, 1))
+        assert same(batch, collate([pairs[key] for key in keys]))
         assert set(batch["unreadable"]) == {index for _, index in keys if index == 5}
         assert {key: (value.dtype, tuple(value.shape)) for key, value in batch.items() if key in KEYS} == {
             "views": (torch.uint8, (2, 4, 3, SIZE, SIZE)),

@@ -14,7 +14,7 @@ from picture_files import encode
 from PIL import Image
 
 from training import streaming
-from training.data import Steps, ViewPairs, make_loader
+from training.data import Steps, ViewPairs, collate, make_loader
 from training.pictures import open_pictures
 from training.streaming import ParquetStream, Unreachable, deal
 from training.views import TwoViews
@@ -83,18 +83,20 @@ def test_an_empty_row_is_an_unreadable_picture(tmp_path):
     pictures = stream(tmp_path / "a.parquet")
     with pytest.raises(OSError, match="row 1 is empty"):
         pictures.read(1)
-    sample = ViewPairs(pictures, TwoViews(SIZE), seed=0)[0, 1]
+    sample = collate([ViewPairs(pictures, TwoViews(SIZE), seed=0)[0, 1]])
     assert set(sample["unreadable"]) == {1}
     assert sample["views"].float().std() > 10
 
 
 def test_samples_are_those_of_the_same_files_on_a_disk(shards):
+    keys = [(0, 7), (0, 39), (5, 7)]
     streamed, stored = (
-        ViewPairs(open_pictures(str(shards), streaming=flag), TwoViews(SIZE), seed=3) for flag in (True, False)
+        collate(ViewPairs(open_pictures(str(shards), streaming=flag), TwoViews(SIZE), seed=3).__getitems__(keys))
+        for flag in (True, False)
     )
-    for key in ((0, 7), (0, 39), (5, 7)):
-        for name, value in stored[key].items():
-            assert torch.equal(streamed[key][name], value) if name != "unreadable" else streamed[key][name] == value
+    assert streamed.pop("unreadable") == stored.pop("unreadable") == []
+    for name, values in stored.items():
+        assert torch.equal(streamed[name], values)
 
 
 def lanes_of(plan, rank, processes, accumulation, workers):
@@ -185,7 +187,7 @@ def test_workers_read_their_own(shards):
     batches = list(make_loader(pairs, steps, workers=2))
     assert len(batches) == 10
     for batch, keys in zip(batches, steps, strict=True):
-        assert torch.equal(batch["views"], torch.stack([pairs[key]["views"] for key in keys], dim=1))
+        assert torch.equal(batch["views"], collate([pairs[key] for key in keys])["views"])
         assert batch["unreadable"] == []
 
 

@@ -11,15 +11,8 @@ from torch.nn.functional import avg_pool2d
 from torchvision.transforms.v2 import RandomResizedCrop
 
 from training import color
-from training.views import (
-    LEAST_OVERLAP,
-    Crop,
-    TwoViews,
-    draw_crop,
-    draw_second_crop,
-    mirror,
-    shared_boxes,
-)
+from training.crops import LEAST_OVERLAP, Crop, draw_crop, draw_second_crop, mirror, shared_boxes
+from training.views import TwoViews, stack
 
 # H x W: ordinary, 2:1, panoramas, so narrow that no drawn crop ever fits, and a handful of pixels.
 SIZES = [
@@ -41,6 +34,12 @@ def make_picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
     noise = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
     stripes = torch.sin(torch.arange(width) / 9) + torch.cos(torch.arange(height) / 7)[:, None]
     return ((stripes / 2 + noise).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def views_of(two_views: TwoViews, picture: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    drawn = two_views.draw(*picture.shape[1:], rng)
+    reduced = avg_pool2d(picture.float(), drawn.reduction, ceil_mode=True).round().to(torch.uint8)
+    return {name: values[:, 0] for name, values in stack([two_views.cut(reduced, drawn)]).items()}
 
 
 def pixels(crop: Crop) -> np.ndarray:
@@ -175,7 +174,7 @@ def test_boxes_show_the_same_place_of_the_picture_in_both_views():
     two_views = TwoViews(size=200)
     seen = set()
     for seed in range(60):
-        sample = two_views(picture, np.random.default_rng(seed))
+        sample = views_of(two_views, picture, np.random.default_rng(seed))
         flips = sample["flips"].tolist()
         seen.add(tuple(flips))
         spans = []
@@ -202,13 +201,12 @@ def test_boxes_of_a_reduced_picture_show_the_same_place_too(reduction):
     for seed in range(20):
         drawn = two_views.draw(side, side, np.random.default_rng(seed))
         assert drawn.reduction == reduction
-        sample = two_views.cut(reduced, drawn)
-        spans = []
-        for view, box, flipped in zip(sample["views"], sample["boxes"].tolist(), sample["flips"], strict=True):
-            view, box = (view.flip(-1), mirror(box)) if flipped else (view, box)
+        pair, spans = two_views.cut(reduced, drawn), []
+        for view, box, flipped in zip(pair.views, pair.boxes, pair.flips, strict=True):
+            view, box = (view.flip(1), mirror(box)) if flipped else (view, box)
             x1, y1, x2, y2 = np.multiply(box, 32)
-            columns = np.interp((x1, x2), centres, view[0, 16].numpy())
-            spans.append((*columns, *np.interp((y1, y2), centres, view[1, :, 16].numpy())))
+            columns = np.interp((x1, x2), centres, view[16, :, 0].numpy())
+            spans.append((*columns, *np.interp((y1, y2), centres, view[:, 16, 1].numpy())))
         np.testing.assert_allclose(spans[0], spans[1], atol=4.0)
 
 
@@ -231,14 +229,14 @@ def test_pictures_are_read_at_the_resolution_that_both_crops_need():
     assert seen == {1, 2, 4, 8}
 
 
-def test_the_pictures_of_coco_and_imagenet_are_read_in_full():
+def test_the_pictures_of_coco_are_read_in_full():
     rng = np.random.default_rng(0)
     assert {TwoViews().draw(640, 640, rng).reduction for _ in range(200)} == {1}
 
 
 def test_flips_are_fair_and_independent():
     picture, rng, two_views = make_picture(8, 8), np.random.default_rng(8), TwoViews(size=4)
-    flips = torch.stack([two_views(picture, rng)["flips"] for _ in range(1000)])
+    flips = torch.stack([views_of(two_views, picture, rng)["flips"] for _ in range(1000)])
     counts = torch.bincount(flips[:, 0] * 2 + flips[:, 1].long(), minlength=4)
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
 
@@ -249,7 +247,7 @@ def test_flips_are_fair_and_independent():
 def test_pixels_equal_pils_antialiased_bicubic(crop, monkeypatch):
     picture = make_picture(128, 192)
     monkeypatch.setattr("training.views.draw_crop", lambda *_, **__: crop)
-    view = TwoViews(size=64, geometric=False)(picture, np.random.default_rng(0))["views"][0]
+    view = views_of(TwoViews(size=64, geometric=False), picture, np.random.default_rng(0))["views"][0]
     box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
     image = Image.fromarray(picture.permute(1, 2, 0).numpy()).crop(box)
     expected = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
@@ -260,7 +258,7 @@ def test_a_flipped_view_is_the_mirror_image_of_the_same_crop():
     picture = make_picture(32, 32)
     two_views = TwoViews(size=32, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     for seed in range(20):
-        sample = two_views(picture, np.random.default_rng(seed))
+        sample = views_of(two_views, picture, np.random.default_rng(seed))
         for view, flipped in zip(sample["views"], sample["flips"], strict=True):
             assert torch.equal(view, picture.flip(-1) if flipped else picture)
         assert torch.equal(sample["boxes"], torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2))
@@ -270,7 +268,7 @@ def test_a_flipped_view_is_the_mirror_image_of_the_same_crop():
 def test_a_sample_has_its_shapes_and_types_for_every_picture(height, width):
     picture = make_picture(height, width)
     before = picture.clone()
-    sample = TwoViews(size=16)(picture, np.random.default_rng(0))
+    sample = views_of(TwoViews(size=16), picture, np.random.default_rng(0))
     described = {name: (tuple(value.shape), value.dtype) for name, value in sample.items()}
     assert described == {
         "views": ((2, 3, 16, 16), torch.uint8),
@@ -285,7 +283,7 @@ def test_a_sample_has_its_shapes_and_types_for_every_picture(height, width):
 
 def test_each_view_draws_its_own_colours():
     picture, rng, two_views = make_picture(8, 8), np.random.default_rng(0), TwoViews(size=4)
-    drawn = torch.stack([two_views(picture, rng)["color"] for _ in range(200)])
+    drawn = torch.stack([views_of(two_views, picture, rng)["color"] for _ in range(200)])
     assert (drawn[:, 0, color.Column.SIGMA] > 0).all()
     assert (drawn[:, 1, color.Column.SIGMA] > 0).sum() < 50
     assert not drawn[:, 0, color.Column.SOLARIZE].any()
@@ -294,7 +292,7 @@ def test_each_view_draws_its_own_colours():
 
 def test_views_are_a_function_of_the_generator():
     picture, two_views = make_picture(60, 80), TwoViews(size=24)
-    first, again, other = (two_views(picture, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (views_of(two_views, picture, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["views"], other["views"])
 
@@ -303,7 +301,7 @@ def test_without_geometry_the_views_differ_in_colour_alone():
     picture, two_views = make_picture(60, 80), TwoViews(size=24, geometric=False)
     crops = set()
     for seed in range(20):
-        sample = two_views(picture, np.random.default_rng(seed))
+        sample = views_of(two_views, picture, np.random.default_rng(seed))
         assert torch.equal(sample["views"][0], sample["views"][1])
         assert torch.equal(sample["boxes"], torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2))
         assert not sample["flips"].any()
@@ -334,4 +332,4 @@ def test_impossible_options_are_refused(options, message):
 )
 def test_other_pictures_are_refused(picture):
     with pytest.raises(ValueError, match="decode it in RGB"):
-        TwoViews()(picture, np.random.default_rng(0))
+        TwoViews().cut(picture, TwoViews().draw(8, 8, np.random.default_rng(0)))

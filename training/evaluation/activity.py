@@ -23,7 +23,7 @@ from training.evaluation import command
 from training.evaluation.activity_report import report
 from training.evaluation.models import load_prototypes, similarities, standardize
 from training.pictures import Pictures, open_pictures
-from training.views import TwoViews
+from training.views import TwoViews, stack
 
 __all__ = ["Activity", "PicturesAndViews", "Settings", "main", "watch"]
 
@@ -79,19 +79,19 @@ class PicturesAndViews(Dataset[dict[str, Tensor]]):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The cut ``picture``, uint8 3 x S x S, its number, and ``views`` and ``color`` as of ``TwoViews``.
+        """The cut ``picture``, uint8 3 x S x S, its number, and ``views`` and ``color`` as of ``stack``.
 
         The views are drawn from (seed, number). Raises ValueError where the picture cannot be read.
         """
         picture = self._read(index)
         drawn = self.views.draw(*picture.shape[1:], np.random.default_rng([self.seed, index]))
         reduced = picture if drawn.reduction == 1 else self._read(index, drawn.reduction)
-        views = self.views.cut(reduced, drawn)
+        views = stack([self.views.cut(reduced, drawn)])
         return {
             "number": torch.tensor(index),
             "picture": self.cut(picture),
-            "views": views["views"],
-            "color": views["color"],
+            "views": views["views"][:, 0],
+            "color": views["color"][:, 0],
         }
 
     def whole(self, index: int) -> Tensor:

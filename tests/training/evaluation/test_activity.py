@@ -14,7 +14,7 @@ from slotcon_hub.pictures import ImageFiles, decode
 from training import color
 from training.evaluation.activity import PicturesAndViews, Settings, main, watch
 from training.evaluation.models import load_prototypes
-from training.views import TwoViews
+from training.views import TwoViews, stack
 
 PICTURES, PROTOTYPES = 11, 15
 
@@ -85,10 +85,10 @@ def test_views_are_those_of_pre_training_of_large_pictures_too(prototypes, folde
     views, data = TwoViews(64), (folder / "05.png").read_bytes()
     draws = {seed: views.draw(700, 600, np.random.default_rng([seed, 5])) for seed in range(9)}
     seed = next(seed for seed, drawn in draws.items() if drawn.reduction > 1)
-    expected = views.cut(decode(data, reduction=draws[seed].reduction), draws[seed])
+    expected = stack([views.cut(decode(data, reduction=draws[seed].reduction), draws[seed])])
     found = PicturesAndViews(ImageFiles(folder), load_prototypes(str(prototypes)), seed)[5]
-    assert torch.equal(found["views"], expected["views"])
-    assert torch.equal(found["color"], expected["color"])
+    assert torch.equal(found["views"], expected["views"][:, 0])
+    assert torch.equal(found["color"], expected["color"][:, 0])
 
 
 def settings(model: Path, folder: Path, **others: object) -> Settings:
