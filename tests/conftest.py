@@ -1,9 +1,23 @@
 """Fixtures that all rooms share."""
 
+import os
+import tempfile
+
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # our tensors are tiny: more threads only wait for each other
+
 import torch
 
-torch.set_num_threads(1)  # our tensors are tiny: more threads only wait for each other
+torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Caches of this session alone, also for the processes that it starts: tests may run side by side."""
+    folder = tempfile.TemporaryDirectory(prefix="slotcon_hub-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    for name in ("HF_HOME", "SLOTCON_HUB_CACHE", "SLOTCON_HUB_HOME"):
+        os.environ[name] = os.path.join(folder.name, name)
 
 
 @pytest.fixture(autouse=True)

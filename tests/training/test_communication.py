@@ -1,16 +1,11 @@
 """Traffic between processes: the formulas against the tensors themselves, and the table."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from launched import launched
 
 from slotcon_hub import SlotCon, SlotConConfig
 from training.communication import Machine, traffic
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +44,8 @@ def test_the_estimate_waits_longer_for_more_processes(slotcon):
     assert seconds[0] > 0
 
 
-def test_the_command_prints_from_1_to_512_gpus():
-    command = [sys.executable, "-m", "training.communication", "--backbone", "slotcon_nano", "--batch", "16"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "512" in done.stdout
-    assert "8192" in done.stdout
-    assert "Assumed" in done.stdout
+def test_the_command_prints_from_1_to_512_gpus(tmp_path):
+    said = launched(tmp_path, ["training.communication", "--backbone", "slotcon_nano", "--batch", 16])
+    assert "512" in said
+    assert "8192" in said
+    assert "Assumed" in said

@@ -1,11 +1,6 @@
 """The fine-tuning examples: real pictures on the disk, real runs, and what they save."""
 
-import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +11,7 @@ import timm
 import torch
 import tyro
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from launched import launched
 from PIL import Image
 from safetensors.torch import load_file, load_model, save_file
 from torch import nn
@@ -216,45 +212,17 @@ def test_segmentation_learns_and_saves(scenes, backbone, tmp_path, capsys):
     assert measured(tmp_path / "tuned", scenes) in out.splitlines()
 
 
-TWO_PROCESSES = """
-import json, os, runpy, sys
-from accelerate import PartialState
-from torch.multiprocessing import start_processes
-from training import finetune, finetune_segmentation  # once for both
-
-def run(rank, *commands):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    for sys.argv in commands:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-    assert PartialState().num_processes == 2
-
-start_processes(run, json.loads(sys.argv[1]), nprocs=2, start_method="fork")
-"""
-
-
-def launch(*commands: list[object]) -> list[str]:
-    """The lines that two real processes print."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    work = json.dumps([[*map(str, command), "--workers", "0"] for command in commands])
-    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **settings}
-    call = [sys.executable, "-c", TWO_PROCESSES, work]
-    done = subprocess.run(call, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def test_two_processes_count_every_picture_once(folder, scenes, backbone, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+def test_two_processes_count_every_picture_once(folder, scenes, backbone, tmp_path):
     tables = parquet(folder, tmp_path / "tables")
-    options = ["--model", f"local-dir:{backbone}", "--epochs", 1, "--batch-size", 4]
+    options = ["--model", f"local-dir:{backbone}", "--epochs", 1, "--batch-size", 4, "--workers", 0]
     masks = [*halves(scenes), "--classes", 3]
-    named, segmented = launch(
-        ["training/finetune.py", "--data", tables, "--output", tmp_path / "tuned", *options],
-        ["training/finetune_segmentation.py", *masks, "--output", tmp_path / "net", *options],
+    said = launched(
+        tmp_path / "two",
+        [ROOT / "training/finetune.py", "--data", tables, "--output", tmp_path / "tuned", *options],
+        [ROOT / "training/finetune_segmentation.py", *masks, "--output", tmp_path / "net", *options],
+        processes=2,
     )
+    named, segmented = re.findall("epoch 1: .*|held-out .*", said)
     model = timm.create_model(f"local-dir:{tmp_path / 'tuned'}", pretrained=True).eval()
     assert named == f"epoch 1: accuracy {right_answers(model, folder) / 7:.3f} of 7 pictures"
     assert segmented == measured(tmp_path / "net", scenes)

@@ -118,9 +118,9 @@ def test_groups_and_probe_of_a_run(run, pictures, tmp_path):  # noqa: F811
             place.mkdir(parents=True, exist_ok=True)
             pixels = rng.integers(0, 90, (40, 40, 3)) + np.array([150, 0, 0] if i % 2 else [0, 0, 150])
             Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i}.png")
-    watched = run(
-        "coco_800ep", "--data", pictures, *TINY.split(), "--show-every", 1, "--probe", tmp_path / "labeled"
-    )
+    options = ["--data", pictures, *TINY.split()]
+    looked = ["--show-every", 1, "--probe", tmp_path / "labeled"]
+    watched = run("coco_800ep", *options, *looked, figures=True)
     drawn = sorted((watched / "slots").iterdir())
     assert [path.name for path in drawn] == ["epoch-0001.png", "epoch-0002.png"]
     for path in drawn:
@@ -129,7 +129,7 @@ def test_groups_and_probe_of_a_run(run, pictures, tmp_path):  # noqa: F811
     probed = {line["step"]: line["knn"] for line in lines(watched) if "knn" in line}
     assert sorted(probed) == [2, 4]
     assert all(0 <= accuracy <= 1 for accuracy in probed.values())
-    plain = run("coco_800ep", "--data", pictures, *TINY.split(), "--show-every", 0, "--output", tmp_path / "plain")
+    plain = run("coco_800ep", *options, "--show-every", 0, "--output", tmp_path / "plain")
     assert not (plain / "slots").exists()
     assert [line["loss"] for line in lines(plain)] == [line["loss"] for line in lines(watched)]
 

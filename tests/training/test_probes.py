@@ -1,8 +1,6 @@
 """Probes: the neighbours against loops, and the commands on real folders, with one process and with two."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from launched import launched
 from PIL import Image
 
 from slotcon_hub.export import save_model
@@ -19,7 +18,6 @@ from training.evaluation.knn import KS, knn
 from training.evaluation.linear import linear
 from training.evaluation.models import load
 
-ROOT = Path(__file__).parents[2]
 CLASSES, TRAIN, TEST = 3, 13, 7  # pictures in all; they divide by neither processes nor batches
 
 
@@ -44,23 +42,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     save_model(timm.create_model("resnet10t", num_classes=0), folder, 32)
     return folder
-
-
-def command(module: str, *options: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher = [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            str(processes),
-        ]
-    line = [*launcher, "-m", f"training.evaluation.{module}", *options, "--workers", "0"]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 256])
@@ -122,13 +103,12 @@ def test_a_random_model_gets_statistics_of_the_pictures(data):
 
 
 def test_two_processes_give_the_numbers_of_one(data, model, tmp_path):
-    files = []
-    for processes in (1, 2):
-        files.append(tmp_path / f"{processes}.json")
-        options = ("--models", str(model), "--data", str(data), "--batch-size", "4", "--baseline")
-        done = command("knn", *options, "--output", str(files[-1]), processes=processes)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("knn on") == 1
+    options = ["--models", model, "--data", data, "--batch-size", 4, "--workers", 0, "--baseline", "--output"]
+    files = [tmp_path / f"{processes}.json" for processes in (1, 2)]
+    for processes, file in enumerate(files, start=1):
+        command = ["training.evaluation.knn", *options, file]
+        said = launched(tmp_path / f"of {processes}", command, processes=processes)
+        assert said.count("knn on") == 1
     one, two = (json.loads(file.read_text()) for file in files)
     assert one["accuracy"] == two["accuracy"]
     assert set(one["accuracy"]) == {str(model), f"{model}, random"}
@@ -137,19 +117,9 @@ def test_two_processes_give_the_numbers_of_one(data, model, tmp_path):
 
 
 def test_the_linear_command_augments_when_asked_to(data, model, tmp_path):
-    options = (
-        "--models",
-        str(model),
-        "--data",
-        str(data),
-        "--epochs",
-        "3",
-        "--augment",
-        "--mixed-precision",
-        "bf16",
-    )
-    done = command("linear", *options, "--output", str(tmp_path / "found.json"))
-    assert done.returncode == 0, done.stderr
+    options = ["--models", model, "--data", data, "--epochs", 3, "--workers", 0, "--mixed-precision", "bf16"]
+    command = ["training.evaluation.linear", *options, "--augment", "--output", tmp_path / "found.json"]
+    launched(tmp_path / "linear", command)
     found = json.loads((tmp_path / "found.json").read_text())
     assert 0 <= found["accuracy"][str(model)]["linear"] <= 1
     assert found["settings"]["augment"] is True

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +23,32 @@ PROCESSES = multiprocessing.get_context("forkserver")  # which imports torch onc
 PROCESSES.set_forkserver_preload(["training.pretrain", "torch.utils.tensorboard"])
 
 
+def pretrain(argv: list[str]) -> None:
+    """Train."""
+    from training import pretrain
+
+    pretrain.main(argv)
+
+
 class Launch:
     """A run in processes of its own, as torchrun would start them."""
 
-    def __init__(self, argv: Sequence[object], log: Path, processes: int = 1) -> None:
-        """Start the training with these arguments on so many processes; ``log`` gets what they say."""
+    def __init__(
+        self,
+        argv: Sequence[object],
+        log: Path,
+        processes: int = 1,
+        main: Callable[[list[str]], None] = pretrain,
+    ) -> None:
+        """Start ``main`` with these arguments on so many processes; ``log`` gets what they say."""
         self.log, self.started = log, time.time()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         words = [str(word) for word in argv]
         self.ranks = [
-            PROCESSES.Process(target=_train, args=(words, log, rank, processes, port)) for rank in range(processes)
+            PROCESSES.Process(target=_start, args=(main, words, log, rank, processes, port))
+            for rank in range(processes)
         ]
         for process in self.ranks:
             process.start()
@@ -64,7 +78,9 @@ class Launch:
         return [process.exitcode for process in self.ranks]
 
 
-def _train(argv: list[str], log: Path, rank: int, processes: int, port: int) -> None:
+def _start(
+    main: Callable[[list[str]], None], argv: list[str], log: Path, rank: int, processes: int, port: int
+) -> None:
     os.setsid()
     multiprocessing.set_start_method(None, force=True)  # the training's workers start as they do elsewhere
     with log.open("ab") as file:
@@ -74,9 +90,7 @@ def _train(argv: list[str], log: Path, rank: int, processes: int, port: int) -> 
     if processes > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         os.environ |= {name: str(value) for name, value in names.items()}
-    from training import pretrain
-
-    pretrain.main(argv)
+    main(argv)
 
 
 def pictures(folder: Path, count: int = 32, seed: int = 0) -> Path:
