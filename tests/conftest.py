@@ -20,6 +20,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[name] = os.path.join(folder.name, name)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Side by side on up to four processors; a part of the suite starts sooner in one process, as with ``-n 0``."""
+    part = config.args_source is pytest.Config.ArgsSource.ARGS or config.option.keyword
+    return 0 if part else min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 4)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """Every test starts from the same random state."""

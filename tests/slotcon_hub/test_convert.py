@@ -19,7 +19,8 @@ SMALL = SlotConConfig(num_prototypes=5, hidden_dim=12, out_dim=7)
 def official_model(config: SlotConConfig = SMALL, prefix: str = "module.") -> dict[str, Tensor]:
     """Names and shapes of the authors' model on a ResNet-18, in their order; every tensor is different."""
     hidden, dim = config.hidden_dim, config.out_dim
-    encoder = torchvision.models.resnet18().state_dict()
+    with torch.device("meta"):
+        encoder = torchvision.models.resnet18().state_dict()
     encoder = {k: v for k, v in encoder.items() if not k.startswith("fc.")}
     model: dict[str, Tensor] = {f"encoder_{side}.{k}": v for side in "qk" for k, v in encoder.items()}
 

@@ -1,6 +1,7 @@
 """Checkpoints of every kind into the store, and what is refused on the way."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_convert import SMALL, Malicious, official_file, official_model, one_sentence
 from torch import Tensor
 
-from slotcon_hub import SlotCon, SlotConConfig, store
+from slotcon_hub import SlotCon, store
 from slotcon_hub.convert import from_official
 from slotcon_hub.export import export
 from slotcon_hub.importing import import_checkpoint, resolve
@@ -29,6 +30,7 @@ def possible() -> dict[str, Tensor]:
     return {k: v.abs() if k.endswith("running_var") else v for k, v in official_model().items()}
 
 
+@cache
 def model() -> SlotCon:
     slotcon = SlotCon("slotcon_r18", SMALL)
     slotcon.load_state_dict(from_official(possible()))
@@ -234,15 +236,15 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, home):
 
 
 @pytest.mark.parametrize(
-    ("config", "problem"),
+    ("dims", "problem"),
     [
-        (SlotConConfig(num_prototypes=7, hidden_dim=8, out_dim=256), "has 256 prototypes and this checkpoint 7"),
-        (SlotConConfig(256, hidden_dim=8), "has 4096 hidden channels and this checkpoint 8"),
-        (SlotConConfig(256, hidden_dim=8, out_dim=9), "has 256 embedding channels and this checkpoint 9"),
+        ({"num_classes": 7, "hidden_dim": 8}, "has 256 prototypes and this checkpoint 7"),
+        ({"hidden_dim": 8}, "has 4096 hidden channels and this checkpoint 8"),
+        ({"hidden_dim": 8, "out_dim": 9}, "has 256 embedding channels and this checkpoint 9"),
     ],
 )
-def test_published_names_are_kept_to_their_dimensions(tmp_path, home, config, problem):
-    torch.save(SlotCon("slotcon_r50", config).teacher.state_dict(), tmp_path / "teacher.pth")
+def test_published_names_are_kept_to_their_dimensions(tmp_path, home, dims, problem):
+    torch.save(timm.create_model("slotcon_r50_proto", **dims).state_dict(), tmp_path / "teacher.pth")
     with pytest.raises(ValueError, match=problem) as error:
         import_checkpoint(tmp_path / "teacher.pth", "slotcon_r50.coco_800ep")
     one_sentence(error.value)
