@@ -21,9 +21,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Side by side on up to four processors; a part of the suite starts sooner in one process, as with ``-n 0``."""
-    part = config.args_source is pytest.Config.ArgsSource.ARGS or config.option.keyword
-    return 0 if part else min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 4)
+    """The whole suite runs side by side on up to four processors; a part of it starts sooner in this process."""
+    asked = config.option
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    if named or asked.keyword or asked.lf or "not gpu" not in asked.markexpr:
+        return 0
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 4)
 
 
 @pytest.fixture(autouse=True)
