@@ -15,7 +15,7 @@ class Result:
     """One number of an evaluation, and where it comes from."""
 
     dataset: str
-    """Evaluated on; ``slotcon_hub/card_metadata.py`` knows its id on the Hub."""
+    """Evaluated on; ``slotcon_hub/publishing/card_metadata.py`` knows its id on the Hub."""
     metric: str
     """The same of the metric, such as "box AP"."""
     value: float

@@ -26,7 +26,7 @@ FOREIGN = {
     "training",
     "tyro",
 }
-MODULES = [name for _, name, _ in pkgutil.iter_modules(slotcon_hub.__path__, "slotcon_hub.")]
+MODULES = [name for _, name, _ in pkgutil.walk_packages(slotcon_hub.__path__, "slotcon_hub.")]
 
 
 def imported(file: Path) -> Iterator[str]:
@@ -49,6 +49,12 @@ def test_importing_the_package_brings_no_training_library():
 def test_the_package_imports_no_training_library(file):
     allowed_on_demand = {"onnxruntime"}  # of the exports, which ask for it when they are made
     assert not {name.split(".")[0] for name in imported(file)} & (FOREIGN - allowed_on_demand)
+
+
+def test_publishing_is_known_to_the_command_alone():
+    package = ROOT / "slotcon_hub"
+    knowing = {file for file in package.rglob("*.py") if any("publishing" in name for name in imported(file))}
+    assert {file.relative_to(package).parts[0] for file in knowing} == {"cli", "publishing"}
 
 
 ROOMS = [f for room in ("evaluation", "transfer") for f in sorted((ROOT / "training" / room).rglob("*.py"))]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from slotcon_hub import store, weights
-from slotcon_hub.publish import publish
-from slotcon_hub.release import build, snippet
-from slotcon_hub.verify import Check, verify_folder, verify_repository
+from slotcon_hub.publishing.publish import publish
+from slotcon_hub.publishing.release import build, snippet
+from slotcon_hub.publishing.verify import Check, verify_folder, verify_repository
 
 __all__ = ["add_commands"]
 

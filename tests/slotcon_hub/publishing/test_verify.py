@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from test_pretrained import flip
 from tiny import fill_store
 
-from slotcon_hub import parity, store, weights
+from slotcon_hub import store, weights
 from slotcon_hub.cli import main
-from slotcon_hub.release import CARD, FILES, build
-from slotcon_hub.verify import verify_folder, verify_repository
+from slotcon_hub.publishing import parity
+from slotcon_hub.publishing.release import CARD, FILES, build
+from slotcon_hub.publishing.verify import verify_folder, verify_repository
 
 NAME, PROTO, REPO = "slotcon_nano.mine", "slotcon_nano_proto.mine", "org/model"
 CHECKS = ["files", "sha256", "config", "card", "parity"]

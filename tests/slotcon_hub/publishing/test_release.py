@@ -13,8 +13,9 @@ from test_pretrained import flip
 from tiny import fill_store
 from torch import nn
 
-from slotcon_hub import parity, store
-from slotcon_hub.release import CARD, FILES, PREVIEW, build
+from slotcon_hub import store
+from slotcon_hub.publishing import parity
+from slotcon_hub.publishing.release import CARD, FILES, PREVIEW, build
 
 R18, NANO, PROTO = "slotcon_r18.mine", "slotcon_nano.mine", "slotcon_nano_proto.mine"
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from PIL import Image
 
-from slotcon_hub import cards, hub, parity, store, weights
+from slotcon_hub import hub, store, weights
 from slotcon_hub.export import save_backbone, save_model
 from slotcon_hub.loading import load
+from slotcon_hub.publishing import cards, parity
 
 __all__ = ["CARD", "FILES", "PREVIEW", "RECORDED", "build", "has_prototypes", "snippet"]
 

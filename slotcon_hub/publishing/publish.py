@@ -19,8 +19,8 @@ from huggingface_hub import (
 )
 
 from slotcon_hub import __version__, hub, store, weights
-from slotcon_hub.release import CARD, FILES, build
-from slotcon_hub.verify import verify_folder
+from slotcon_hub.publishing.release import CARD, FILES, build
+from slotcon_hub.publishing.verify import verify_folder
 
 __all__ = ["Published", "publish"]
 
@@ -68,7 +68,7 @@ def publish(
 
     Raises:
         ValueError: no token, a repository that holds something else or is public in place of private, or what
-            :func:`slotcon_hub.release.build`, the checks of its folder and the comparison raise.
+            :func:`slotcon_hub.publishing.release.build`, the checks of its folder and the comparison raise.
         RuntimeError: the Hub or the connection fails.
     """
     repo_id = repo_id or weights.repository(name)

@@ -9,8 +9,9 @@ from typing import Any
 import timm
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 
-from slotcon_hub import cards, hub, parity, store, weights
-from slotcon_hub.release import CARD, FILES, PREVIEW, RECORDED, has_prototypes
+from slotcon_hub import hub, store, weights
+from slotcon_hub.publishing import cards, parity
+from slotcon_hub.publishing.release import CARD, FILES, PREVIEW, RECORDED, has_prototypes
 from slotcon_hub.slotcon_resnet import plain_timm
 
 __all__ = ["Check", "verify_folder", "verify_repository"]
@@ -37,7 +38,7 @@ def verify_folder(folder: str | Path) -> list[Check]:
     """Check a folder: files, SHA-256, configuration, card, and the tensors that the model must give again.
 
     Args:
-        folder: as :func:`slotcon_hub.release.build` writes it, or a download of it.
+        folder: as :func:`slotcon_hub.publishing.release.build` writes it, or a download of it.
 
     Raises:
         FileNotFoundError: there is no such folder.

@@ -1,6 +1,6 @@
 """Model cards: the README of a repository of weights, from the table of weights and one template, ``card.md``.
 
-``python -m slotcon_hub.cards model_cards`` writes those of the table.
+``python -m slotcon_hub.publishing.cards model_cards`` writes those of the table.
 """
 
 import sys
@@ -13,9 +13,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from slotcon_hub import weights
-from slotcon_hub.card_metadata import TERMS, check, metadata
-from slotcon_hub.card_usage import usage
 from slotcon_hub.prototype_model import SlotConPrototypes
+from slotcon_hub.publishing.card_metadata import TERMS, check, metadata
+from slotcon_hub.publishing.card_usage import usage
 from slotcon_hub.slotcon_resnet import plain_timm
 
 __all__ = ["check", "main", "render"]
@@ -167,5 +167,5 @@ _UNKNOWN = (
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m slotcon_hub.cards FOLDER")
+        raise SystemExit("usage: python -m slotcon_hub.publishing.cards FOLDER")
     main(sys.argv[1])

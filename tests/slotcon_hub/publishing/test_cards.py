@@ -19,10 +19,10 @@ from test_convert import one_sentence
 from torch import nn
 
 from slotcon_hub import store, weights
-from slotcon_hub.cards import check, render
 from slotcon_hub.export import save_backbone, save_model
+from slotcon_hub.publishing.cards import check, render
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NAMES = [row.name for row in weights.ROWS]
 SECTIONS = ["How to load it", "Training", "Results", "Limits and biases", "Licences", "Costs", "Citation"]
 
@@ -69,11 +69,13 @@ def config(net: nn.Module, folder: Path) -> dict[str, Any]:
 
 
 def test_the_committed_cards_are_up_to_date(tmp_path):
-    """If not: python -m slotcon_hub.cards model_cards."""
+    """If not: python -m slotcon_hub.publishing.cards model_cards."""
     (tmp_path / "slotcon_r50.withdrawn.md").write_text("")
     (tmp_path / "notes.txt").write_text("")
     env = {key: value for key, value in os.environ.items() if key != "SLOTCON_HUB_ORG"}
-    subprocess.run([sys.executable, "-m", "slotcon_hub.cards", str(tmp_path)], cwd=ROOT, env=env, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "slotcon_hub.publishing.cards", str(tmp_path)], cwd=ROOT, env=env, check=True
+    )
     found = {path.name: path.read_text() for path in tmp_path.glob("*.md")}
     assert found == {path.name: path.read_text() for path in (ROOT / "model_cards").iterdir()}
     assert set(found) == {f"{name}.md" for name in NAMES}

@@ -18,12 +18,13 @@ from PIL import Image
 from test_hub_server import CLIENT_WARNING
 from tiny import fill_store
 
-from slotcon_hub import __version__, parity, store
+from slotcon_hub import __version__, store
 from slotcon_hub.cli import main
 from slotcon_hub.hub import reason
-from slotcon_hub.publish import _changes as changes
-from slotcon_hub.release import CARD, FILES, PREVIEW, build, snippet
-from slotcon_hub.verify import verify_folder
+from slotcon_hub.publishing import parity
+from slotcon_hub.publishing.publish import _changes as changes
+from slotcon_hub.publishing.release import CARD, FILES, PREVIEW, build, snippet
+from slotcon_hub.publishing.verify import verify_folder
 
 pytestmark = pytest.mark.filterwarnings(CLIENT_WARNING)
 NAME, PROTO, R50 = "slotcon_nano.mine", "slotcon_nano_proto.mine", "slotcon_r50.coco_800ep"
@@ -258,7 +259,7 @@ def test_after_an_interruption_the_same_command_goes_on(hub, capsys, place, stat
 def test_what_came_in_between_is_not_overwritten(hub, monkeypatch, capsys):
     repo = hub.add_repo(REPO)
     monkeypatch.setattr(
-        "slotcon_hub.publish._changes",
+        "slotcon_hub.publishing.publish._changes",
         lambda *args: (repo.commit({"notes.txt": repo.at().file(".gitattributes")}), changes(*args))[1],
     )
     assert "it was changed by somebody else meanwhile: run the command again" in refused(capsys, NAME)
