@@ -125,7 +125,12 @@ def _origin(backbone: Any) -> tuple[str, dict[str, Any]]:
     return backbone.pretrained_cfg["architecture"], args
 
 
-def _plain(backbone: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+def _stated(net: Any) -> dict[str, Any]:
+    """The preprocessing in a model's configuration."""
+    return {key: net.pretrained_cfg[key] for key in ("input_size", *_PREPROCESSING)}
+
+
+def _plain(backbone: nn.Module) -> tuple[Any, dict[str, Any]]:
     """The same network as a model of timm's own, pooled by the mean of its map, in eval mode, and its arguments."""
     architecture, args = _origin(backbone)
     plain, plain_args = plain_timm(architecture)
@@ -141,22 +146,25 @@ def _plain(backbone: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
     return net.eval(), args
 
 
-def save_backbone(backbone: nn.Module, folder: Path, input_size: int) -> None:
+def save_backbone(backbone: Any, folder: Path, input_size: int | None = None) -> None:
     """Write a backbone so that timm loads it without this package, and transformers where it is a usual network.
 
     Args:
         backbone: a timm model without a classifier; ours come under timm's own names.
         folder: made if it does not exist.
-        input_size: side of the pictures it is for, in pixels.
+        input_size: as in :func:`save_model`.
 
     Raises:
         ValueError: it is not a timm model, or has other parameters when it pools.
     """
     net, args = _plain(backbone)
+    net.pretrained_cfg = {**net.pretrained_cfg, **_stated(backbone)}
     save_model(net, folder, input_size, args)
 
 
-def save_model(net: nn.Module, folder: Path, input_size: int, model_args: dict[str, Any] | None = None) -> None:
+def save_model(
+    net: Any, folder: Path, input_size: int | None = None, model_args: dict[str, Any] | None = None
+) -> None:
     """Write ``model.safetensors`` and ``config.json``, which ``timm.create_model("local-dir:<folder>")`` loads.
 
     Of the preprocessing alone timm's configuration speaks for our weights; tag, licence and so on are those of
@@ -165,14 +173,16 @@ def save_model(net: nn.Module, folder: Path, input_size: int, model_args: dict[s
     Args:
         net: a timm model.
         folder: made if it does not exist.
-        input_size: side of the pictures it is for, in pixels.
+        input_size: side in pixels of the views that it was just trained on, which are preprocessed as all are in
+            pre-training; by default, size and preprocessing are those that the model itself states.
         model_args: in place of timm's list of the arguments that the model was made with.
     """
+    given = _stated(net) if input_size is None else _PREPROCESSING | {"input_size": (3, input_size, input_size)}
     save_for_hf(
         net.to(memory_format=torch.contiguous_format),
         str(folder),
         safe_serialization=True,
-        data_config=_PREPROCESSING | {"input_size": (net.in_chans, input_size, input_size)},
+        data_config=given | {"input_size": (net.in_chans, *given["input_size"][1:])},
     )
     path = folder / "config.json"
     config = json.loads(path.read_text())

@@ -105,4 +105,4 @@ def _filled(net: nn.Module, state: State, architecture: str) -> nn.Module:
 
 
 def _save(net: Any, side: int | None, folder: Path) -> None:
-    save_model(net, folder, side or net.pretrained_cfg["input_size"][-1])
+    save_model(net, folder, side)

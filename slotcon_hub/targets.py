@@ -74,7 +74,7 @@ def _onnx(net: Any, path: Path, size: int | None = None, opset: int = 18) -> Non
 
 def _timm(net: Any, path: Path) -> None:
     save = save_model if isinstance(net, SlotConPrototypes) else save_backbone
-    save(net, path, net.pretrained_cfg["input_size"][-1])
+    save(net, path)
 
 
 TARGETS = {

@@ -95,7 +95,7 @@ def _save_model(name: str, folder: Path) -> None:
         raise ValueError(f"the store ({store.home()}) lacks {name}: run `slotcon-hub import CHECKPOINT {name}`")
     net: Any = load(name).eval()
     save = save_model if has_prototypes(name) else save_backbone
-    save(net, folder, net.pretrained_cfg["input_size"][-1])
+    save(net, folder)
     parity.write(net, folder)
 
 

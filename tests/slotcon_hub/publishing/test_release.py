@@ -1,6 +1,7 @@
 """The folder that is published: what is in it, who can load it, and what is refused on the way."""
 
 import json
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,13 +11,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_convert import one_sentence
 from test_pretrained import flip
+from timm.data import resolve_data_config
 from tiny import fill_store
 from torch import nn
 
 from slotcon_hub import store
+from slotcon_hub.loading import load
 from slotcon_hub.publishing import parity
 from slotcon_hub.publishing.release import CARD, FILES, PREVIEW, build
+from slotcon_hub.targets import save_as
 
+ROOT = Path(__file__).parents[3]
 R18, NANO, PROTO = "slotcon_r18.mine", "slotcon_nano.mine", "slotcon_nano_proto.mine"
 
 
@@ -124,6 +129,19 @@ def test_what_the_store_lacks_is_not_published(tmp_path):
     with pytest.raises(ValueError, match="is no name of weights"):
         build("resnet18", tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["slotcon_nano.imagenette_20ep", "slotcon_nano_proto.imagenette_20ep"])
+def test_the_preprocessing_is_that_of_the_table(tmp_path, name):
+    row = timm.get_pretrained_cfg(name)
+    assert (row.input_size, row.crop_pct) == ((3, 128, 128), 1.0)  # with which its numbers were measured
+    stated = resolve_data_config(pretrained_cfg=json.loads(json.dumps(row.to_dict())))
+    folder = build(name, tmp_path / "model")
+    save_as("timm", load(name), tmp_path / "exported")
+    for place in (folder, tmp_path / "exported"):
+        found = json.loads((place / store.CONFIG).read_text())["pretrained_cfg"]
+        assert resolve_data_config(pretrained_cfg=found) == stated
+    assert (folder / CARD).read_text() == (ROOT / "model_cards" / f"{name}.md").read_text()
 
 
 def test_damaged_weights_are_not_published(tmp_path, monkeypatch):
