@@ -172,7 +172,6 @@ def test_resuming_goes_on_with_the_plan(step):
     assert list(Steps(20, 4, range(step, 12), **options)) == whole[step * 2 :]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # than there are processors
 def test_the_loader_delivers_what_was_planned(folder):
     steps = Steps(12, 4, range(6), seed=0)
     pairs = pairs_of(folder)
