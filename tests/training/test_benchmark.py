@@ -25,7 +25,7 @@ def test_data_prints_every_contender(tmp_path, capsys):
 
 
 def test_both_pipelines_make_the_same_kind_of_views():
-    contenders = data._contenders(data.InMemory(data._noise(96, 32)))
+    contenders = data._contenders(data.InMemory(data.make_pictures(96, 32)))
     ours, theirs = contenders["the whole, with the colours on the CPU"](), contenders[data.ORDINARY]()
     assert ours.shape == theirs.shape == (64, 3, 224, 224)
     assert ours.dtype == theirs.dtype == torch.float32
@@ -35,8 +35,8 @@ def test_both_pipelines_make_the_same_kind_of_views():
 
 
 def test_made_pictures_are_always_the_same():
-    assert data._noise(64, 2) == data._noise(64, 2)
-    assert len(set(data._noise(64, 2))) == 2
+    assert data.make_pictures(64, 2) == data.make_pictures(64, 2)
+    assert len(set(data.make_pictures(64, 2))) == 2
 
 
 def test_a_folder_without_pictures_is_one_sentence(tmp_path):

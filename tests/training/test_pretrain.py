@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_importing import official
 from timm.layers import DropPath
 
-import training.run
+import training.build
 from slotcon_hub import SlotCon
 from slotcon_hub.checkpoints import read_checkpoint
 from slotcon_hub.convert import from_official
@@ -116,7 +116,7 @@ def test_a_run_and_what_it_leaves(run, pictures, capsys):
 @pytest.fixture
 def drop_paths(monkeypatch):
     """Give the backbone what draws random numbers in every step."""
-    create = training.run.create_backbone
+    create = training.build.create_backbone
 
     def with_drop_paths(*args):
         backbone = create(*args)
@@ -124,7 +124,7 @@ def drop_paths(monkeypatch):
             block.drop_path = DropPath(0.5)
         return backbone
 
-    monkeypatch.setattr(training.run, "create_backbone", with_drop_paths)
+    monkeypatch.setattr(training.build, "create_backbone", with_drop_paths)
 
 
 def test_resumed_is_uninterrupted(run, pictures, tmp_path, monkeypatch, capsys, drop_paths):
