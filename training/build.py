@@ -99,7 +99,7 @@ def wrap(accelerator: Accelerator, slotcon: SlotCon, optimizer: torch.optim.Opti
 def _recompute(backbone: nn.Module, name: str) -> None:
     """Make a student's backbone keep few of its activations, and compute them again in the backward."""
     try:
-        backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+        backbone.set_grad_checkpointing(True)
     except (AttributeError, AssertionError):
         raise ValueError(
             f"timm has no gradient checkpointing for {name}: drop --grad-checkpointing, and use more "

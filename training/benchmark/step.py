@@ -1,10 +1,11 @@
 """A training step, part by part: milliseconds, arithmetic, memory, and what processes would send each other."""
 
+import itertools
 import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from slotcon_hub import SlotCon, SlotConConfig
+from slotcon_hub import SlotCon
 from training.benchmark.data import InMemory, make_pictures
 from training.build import accelerate, build, meet, wrap
 from training.communication import COCO, traffic
@@ -25,7 +26,7 @@ from training.data import ViewPairs, collate
 from training.monitor import peak_memory
 from training.optim import make_optimizer
 from training.pretrain import backward, to_device
-from training.recipes import Recipe
+from training.recipes import RECIPES, Recipe
 from training.views import TwoViews
 
 __all__ = ["benchmark"]
@@ -40,8 +41,7 @@ REPORTED = (  # supplementary A.1: global batch, seconds an epoch of COCO, GB a 
 
 
 def benchmark(
-    backbone: str = "slotcon_r50",
-    view_size: int = 224,
+    recipe: str = "coco_800ep",
     batch_sizes: tuple[int, ...] = (128,),
     num_prototypes: tuple[int, ...] = (256,),
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None,
@@ -57,8 +57,7 @@ def benchmark(
     together.
 
     Args:
-        backbone: any timm model that has a map.
-        view_size: side of a view, in pixels.
+        recipe: whose network and views are measured, by its name.
         batch_sizes: images on each process; each is measured.
         num_prototypes: likewise.
         mixed_precision: None takes bf16 on a GPU, and no on a CPU.
@@ -68,30 +67,32 @@ def benchmark(
         gpus: of the run whose traffic is computed.
 
     Raises:
-        ValueError: a number is too small, or the network cannot be built.
+        ValueError: a number is too small, or there is no such recipe.
     """
+    if recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
     if min(*batch_sizes, *num_prototypes, gpus) < 2 or steps < 1:
         raise ValueError("measure 1 step or more, of 2 images, 2 prototypes and the traffic of 2 GPUs or more")
     results: list[Result] = []
-    for prototypes in num_prototypes:
-        for batch in batch_sizes:
-            recipe = Recipe(
-                backbone=backbone,
-                view_size=view_size,
-                slotcon=SlotConConfig(num_prototypes=prototypes),
-                batch_size=batch * int(os.environ.get("WORLD_SIZE", 1)),
-                mixed_precision=mixed_precision or ("bf16" if torch.cuda.is_available() else "no"),
-                grad_checkpointing=grad_checkpointing,
-                compile=compile,
-                trackers=(),
-            )
-            processes = meet(recipe)
-            try:
-                results.append(_measure(recipe, processes, batch, steps, gpus))
-                if processes.is_main_process:
-                    _show_parts(results[-1])
-            except torch.OutOfMemoryError:
-                show(f"{batch} images with K = {prototypes} do not fit into the memory of the GPU")
+    published = RECIPES[recipe][1]
+    for prototypes, batch in itertools.product(num_prototypes, batch_sizes):
+        setting = replace(
+            published,
+            slotcon=replace(published.slotcon, num_prototypes=prototypes),
+            batch_size=batch * int(os.environ.get("WORLD_SIZE", 1)),
+            mixed_precision=mixed_precision or ("bf16" if torch.cuda.is_available() else "no"),
+            grad_checkpointing=grad_checkpointing,
+            compile=compile,
+            trackers=(),
+        )
+        processes = meet(setting)
+        try:
+            results.append(_measure(setting, processes, batch, steps, gpus))
+        except torch.OutOfMemoryError:
+            show(f"{batch} images with K = {prototypes} do not fit into the memory of the GPU")
+            continue
+        if processes.is_main_process:
+            _show_parts(results[-1])
     if results and processes.is_main_process:
         _show_all(results, processes.num_processes, gpus)
 
