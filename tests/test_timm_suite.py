@@ -18,20 +18,9 @@ def test_timms_own_model_tests_pass(tmp_path):
     with tarfile.open(archive) as source:
         source.extractall(tmp_path, filter="data")
     (suite,) = tmp_path.glob("timm-*/tests/test_models.py")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--quiet",
-        "-p",
-        "only_slotcon",
-        "-p",
-        "no:cacheprovider",
-        "-n",
-        "logical",
-    ]
+    options = ["--quiet", "-p", "only_slotcon", "-p", "no:cacheprovider", "-n", "logical"]
     done = subprocess.run(
-        [*command, "-c", os.devnull, f"--rootdir={suite.parent}", str(suite)],
+        [sys.executable, "-m", "pytest", *options, "-c", os.devnull, f"--rootdir={suite.parent}", str(suite)],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         cwd=tmp_path,
         capture_output=True,
