@@ -129,11 +129,33 @@ def test_two_processes_give_the_numbers_of_one(data, model, tmp_path):
         done = command("knn", *options, "--output", str(files[-1]), processes=processes)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("knn on") == 1
+        assert "13 pictures to learn from, 7 measured, 3 classes" in " ".join(done.stdout.split())
     one, two = (json.loads(file.read_text()) for file in files)
     assert one["accuracy"] == two["accuracy"]
     assert set(one["accuracy"]) == {str(model), f"{model}, random"}
     assert set(one["accuracy"][str(model)]) == {f"k = {k}" for k in KS}
+    assert one["protocol"] == two["protocol"]
+    protocol = one["protocol"]
+    assert (protocol["train"], protocol["test"], protocol["classes"]) == (TRAIN, TEST, CLASSES)
+    assert (protocol["k"], protocol["votes"]) == ([10, 20, 100, 200], "exp(cosine / 0.07) of pooled features")
+    assert protocol["features"][str(model)]["channels"] == 512
+    assert protocol["features"][str(model)]["preprocessing"]["input_size"] == [3, 32, 32]
     assert one["settings"]["test_split"] == "validation"
+
+
+def test_two_processes_train_the_classifier_of_one(data, model, tmp_path):
+    files = []
+    for processes in (1, 2):
+        files.append(tmp_path / f"{processes}.json")
+        options = ("--models", str(model), "--data", str(data), "--batch-size", "4", "--epochs", "2")
+        done = command("linear", *options, "--output", str(files[-1]), processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("linear on") == 1
+    one, two = (json.loads(file.read_text()) for file in files)
+    assert one["accuracy"] == two["accuracy"]
+    assert one["protocol"] == two["protocol"]
+    assert one["protocol"]["training_pictures"] == "centre crops"
+    assert one["protocol"]["learning_rate"] == "0.1 x batch / 256"
 
 
 def test_the_linear_command_augments_when_asked_to(data, model, tmp_path):
@@ -153,6 +175,7 @@ def test_the_linear_command_augments_when_asked_to(data, model, tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     assert 0 <= found["accuracy"][str(model)]["linear"] <= 1
     assert found["settings"]["augment"] is True
+    assert found["protocol"]["training_pictures"].startswith("random resized crops")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +196,7 @@ def test_errors_are_one_sentence(data, model, monkeypatch, change, sentence):
     options = {"--models": str(model), "--data": str(data), "--workers": "0", **change}
     monkeypatch.setattr(sys, "argv", ["knn", *(word for pair in options.items() for word in pair)])
     with pytest.raises(SystemExit) as error:
-        run("knn", "", Probe, module.measure)
+        run("knn", "", Probe, module.measure, module.protocol)
     assert str(error.value).startswith("error: ")
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
+
+from training.evaluation import command
 
 __all__ = ["Features", "Labeled", "extract", "settle"]
 
@@ -102,21 +103,28 @@ def extract(
 
     Returns:
         The features of all processes' shares, in the order of the data set, each picture once.
+
+    Raises:
+        ValueError, OSError: a picture cannot be read.
     """
     pictures.prepare(model, epoch)
     device = accelerator.device
-    share = range(accelerator.process_index, len(pictures), accelerator.num_processes)
-    batches = DataLoader(Subset(pictures, share), batch_size, num_workers=workers, pin_memory=device.type == "cuda")
     numbers = [torch.zeros(0, dtype=torch.long, device=device)]
     values = [torch.zeros(0, model.num_features, device=device)]
-    for index, images in tqdm(batches, "features", disable=not accelerator.is_main_process, leave=False):
+    batches = command.stream(pictures, _stack, accelerator, batch_size=batch_size, workers=workers)
+    for index, images in batches:
         with accelerator.autocast():
-            values.append(model(images.to(device, non_blocking=True)).float())
+            values.append(model(images.to(device)).float())
         numbers.append(index.to(device))
     index = accelerator.gather(accelerator.pad_across_processes(torch.cat(numbers), pad_index=len(pictures)))
     found = accelerator.gather(accelerator.pad_across_processes(torch.cat(values)))
     order = index.argsort()[: len(pictures)]  # the padding comes last
     return Features(found[order].cpu(), pictures.labels)
+
+
+def _stack(samples: list[tuple[int, tuple[int, Tensor]]]) -> tuple[Tensor, Tensor]:
+    numbers, pictures = zip(*(sample for _, sample in samples), strict=True)
+    return torch.tensor(numbers), torch.stack(pictures)
 
 
 @torch.no_grad()

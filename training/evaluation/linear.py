@@ -92,5 +92,18 @@ def measure(
     return {"linear": accuracy}
 
 
+def protocol(probe: LinearProbe) -> dict[str, Any]:
+    """How is measured."""
+    return {
+        "optimizer": "SGD, momentum 0.9, no weight decay",
+        "learning_rate": f"{probe.base_lr} x batch / 256",
+        "schedule": "cosine to 0, constant in an epoch",
+        "initialization": "weights N(0, 0.01), biases 0",
+        "training_pictures": "random resized crops and flips, new in each epoch"
+        if probe.augment
+        else "centre crops",
+    }
+
+
 if __name__ == "__main__":
-    run("linear", "Compare frozen models by a linear classifier on their features.", LinearProbe, measure)
+    run("linear", "Compare frozen models by a linear classifier on their features.", LinearProbe, measure, protocol)
