@@ -16,7 +16,7 @@ from PIL import Image
 from slotcon_hub.export import save_model
 from training.evaluation.features import Features, Labeled, extract, settle
 from training.evaluation.knn import KS, knn
-from training.evaluation.linear import linear
+from training.evaluation.linear import LinearProbe, linear
 from training.evaluation.models import load
 
 ROOT = Path(__file__).parents[2]
@@ -186,6 +186,7 @@ def test_the_linear_command_augments_when_asked_to(data, model, tmp_path):
         ({"--models": "resnet10t.nothing"}, "resnet10t.nothing could not be loaded"),
         ({"--test-split": "dev"}, "split 'dev', could not be loaded"),
         ({"--output": "/nowhere/found.json"}, "there is no folder /nowhere for --output"),
+        ({"--output": "/"}, "/ is a folder: name a JSON file in it, --output /results.json"),
     ],
 )
 def test_errors_are_one_sentence(data, model, monkeypatch, change, sentence):
@@ -202,8 +203,41 @@ def test_errors_are_one_sentence(data, model, monkeypatch, change, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"models": ()}, "--models: name at least one"),
+        ({"batch_size": 0}, "--batch-size 0: give at least 1"),
+        ({"epochs": 0}, "--epochs 0: give at least 1"),
+        ({"train_batch_size": 0}, "--train-batch-size 0: give at least 1"),
+    ],
+)
+def test_impossible_numbers(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        LinearProbe(**{"models": ("resnet10t",), "data": "", **change})
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path, model):
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / f"{name}.png")
+    (tmp_path / "train" / "b" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"^row 1 \(.*b\.png\) cannot be read: cannot identify image file"):
+        extract(load(str(model)), Labeled(str(tmp_path), "train"), Accelerator(cpu=True), workers=0)
+
+
+def test_sixteen_bits_of_grey_are_not_clipped(tmp_path, model):
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 128 << 8, np.uint16)).save(tmp_path / "train" / name / "grey.png")
+    pictures = Labeled(str(tmp_path), "train")
+    pictures.prepare(load(str(model)))
+    mean, std = (torch.tensor(load(str(model)).pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    torch.testing.assert_close(pictures[0][1], ((128 / 255 - mean) / std).expand(3, 32, 32))
+
+
 def test_labels_must_be_there(tmp_path):
     (tmp_path / "train").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "train" / "a.png")
-    with pytest.raises(ValueError, match="needs the columns image and label"):
+    with pytest.raises(ValueError, match="needs the columns image and label, and has image: give a table"):
         Labeled(str(tmp_path), "train")

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
+from training.evaluation import command
 from training.evaluation.features import Features, Labeled, extract
 from training.evaluation.probes import Probe, run
 
@@ -30,6 +31,11 @@ class LinearProbe(Probe):
     augment: bool = False
     """Extract new features of random resized crops and flips in every epoch, as the protocol has it; without it the
     features of the centre crops are extracted once, which costs one epoch in place of all."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        command.check_positive(self, "epochs", "train_batch_size")
 
 
 def linear(

@@ -20,7 +20,11 @@ __all__ = ["Probe", "run"]
 
 @dataclass(frozen=True)
 class Probe:
-    """A comparison of frozen timm models on labelled pictures."""
+    """A comparison of frozen timm models on labelled pictures.
+
+    Raises:
+        ValueError: a number is impossible.
+    """
 
     models: tuple[str, ...]
     """timm models with weights, or folders that runs exported."""
@@ -40,6 +44,12 @@ class Probe:
     """Precision of the models; the probes are in float32."""
     output: Path | None = None
     """JSON file of the numbers, the protocol and the settings."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        command.check_positive(self, "batch_size")
+        if not self.models:
+            raise ValueError("--models: name at least one")
 
 
 Measure = Callable[[Any, Labeled, Labeled, Accelerator, Any], dict[str, float]]
@@ -73,7 +83,7 @@ def run(
 
 def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """The numbers of each model, on the main process alone, and what they were measured on."""
-    command.check_folder(settings.output, "--output")
+    command.check_outputs(settings.output, None)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
         train = Labeled(settings.data, settings.train_split)
