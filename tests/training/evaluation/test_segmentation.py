@@ -140,6 +140,18 @@ def test_refined_numbers_stand_beside_the_plain_ones(prototypes, folder, here, t
             assert len(image.convert("RGB").resize((300, 300)).getcolors(90000)) > 50
 
 
+def test_the_legend_names_groups_of_no_class(prototypes, folder, here, tmp_path, monkeypatch):
+    legends = []
+    monkeypatch.setattr(
+        "training.evaluation.segmentation_report.draw_groups", lambda rows, target, legend: legends.append(legend)
+    )
+    (tmp_path / "masks").mkdir()
+    for i, size in enumerate(SIZES):
+        Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "masks" / f"{i}.png")
+    here(main, settings(prototypes, folder, masks=tmp_path / "masks", figures=tmp_path))
+    assert list(legends[0]) == ["0", "no class (greys)"]
+
+
 def test_without_names_the_masks_say_how_many_classes(prototypes, folder, here, tmp_path):
     here(main, settings(prototypes, folder, tmp_path / "found.json", size=24))
     found = json.loads((tmp_path / "found.json").read_text())
