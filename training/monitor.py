@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from slotcon_hub import SlotConOutput
 
-__all__ = ["Diverged", "Monitor"]
+__all__ = ["Diverged", "Monitor", "peak_memory"]
 
 _SCALARS = [f.name for f in fields(SlotConOutput) if f.name != "usage"]
 
@@ -134,7 +134,7 @@ class Monitor:
             "usage_entropy": float(-(share * share.clamp(min=1e-12).log()).sum() / math.log(len(share))),
             "images_per_second": self.steps * self.batch_size / seconds,
             "data_wait": self.waited / seconds,
-            "memory_gb": _peak_memory(self.accelerator.device),
+            "memory_gb": peak_memory(self.accelerator.device),
         }
         if self.grad_norm is not None and math.isfinite(norm := float(self.grad_norm) / self.steps):
             line["grad_norm"] = norm  # fp16 leaves out steps whose gradients overflow
@@ -201,7 +201,7 @@ class Monitor:
         replacement.replace(self.path)
 
 
-def _peak_memory(device: torch.device) -> float:
+def peak_memory(device: torch.device) -> float:
     """Most memory that this process has used: of tensors on a GPU, else resident; GB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9

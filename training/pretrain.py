@@ -8,11 +8,12 @@ import copy
 import itertools
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from slotcon_hub import SlotCon
 from slotcon_hub.functional import teacher_momentum
@@ -87,14 +88,12 @@ def rehearse(run: Run) -> None:
     if run.accelerator.num_processes == 1:
         return
     recipe, device = run.recipe, run.accelerator.device
-    buffers = {name: buffer.clone() for name, buffer in run.slotcon.named_buffers()}
     batch = recipe.micro_batch(run.accelerator.num_processes)
     view = torch.randn(batch, 3, recipe.view_size, recipe.view_size, device=device)
     box, flip = torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(batch, 4), view.new_zeros(batch).bool()
-    run.accelerator.backward(run.model((view, view), (box, box), (flip, flip)).loss)
+    with keeping_buffers(run.slotcon):
+        run.accelerator.backward(run.model((view, view), (box, box), (flip, flip)).loss)
     run.optimizer.zero_grad()
-    for name, buffer in run.slotcon.named_buffers():
-        buffer.copy_(buffers[name])
 
 
 def fit(run: Run, watch: Watch, stop: Stop) -> None:
@@ -124,7 +123,7 @@ def fit(run: Run, watch: Watch, stop: Stop) -> None:
             whole = micro == recipe.accumulation_steps
             with contextlib.nullcontext() if whole else accelerator.no_sync(run.model):
                 out = run.model(*to_device(batch, accelerator.device, recipe.channels_last))
-                accelerator.backward(out.loss / recipe.accumulation_steps)
+                backward(accelerator, out.loss / recipe.accumulation_steps, slotcon, recipe.grad_checkpointing)
             monitor.add(out, step + 1)
         accelerator.unscale_gradients()
         monitor.add_gradients(slotcon.parameters())
@@ -174,6 +173,21 @@ def load(run: Run, steps: range) -> Any:
         workers=recipe.workers,
     )
     return make_loader(ViewPairs(run.pictures, views, recipe.seed), plan, recipe.workers)
+
+
+def backward(accelerator: Accelerator, loss: Tensor, slotcon: SlotCon, recomputing: bool) -> None:
+    """Compute the gradients; what recomputes forwards for it leaves BatchNorm's statistics as they are."""
+    with keeping_buffers(slotcon) if recomputing else contextlib.nullcontext():
+        accelerator.backward(loss)
+
+
+@contextlib.contextmanager
+def keeping_buffers(module: nn.Module) -> Iterator[None]:
+    """Give a module its buffers back afterwards: BatchNorm's statistics, which each forward inside moves."""
+    buffers = list(module.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    yield
+    torch._foreach_copy_(buffers, before)
 
 
 def to_device(

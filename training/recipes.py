@@ -70,6 +70,11 @@ class Recipe:
     """Precision of the layers (losses stay in float32); None takes what accelerate is configured for."""
     channels_last: bool = True
     """Memory format of the network; the numbers stay the same."""
+    grad_checkpointing: bool = False
+    """Compute the student's activations again in the backward, in place of keeping them: less memory, more time,
+    the same numbers."""
+    compile: bool = False
+    """Compile student and teacher with torch.compile: a slow start, faster steps, slightly other rounding."""
     seed: int = 0
     """Of initialisation, order and augmentation."""
 

@@ -7,23 +7,19 @@ slot loss is a mean over the queries of each process, and what a backbone draws 
 """
 
 import json
-import os
 import sys
-import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import broadcast_object_list, parse_flag_from_env, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from slotcon_hub import SlotCon, distributed
-from slotcon_hub.backbone import create_backbone
-from slotcon_hub.export import backbone_model, prototype_model
+from slotcon_hub import SlotCon
 from training import checkpoint, continuing, run_folder, scenes
+from training.build import accelerate, build, meet, wrap
 from training.layouts import LAYOUTS
 from training.optim import make_optimizer
 from training.pictures import Pictures, open_pictures
@@ -46,6 +42,8 @@ RESUMABLE = {
     "probe",
     "trackers",
     "mixed_precision",
+    "grad_checkpointing",
+    "compile",
 }
 """Settings that may change when a run is resumed."""
 
@@ -92,55 +90,24 @@ def prepare(name: str, recipe: Recipe) -> Run:
     Raises:
         ValueError: something that the user can mend, in one sentence.
     """
-    processes = _processes(recipe)
+    processes = meet(recipe)
     folder = run_folder.choose(name, recipe)
-    accelerator = _accelerator(recipe, folder)
+    accelerator = accelerate(recipe, folder)
     pictures, showcase = _data(recipe, processes)
-    slotcon = _build(recipe, processes)
+    slotcon = build(recipe, processes)
     optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
     path = _checkpoint(folder, processes) if recipe.resume else None
     resumed = checkpoint.load(path, slotcon) if path else None
     behind = 0
     if recipe.continue_from and not resumed:
         behind = continuing.load(recipe.continue_from, slotcon, epoch=recipe.continue_at, epochs=recipe.epochs)
-    with warnings.catch_warnings():  # Accelerate knows this option of DDP by its older name alone
-        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
-        model, optimizer = accelerator.prepare(slotcon, optimizer)
+    model, optimizer = wrap(accelerator, slotcon, optimizer)
     run = Run(name, recipe, folder, accelerator, pictures, showcase, slotcon, model, optimizer)
     run.step = run.taken = behind * run.steps_per_epoch
     if resumed:
         run.fresh = False
         _restore(run, *resumed)
     return run
-
-
-def _processes(recipe: Recipe) -> PartialState:
-    """Meet the processes of this run, and share out the CPU's cores where it is what trains."""
-    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    if int(os.environ.get("WORLD_SIZE", 1)) != processes.num_processes:
-        raise ValueError("several processes were launched without GPUs for them: set ACCELERATE_USE_CPU=true")
-    if processes.device.type == "cpu":
-        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(recipe.threads or max((os.cpu_count() or 1) // neighbours, 1))
-    recipe.micro_batch(processes.num_processes)
-    return processes
-
-
-def _accelerator(recipe: Recipe, folder: Path) -> Accelerator:
-    missing = set(recipe.trackers) - {str(t) for t in get_available_trackers()}
-    if missing:
-        raise ValueError(f"tracker {', '.join(sorted(missing))} is not installed: install it or drop it")
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        log_with=list(recipe.trackers),
-        project_dir=folder,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-    )
-    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
-        raise ValueError("fp16 needs a GPU: use --mixed-precision bf16 or no")
-    if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError("accelerate is set to accumulate gradients: set that to 1, and use --accumulation-steps")
-    return accelerator
 
 
 def _data(recipe: Recipe, processes: PartialState) -> tuple[Pictures, Showcase]:
@@ -157,29 +124,6 @@ def _data(recipe: Recipe, processes: PartialState) -> tuple[Pictures, Showcase]:
         return pictures, Showcase.of_scenes(held_out)
     # Others than the main process need not read any picture for it.
     return pictures, Showcase.of_pictures(pictures, recipe.view_size) if processes.is_main_process else Showcase([])
-
-
-def _build(recipe: Recipe, processes: PartialState) -> SlotCon:
-    """Build the model of a recipe, and make sure that it can be trained on its views and exported.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    set_seed(recipe.seed)
-    slotcon = SlotCon(create_backbone(recipe.backbone, recipe.view_size), recipe.slotcon)
-    backbone_model(slotcon)
-    prototypes = prototype_model(slotcon)
-    for height, width in [(recipe.view_size, recipe.view_size), *[scenes.SIZE] * (recipe.data == SCENES)]:
-        try:
-            prototypes(torch.zeros(1, 3, height, width))
-        except (AssertionError, IndexError, RuntimeError) as error:
-            refused = f"{recipe.backbone} cannot take pictures of {width} x {height} pixels"
-            raise ValueError(f"{refused} ({str(error).splitlines()[0]}): take another --backbone") from None
-    if recipe.channels_last:
-        slotcon.to(memory_format=torch.channels_last)
-    if processes.num_processes > 1:
-        distributed.synchronize_batchnorm(slotcon, processes.device.type)
-    return slotcon
 
 
 def _checkpoint(folder: Path, processes: PartialState) -> Path | None:
@@ -267,5 +211,6 @@ def _surroundings(run: Run) -> dict[str, Any]:
         "threads": torch.get_num_threads() if accelerator.device.type == "cpu" else None,
         "device": accelerator.device.type,
         "precision": accelerator.mixed_precision,
+        "compiled": run.recipe.compile,
         "workers": run.recipe.workers if isinstance(run.pictures, ParquetStream) else None,
     }

@@ -1,5 +1,6 @@
 """The whole chain in miniature: real pictures on the disk, real runs, what they leave behind."""
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -22,12 +23,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_importing import official
 from timm.layers import DropPath
 
-import training.run
 from slotcon_hub import SlotCon
 from slotcon_hub.checkpoints import read_checkpoint
 from slotcon_hub.convert import from_official
 from slotcon_hub.functional import teacher_momentum
-from training import data, pretrain, scenes, streaming
+from training import build, data, pretrain, scenes, streaming
 from training.monitor import Diverged
 from training.optim import lr_at
 from training.reliability.kills import differences
@@ -116,7 +116,7 @@ def test_a_run_and_what_it_leaves(run, pictures, capsys):
 @pytest.fixture
 def drop_paths(monkeypatch):
     """Give the backbone what draws random numbers in every step."""
-    create = training.run.create_backbone
+    create = build.create_backbone
 
     def with_drop_paths(*args):
         backbone = create(*args)
@@ -124,7 +124,7 @@ def drop_paths(monkeypatch):
             block.drop_path = DropPath(0.5)
         return backbone
 
-    monkeypatch.setattr(training.run, "create_backbone", with_drop_paths)
+    monkeypatch.setattr(build, "create_backbone", with_drop_paths)
 
 
 def test_resumed_is_uninterrupted(run, pictures, tmp_path, monkeypatch, capsys, drop_paths):
@@ -189,6 +189,57 @@ def test_checkpoints_kept_for_good(run, pictures):
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
     facts = json.loads((folder / "checkpoints/step-00000004/state.json").read_text())
     assert (facts["step"], facts["surroundings"]["threads"]) == (4, 1)
+
+
+def test_activations_computed_again_change_no_number(run, pictures, tmp_path, monkeypatch):
+    calls = []
+    original = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(torch.utils.checkpoint, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k))
+    kept = run("demo", "--data", pictures, *TINY.split(), "--output", tmp_path / "kept")
+    assert not calls
+    flags = ["--grad-checkpointing", "--output", tmp_path / "recomputed"]
+    recomputed = run("demo", "--data", pictures, *TINY.split(), *flags)
+    assert len(calls) >= 4 * 2  # steps, views
+    assert_equal(weights(kept), weights(recomputed))  # BatchNorm's statistics among them
+    assert [line["loss"] for line in lines(kept)] == [line["loss"] for line in lines(recomputed)]
+
+
+def test_a_backbone_that_computes_nothing_again_is_refused():
+    with pytest.raises(ValueError, match=r"no gradient checkpointing for plain: drop --grad-checkpointing"):
+        build._recompute(torch.nn.Conv2d(3, 4, 1), "plain")
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """Compile as ever, but for the machine code at the end."""
+    quick = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", quick)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def test_compiled_networks_train_as_others_do_and_resume(run, pictures, tmp_path, quick_compiler):
+    options = ["demo", "--data", pictures, *TINY.split()]
+    plain = run(*options, "--output", tmp_path / "plain")
+    assert not torch._dynamo.utils.counters["frames"]
+    whole = run(*options, "--compile", "--output", tmp_path / "whole")
+    assert torch._dynamo.utils.counters["frames"]["ok"] >= 3  # student, teacher, and the one to try
+    assert weights(plain).keys() == weights(whole).keys()
+    losses = [[line["loss"] for line in lines(folder)] for folder in (plain, whole)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    part = Path(shutil.copytree(whole, tmp_path / "part"))
+    shutil.rmtree(part / "checkpoints/step-00000004")
+    run(*options, "--compile", "--output", part, "--resume")
+    assert differences(whole, part) == []
+
+
+def test_without_a_compiler_it_is_one_sentence(run, pictures, monkeypatch):
+    def fails(function):
+        raise RuntimeError("no compiler\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.raises(SystemExit, match=r"^error: torch cannot compile here \(no compiler\): drop --compile"):
+        run("demo", "--data", pictures, *TINY.split(), "--compile")
 
 
 def test_demo_measures_before_and_after(run, tmp_path, monkeypatch):
@@ -308,6 +359,7 @@ def test_two_processes_really_are_two_and_stream_their_parts(pictures, tmp_path,
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     output = tmp_path / "run"
     options = ["--data", write_parquet(tmp_path, pictures), "--streaming", "--workers", "2", "--output", output]
+    options += ["--grad-checkpointing"]
     done = launch("demo", *TINY.split(), *options, processes=2)
     assert done.returncode == 0, done.stderr
     facts = json.loads((output / "run.json").read_text())

@@ -2,9 +2,9 @@
 
 import tyro
 
-from training.benchmark import data
+from training.benchmark import data, step
 
-SUBJECTS = {"data": data.benchmark}
+SUBJECTS = {"data": data.benchmark, "step": step.benchmark}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,7 +19,7 @@ from training.crops import RATIO, SCALE
 from training.data import ViewPairs, collate
 from training.views import TwoViews
 
-__all__ = ["benchmark"]
+__all__ = ["InMemory", "benchmark", "make_pictures"]
 
 ORDINARY = "the ordinary pipeline: Pillow, image by image"
 
@@ -59,7 +59,7 @@ def benchmark(data: Path | None = None, side: int = 640, pictures: int = 16, rou
     Raises:
         ValueError: the folder holds no picture.
     """
-    files = InMemory(_photographs(data, side, pictures) if data else _noise(side, pictures))
+    files = InMemory(_photographs(data, side, pictures) if data else make_pictures(side, pictures))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     seconds = _measure(_contenders(files), rounds)
@@ -145,7 +145,7 @@ def _photographs(folder: Path, side: int, count: int) -> list[bytes]:
     return encoded
 
 
-def _noise(side: int, count: int) -> list[bytes]:
+def make_pictures(side: int, count: int) -> list[bytes]:
     """Make pictures of 4:3 whose amplitudes fall with the frequency.
 
     They take 2.3 bits a pixel at 640 pixels, as much as photographs (those of BSDS500, resized likewise: 2.2).
