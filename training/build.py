@@ -14,6 +14,7 @@ from torch import nn
 from slotcon_hub import SlotCon, distributed
 from slotcon_hub.backbone import create_backbone
 from slotcon_hub.export import backbone_model, prototype_model
+from slotcon_hub.memory import keep_freed_memory
 from training import scenes
 from training.recipes import SCENES, Recipe
 
@@ -21,7 +22,7 @@ __all__ = ["accelerate", "build", "meet", "wrap"]
 
 
 def meet(recipe: Recipe) -> PartialState:
-    """Meet the processes of this run, and share out the CPU's cores where it is what trains.
+    """Meet the processes of this run, and share out the CPU's cores where that is what trains.
 
     Raises:
         ValueError: they are not as many as were launched, or the batch does not divide over them.
@@ -31,6 +32,7 @@ def meet(recipe: Recipe) -> PartialState:
         raise ValueError("several processes were launched without GPUs for them: set ACCELERATE_USE_CPU=true")
     if processes.device.type == "cpu":
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        keep_freed_memory()
         torch.set_num_threads(recipe.threads or max((os.cpu_count() or 1) // neighbours, 1))
     recipe.micro_batch(processes.num_processes)
     return processes

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from slotcon_hub import __version__
 from slotcon_hub.cli import concepts, export, publish, segment, weights
+from slotcon_hub.memory import keep_freed_memory
 
 __all__ = ["main"]
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 1 after an error, which is one sentence on stderr. Wrong usage exits with 2.
     """
     options = _parser().parse_args(arguments)
+    keep_freed_memory()
     try:
         options.command(options)
     except (ValueError, RuntimeError, OSError, ImportError, MemoryError) as error:

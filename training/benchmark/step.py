@@ -261,12 +261,13 @@ def _show_all(results: list[Result], processes: int, gpus: int) -> None:
     for result in results:
         prototypes, batch = str(result.recipe.slotcon.num_prototypes), processes * result.batch
         rate = 1000 * batch / result.step
-        measured = (f"{result.step:.0f}", f"{rate:.1f}", f"{COCO / rate:,.0f}", f"{result.memory:.1f}")
+        measured = (f"{result.step:.0f}", f"{rate:,.4g}", f"{COCO / rate:,.0f}", f"{result.memory:.1f}")
         speed.add_row(f"{processes} x {result.machine}", prototypes, str(batch), *measured)
         keys, slots = result.keys
         sizes = (f"{size / 1e6:,.1f}" for size in (result.sent, keys, slots))
         sent.add_row(prototypes, str(gpus * result.batch), *sizes, f"{slots / keys:.0f}")
-    for name, batch, seconds, memory in REPORTED:
+    comparable = results[0].recipe.backbone == "slotcon_r50"
+    for name, batch, seconds, memory in REPORTED * comparable:
         speed.add_row(
             name,
             "",

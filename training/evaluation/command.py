@@ -15,6 +15,8 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from slotcon_hub.memory import keep_freed_memory
+
 __all__ = ["check_outputs", "check_positive", "run", "stream", "write"]
 
 Settings = TypeVar("Settings")
@@ -23,6 +25,7 @@ Settings = TypeVar("Settings")
 def run(name: str, description: str, settings: type[Settings], main: Callable[[Settings], None]) -> None:
     """Read the settings of a command from the command line, and carry it out; a user's errors are one sentence."""
     chosen = tyro.cli(settings, prog=f"python -m training.evaluation.{name}", description=description)
+    keep_freed_memory()
     try:
         main(chosen)
     except (ValueError, OSError) as error:
