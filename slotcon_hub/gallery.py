@@ -3,7 +3,7 @@
 import html
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from slotcon_hub.drawing import draw_page, mark
 from slotcon_hub.inference import CenterCrop
 from slotcon_hub.pictures import ImageFiles, decode
 
-__all__ = ["INDEX", "NUMBERS", "Gallery"]
+__all__ = ["INDEX", "NUMBERS", "Gallery", "ranges"]
 
 INDEX, NUMBERS = "index.html", "concepts.json"
 
@@ -115,7 +115,7 @@ class Gallery:
             f'<li><a href="#page-{place // self.per_page}"><b>{k}</b></a> {self._count(k)}</li>\n'
             for place, k in enumerate(order)
         )
-        none = f"<p>{len(unused)} are unused: {', '.join(map(str, unused))}.</p>\n" if unused else ""
+        none = f"<p>Unused, {len(unused)} of them: {ranges(unused)}.</p>\n" if unused else ""
         facts = "; ".join(f"{key} {value}" for key, value in self.facts.items())
         skipped = f", {len(concepts.unreadable)} more could not be read" if concepts.unreadable else ""
         title = html.escape(f"Concepts of {self.facts['model']}")
@@ -142,6 +142,17 @@ class Gallery:
             f"<details><summary>pictures</summary>\n<table>\n<tr><th>prototype</th><th>similarity</th><th>picture</th></tr>"
             f"\n{lines}</table>\n</details>\n"
         )
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Ascending numbers for people: 0, 1, 2, 5 and 7 as 0-2, 5, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _page_name(number: int) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -129,5 +129,7 @@ def _errors_of_pillow() -> Iterator[None]:
         warnings.simplefilter("ignore")
         try:
             yield
+        except UnidentifiedImageError:  # whose message is an address in memory
+            raise OSError("cannot identify image file: it is of no format that Pillow reads") from None
         except Exception as error:  # Pillow raises whatever its parsers stumble over
             raise OSError(f"{type(error).__name__}: {error}") from None

@@ -26,7 +26,8 @@ class Segment(NamedTuple):
     """Mean over the pixels of their similarity with the prototype, in [-1, 1]."""
 
 
-_VALUES = 2**23  # at a time while maps are blown up: 32 MiB of float32
+_VALUES = 2**21  # at a time while maps are blown up: 8 MiB of float32
+_PARTS = 8  # of the rows of pixels, at least: those with few contenders and those with many
 _ROUNDING = 1e-6  # of the largest value: more than what interpolation loses in float32
 
 
@@ -34,7 +35,8 @@ def group_map(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Give every pixel the prototype that is most similar to it (equation 1).
 
     ``argmax over k of resize(scores)``, where the resizing is bilinear, without ``align_corners``. It is done for
-    some rows at a time, and only for the prototypes that can win somewhere: the B x K x H x W values never exist.
+    some rows of pixels at a time, and only for the prototypes that can win somewhere in these rows: the
+    B x K x H x W values never exist.
 
     Args:
         scores: B x K x h x w similarities.
@@ -43,33 +45,52 @@ def group_map(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     Returns:
         B x H x W prototype numbers (the lowest where several are equal), and the similarities with them.
     """
-    contenders = _contenders(scores)
-    scores = scores.gather(1, contenders[:, :, None, None].expand(-1, -1, *scores.shape[2:]))
-    batch, number, height, width = scores.shape
-    cells = scores.permute(0, 2, 3, 1).flatten(2)  # channels last, which is faster here
-    groups, similarities = [], []
-    for rows in _interpolation(height, size[0], scores).split(max(_VALUES // (batch * number * size[1]), 1)):
-        tall = (rows @ cells).unflatten(2, (width, number)).permute(0, 3, 1, 2)
-        best = F.interpolate(tall, (len(rows), size[1]), mode="bilinear", align_corners=False).max(1)
-        groups.append(contenders.gather(1, best.indices.flatten(1)).view_as(best.indices))
-        similarities.append(best.values)
-    return torch.cat(groups, dim=1), torch.cat(similarities, dim=1)
+    scores = scores.expand(-1, -1, max(scores.shape[2], 2), -1)  # a lone row of cells is taken twice
+    batch, _, height, width = scores.shape
+    contenders, numbers = (values.flatten(0, 1) for values in _contenders(scores))
+    pairs = scores.unfold(2, 2, 1).permute(0, 2, 4, 3, 1).flatten(0, 1)  # S strips x 2 rows of cells x w x K
+    pairs = pairs.gather(3, contenders[:, None, None].expand(-1, 2, width, -1))
+
+    weights = _interpolation(height, size[0], scores)
+    upper = (weights > 0).byte().argmax(1).clamp(max=height - 2)  # of the two rows of cells that a row lies between
+    share = weights.gather(1, upper[:, None] + 1)[:, 0].repeat(batch)
+    strip = (torch.arange(batch, device=scores.device)[:, None] * (height - 1) + upper).flatten()
+    order = numbers[strip].argsort()
+    parts = order.split(max(min(len(order) // _PARTS, _VALUES // (contenders.shape[1] * size[1])), 1))
+    most = numbers[strip[torch.stack([rows[-1] for rows in parts])]].tolist()
+
+    groups = torch.empty(len(order), size[1], dtype=torch.long, device=scores.device)
+    similarities = scores.new_empty(groups.shape)
+    for rows, number in zip(parts, most, strict=True):
+        two = pairs[strip[rows], :, :, :number]
+        row = two[:, :1].lerp(two[:, 1:], share[rows, None, None, None]).permute(0, 3, 1, 2)  # channels last: fast
+        best = F.interpolate(row, (1, size[1]), mode="bilinear", align_corners=False)[:, :, 0].max(1)
+        groups[rows] = contenders[strip[rows]].gather(1, best.indices)
+        similarities[rows] = best.values
+    return groups.view(batch, *size), similarities.view(batch, *size)
 
 
-def _contenders(scores: Tensor) -> Tensor:
-    """Number the prototypes that can be the best of some pixel, in ascending order: B x N, N the most of a picture.
+def _contenders(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Number the prototypes that can be the best of some pixel of a strip, the pixels between two rows of cells.
 
     A pixel's similarity is a weighted mean of those in four neighbouring cells, a square. So the best prototype
     of a pixel is at least as similar as the largest of the prototypes' minima over the square, which one whose
-    maximum is less never reaches. Pictures with fewer than N contenders are filled up with others, as are those
-    whose values are no numbers.
+    maximum is less never reaches.
+
+    Args:
+        scores: B x K x h x w, h at least 2.
+
+    Returns:
+        B x (h - 1) x N prototypes, N the most of a strip: the contenders in ascending order, then others; and how
+        many contenders there are, B x (h - 1), at least 1 even where values are no numbers.
     """
-    square = [min(2, n) for n in scores.shape[2:]]
+    square = [2, min(2, scores.shape[3])]
     lowest, highest = -F.max_pool2d(-scores, square, stride=1), F.max_pool2d(scores, square, stride=1)
     rounding = _ROUNDING * scores.abs().amax()
-    possible = (highest >= lowest.amax(1, keepdim=True) - rounding).flatten(2).any(2)
-    chosen = possible.byte().argsort(dim=1, descending=True)[:, : max(int(possible.sum(1).max()), 1)]
-    return chosen.sort(dim=1).values
+    possible = (highest >= lowest.amax(1, keepdim=True) - rounding).any(3).mT
+    numbers = possible.sum(2).clamp(min=1)
+    chosen = possible.byte().argsort(dim=2, descending=True, stable=True)
+    return chosen[:, :, : int(numbers.max())], numbers
 
 
 def pool_segments(z: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -88,17 +109,21 @@ def pool_segments(z: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
         of pictures and prototypes.
     """
     batch, height, width = groups.shape
+    flat, area = groups.flatten(1), height * width
     present = torch.zeros(batch, int(groups.max()) + 1, dtype=torch.bool, device=groups.device)
-    picture, prototype = present.scatter_(1, groups.flatten(1), True).nonzero(as_tuple=True)
+    picture, prototype = present.scatter_(1, flat, True).nonzero(as_tuple=True)
+    segment = (present.flatten().cumsum(0) - 1).view_as(present).gather(1, flat)  # of each pixel
+    pixels = segment.flatten().bincount()
     rows, columns = (_interpolation(n, N, z) for n, N in zip(z.shape[2:], (height, width), strict=True))
-    numbers = groups.int()  # less to move than 64 bits
-    pixels, features = [], []
-    for b, k in zip(*(s.split(max(_VALUES // (height * width), 1)) for s in (picture, prototype)), strict=True):
-        mask = (numbers[b] == k.int()[:, None, None]).to(z)
-        weights = rows.T @ (mask @ columns)
-        pixels.append(mask.sum((1, 2)))
-        features.append(torch.einsum("shw,sdhw->sd", weights, z[b]) / pixels[-1][:, None])
-    return picture, prototype, torch.cat(pixels).long(), torch.cat(features)
+    place, first, features = torch.arange(area, device=z.device), 0, []
+    for some in segment.split(max(_VALUES // (int(present.sum(1).max()) * area), 1)):
+        end = int(some.max()) + 1
+        mask = z.new_zeros((end - first) * area)
+        mask[(some - first) * area + place] = 1
+        weights = rows.T @ (mask.view(-1, height, width) @ columns)
+        features.append(torch.einsum("shw,sdhw->sd", weights, z[picture[first:end]]))
+        first = end
+    return picture, prototype, pixels, torch.cat(features) / pixels[:, None]
 
 
 def describe_segments(groups: Tensor, similarities: Tensor) -> list[Segment]:

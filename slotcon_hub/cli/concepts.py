@@ -11,7 +11,7 @@ from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_f
 from slotcon_hub.cli.table import print_table
 from slotcon_hub.concepts import Batch, Concepts, crops, discover
 from slotcon_hub.export import replacing
-from slotcon_hub.gallery import INDEX, NUMBERS, Gallery
+from slotcon_hub.gallery import INDEX, NUMBERS, Gallery, ranges
 from slotcon_hub.inference import CenterCrop, load_prototypes
 from slotcon_hub.pictures import ImageFiles
 from slotcon_hub.stopwatch import Stopwatch
@@ -26,7 +26,9 @@ Every pixel belongs to the prototype that is most similar to it; a segment is al
 one prototype. Its feature, the average projection of its pixels, is compared with the prototype by cosine.
 
 The folder OUTPUT gets pages of pictures with the segments in red, index.html to look through them, and
-concepts.json with all numbers (boxes x0, y0, x1, y1 in pixels of the crop; the last two outside)."""
+concepts.json with all numbers (boxes x0, y0, x1, y1 in pixels of the crop; the last two outside). The memory needed
+is that of the segments shown, however many pictures there are. The network runs in one process, on one device;
+--workers lets others decode beside it."""
 _EXAMPLE = "example: slotcon-hub concepts --model slotcon_r50_proto.coco_800ep --images coco/val2017"
 _WHOLE = "group: as said above; image: each picture is one segment, as the paper does for ImageNet (group)"
 _SHOWN = 5  # prototypes in the printed table
@@ -118,8 +120,8 @@ def _print(concepts: Concepts, crop: CenterCrop, watch: Stopwatch) -> None:
     if len(used) > _SHOWN:
         print(f"and {len(used) - _SHOWN} more")
     print(f"\n{len(used)} of {len(used) + len(unused)} prototypes are used in {concepts.pictures} pictures", end="")
-    print(f"; unused: {', '.join(map(str, unused))}" if unused else "")
+    print(f"; unused: {ranges(unused)}" if unused else "")
     if concepts.unreadable:
-        print(f"{len(concepts.unreadable)} pictures were skipped, since they cannot be read")
+        print(f"skipped, since they cannot be read: {len(concepts.unreadable)}")
     ratio = 1 + watch.seconds["segments"] / (watch.seconds["decoding"] + watch.seconds["network"])
     print(f"{watch.told()}; decoding, network and segments: {ratio:.2f} x decoding and network alone")

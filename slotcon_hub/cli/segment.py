@@ -27,6 +27,8 @@ The folder OUTPUT gets for each picture
   NAME-index.png       each pixel's prototype: the entry of its palette, or above 256 prototypes 16 bits of grey
   NAME-segments.json   of each segment prototype, pixels, share of the picture, box (x0, y0, x1, y1; the last two
                        outside), and the mean of its pixels' similarities with the prototype"""
+_SIZE = """short side that larger pictures are shrunk to for the network: near the one it was trained with, segments
+are fewer and larger (without it, pictures are taken as they are)"""
 _EXAMPLE = "example: slotcon-hub segment --model slotcon_r50_proto.coco_800ep street.jpg"
 
 
@@ -39,10 +41,10 @@ def add_commands(commands: Any) -> None:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP file")
     add_model_options(parser, output="segments")
     parser.add_argument("--force", action="store_true", help="overwrite what is there of the same names")
-    parser.add_argument("--size", type=number(1), help="shrink larger pictures to this short side for the network")
+    parser.add_argument("--size", type=number(1), help=_SIZE)
     parser.set_defaults(command=_segment)
 
 

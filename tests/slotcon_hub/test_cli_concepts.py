@@ -12,6 +12,7 @@ from PIL import Image
 from prototype_models import SIDE, exported, paint, painted
 
 from slotcon_hub.cli import main
+from slotcon_hub.gallery import ranges
 
 PROTOTYPES = 40
 
@@ -87,7 +88,7 @@ def test_concepts(model, images, capsys):
     links = Links(page)
     assert [t for t in links.targets if t.endswith(".png")] == pages
     assert all((Path("concepts") / t).is_file() or t[1:] in links.names for t in links.targets)
-    assert f"{len(found['unused'])} are unused: {', '.join(map(str, found['unused']))}." in page
+    assert f"Unused, {len(found['unused'])} of them: {ranges(found['unused'])}." in page
     with Image.open("concepts/page-000.png") as drawn:
         assert drawn.mode == "RGB"
 
@@ -96,12 +97,20 @@ def test_concepts(model, images, capsys):
     table = [line.split() for line in out.splitlines()[:6]]
     assert table[0] == ["PROTOTYPE", "SEGMENTS", "PIXELS", "MOST", "SIMILAR"]
     assert [int(row[0]) for row in table[1:]] == order[:5]
-    assert f"{used} of {PROTOTYPES} prototypes are used in 7 pictures; unused: " in out
+    assert f"{used} of {PROTOTYPES} prototypes are used in 7 pictures; unused: {ranges(found['unused'])}\n" in out
     assert re.search(
-        r"decoding \d.*, network \d.*, segments \d.*, drawing \d.*: 1\.\d\d x decoding and network", out
+        r"decoding \d.*, network \d.*, segments \d.*, drawing \d.*: \d+\.\d\d x decoding and network", out
     )
     assert out.endswith("concepts/index.html shows them\n")
     assert "pictures: 100%" in err
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [([], ""), ([4], "4"), ([0, 1], "0-1"), ([0, 1, 2, 5, 7, 8], "0-2, 5, 7-8"), (range(256), "0-255")],
+)
+def test_ranges(numbers, told):
+    assert ranges(numbers) == told
 
 
 def test_concepts_are_the_same_each_time(model, images):
@@ -175,7 +184,7 @@ def test_pictures_that_cannot_be_read_are_named(model, tmp_path, capsys):
     assert concepts(model, tmp_path / "images") == 0
     out, err = capsys.readouterr()
     assert re.search(r"^skipped, since it cannot be read: \S*broken\.jpg \(.*cannot identify", err, re.MULTILINE)
-    assert "1 pictures were skipped" in out
+    assert "skipped, since they cannot be read: 1\n" in out
     found = numbers("concepts/concepts.json")
     assert (found["pictures"], found["unreadable"]) == (len(KINDS), ["broken.jpg"])
 
@@ -211,7 +220,7 @@ def test_segment(model, tmp_path, capsys):
     out = capsys.readouterr().out
     largest = f"prototype {segments[0]['prototype']}, {segments[0]['share']:.0%}"
     assert out.splitlines()[1].split(None, 5) == ["street.png", "83", "x", "61", str(len(segments)), largest]
-    assert re.search(r"network \d.*, segments \d.*, drawing \d.*: [1-9]\d*\.\d\d x the network alone", out)
+    assert re.search(r"network \d.*, segments \d.*, drawing \d.*: \d+\.\d\d x the network alone", out)
 
 
 def test_segment_with_many_prototypes(tmp_path):

@@ -35,10 +35,10 @@ def test_group_map_is_the_argmax_of_the_resized_scores(h, w, height, width, numb
 def test_group_map_of_some_rows_at_a_time(monkeypatch):
     scores = torch.rand(2, 20, 4, 5)
     whole = group_map(scores, (31, 40))
-    for values in (1, 2 * 20 * 40 * 7):
+    for values in (1, 20 * 40 * 7):
         monkeypatch.setattr(segments, "_VALUES", values)
         for one, other in zip(group_map(scores, (31, 40)), whole, strict=True):
-            torch.testing.assert_close(one, other)
+            assert torch.equal(one, other)
 
 
 def test_a_group_map_does_not_depend_on_the_other_pictures():
@@ -56,12 +56,17 @@ def test_of_equals_the_lowest_number_is_taken():
 
 def test_only_contenders_are_resized(monkeypatch):
     """A prototype that is nowhere near the best costs nothing, one that wins between the cells is not lost."""
-    scores = torch.full((1, 100, 2, 2), -0.5)
-    scores[0, 7] = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
-    scores[0, 11] = torch.tensor([[0.1, 0.9], [0.9, 0.1]])
-    scores[0, 42] = 0.55  # of no cell the best, but of the middle
-    assert segments._contenders(scores).tolist() == [[7, 11, 42]]
-    assert set(agreed(scores, (40, 40)).unique().tolist()) == {7, 11, 42}
+    scores = torch.full((1, 100, 3, 2), -0.5)
+    scores[0, 7, :2] = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
+    scores[0, 11, :2] = torch.tensor([[0.1, 0.9], [0.9, 0.1]])
+    scores[0, 42] = torch.tensor([[0.55], [0.55], [0.0]])  # of no cell the best, but of the middle
+    scores[0, 3, 2] = 0.9  # best in the last row of cells, so it matters in the lower strip alone
+    contenders, numbers = segments._contenders(scores)
+    assert numbers.tolist() == [[3, 4]]
+    assert [strip[:n] for strip, n in zip(contenders[0].tolist(), [3, 4], strict=True)] == [
+        [7, 11, 42],
+        [3, 7, 11, 42],
+    ]
     channels = []
     real = F.interpolate
 
@@ -69,9 +74,13 @@ def test_only_contenders_are_resized(monkeypatch):
         channels.append(tensor.shape[1])
         return real(tensor, *args, **kwargs)
 
+    groups = agreed(scores, (60, 40))
+    assert set(groups[0, :20].unique().tolist()) == {7, 11, 42}
+    assert set(groups[0, 20:].unique().tolist()) == {3, 7, 11, 42}
     monkeypatch.setattr(F, "interpolate", spy)
-    group_map(scores, (40, 40))
-    assert max(channels) == 3
+    group_map(scores, (60, 40))
+    assert max(channels) == 4
+    assert 3 in channels
 
 
 @pytest.mark.parametrize(("h", "w", "height", "width"), SIZES)

@@ -92,6 +92,7 @@ def test_step_prints_every_part(capsys):
 
 
 def test_step_goes_through_the_settings_beside_what_was_reported(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # lest the numbers of a slow step are broken over lines
     measure = step._measure
 
     def with_little_memory(recipe, processes, batch, *args):

@@ -15,7 +15,7 @@ from PIL import Image
 from slotcon_hub.export import save_model
 from training.evaluation.features import Features, Labeled, extract, settle
 from training.evaluation.knn import KS, knn
-from training.evaluation.linear import linear
+from training.evaluation.linear import LinearProbe, linear
 from training.evaluation.models import load
 
 CLASSES, TRAIN, TEST = 3, 13, 7  # pictures in all; they divide by neither processes nor batches
@@ -109,11 +109,32 @@ def test_two_processes_give_the_numbers_of_one(data, model, tmp_path):
         command = ["training.evaluation.knn", *options, file]
         said = launched(tmp_path / f"of {processes}", command, processes=processes)
         assert said.count("knn on") == 1
+        assert "13 pictures to learn from, 7 measured, 3 classes" in " ".join(said.split())
     one, two = (json.loads(file.read_text()) for file in files)
     assert one["accuracy"] == two["accuracy"]
     assert set(one["accuracy"]) == {str(model), f"{model}, random"}
     assert set(one["accuracy"][str(model)]) == {f"k = {k}" for k in KS}
+    assert one["protocol"] == two["protocol"]
+    protocol = one["protocol"]
+    assert (protocol["train"], protocol["test"], protocol["classes"]) == (TRAIN, TEST, CLASSES)
+    assert (protocol["k"], protocol["votes"]) == ([10, 20, 100, 200], "exp(cosine / 0.07) of pooled features")
+    assert protocol["features"][str(model)]["channels"] == 512
+    assert protocol["features"][str(model)]["preprocessing"]["input_size"] == [3, 32, 32]
     assert one["settings"]["test_split"] == "validation"
+
+
+def test_two_processes_train_the_classifier_of_one(data, model, tmp_path):
+    options = ["--models", model, "--data", data, "--batch-size", 4, "--epochs", 2, "--workers", 0, "--output"]
+    files = [tmp_path / f"{processes}.json" for processes in (1, 2)]
+    for processes, file in enumerate(files, start=1):
+        command = ["training.evaluation.linear", *options, file]
+        said = launched(tmp_path / f"of {processes}", command, processes=processes)
+        assert said.count("linear on") == 1
+    one, two = (json.loads(file.read_text()) for file in files)
+    assert one["accuracy"] == two["accuracy"]
+    assert one["protocol"] == two["protocol"]
+    assert one["protocol"]["training_pictures"] == "centre crops"
+    assert one["protocol"]["learning_rate"] == "0.1 x batch / 256"
 
 
 def test_the_linear_command_augments_when_asked_to(data, model, tmp_path):
@@ -123,6 +144,7 @@ def test_the_linear_command_augments_when_asked_to(data, model, tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     assert 0 <= found["accuracy"][str(model)]["linear"] <= 1
     assert found["settings"]["augment"] is True
+    assert found["protocol"]["training_pictures"].startswith("random resized crops")
 
 
 @pytest.mark.parametrize(
@@ -133,6 +155,7 @@ def test_the_linear_command_augments_when_asked_to(data, model, tmp_path):
         ({"--models": "resnet10t.nothing"}, "resnet10t.nothing could not be loaded"),
         ({"--test-split": "dev"}, "split 'dev', could not be loaded"),
         ({"--output": "/nowhere/found.json"}, "there is no folder /nowhere for --output"),
+        ({"--output": "/"}, "/ is a folder: name a JSON file in it, --output /results.json"),
     ],
 )
 def test_errors_are_one_sentence(data, model, monkeypatch, change, sentence):
@@ -143,14 +166,47 @@ def test_errors_are_one_sentence(data, model, monkeypatch, change, sentence):
     options = {"--models": str(model), "--data": str(data), "--workers": "0", **change}
     monkeypatch.setattr(sys, "argv", ["knn", *(word for pair in options.items() for word in pair)])
     with pytest.raises(SystemExit) as error:
-        run("knn", "", Probe, module.measure)
+        run("knn", "", Probe, module.measure, module.protocol)
     assert str(error.value).startswith("error: ")
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"models": ()}, "--models: name at least one"),
+        ({"batch_size": 0}, "--batch-size 0: give at least 1"),
+        ({"epochs": 0}, "--epochs 0: give at least 1"),
+        ({"train_batch_size": 0}, "--train-batch-size 0: give at least 1"),
+    ],
+)
+def test_impossible_numbers(change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        LinearProbe(**{"models": ("resnet10t",), "data": "", **change})
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path, model):
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / f"{name}.png")
+    (tmp_path / "train" / "b" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"^row 1 \(.*b\.png\) cannot be read: cannot identify image file"):
+        extract(load(str(model)), Labeled(str(tmp_path), "train"), Accelerator(cpu=True), workers=0)
+
+
+def test_sixteen_bits_of_grey_are_not_clipped(tmp_path, model):
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.fromarray(np.full((8, 8), 128 << 8, np.uint16)).save(tmp_path / "train" / name / "grey.png")
+    pictures = Labeled(str(tmp_path), "train")
+    pictures.prepare(load(str(model)))
+    mean, std = (torch.tensor(load(str(model)).pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    torch.testing.assert_close(pictures[0][1], ((128 / 255 - mean) / std).expand(3, 32, 32))
+
+
 def test_labels_must_be_there(tmp_path):
     (tmp_path / "train").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "train" / "a.png")
-    with pytest.raises(ValueError, match="needs the columns image and label"):
+    with pytest.raises(ValueError, match="needs the columns image and label, and has image: give a table"):
         Labeled(str(tmp_path), "train")

@@ -202,8 +202,7 @@ def _first(similarity: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 def main(settings: Settings) -> None:
     """Measure, print, write and draw."""
-    command.check_folder(settings.output, "--output")
-    command.check_folder(settings.figures, "--figures")
+    command.check_outputs(settings.output, settings.figures)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     model = load_prototypes(settings.model).to(accelerator.device)
     with accelerator.main_process_first():

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm.auto import tqdm
 
 from slotcon_hub.memory import keep_freed_memory
 
-__all__ = ["check_folder", "check_positive", "run", "stream", "write"]
+__all__ = ["check_outputs", "check_positive", "run", "stream", "write"]
 
 Settings = TypeVar("Settings")
 
@@ -43,14 +44,25 @@ def check_positive(settings: Any, *names: str) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value}: give at least 1")
 
 
-def check_folder(target: Path | None, option: str) -> None:
-    """Find out before the work that what an option names can be written; None means nothing is to be.
+def check_outputs(file: Path | None, figures: Path | None) -> None:
+    """Find out before the work that the results can be written; None means nothing is to be.
+
+    Args:
+        file: that --output names.
+        figures: the folder that --figures names; it is made later, if it is not there.
 
     Raises:
-        ValueError: its folder does not exist.
+        ValueError: there is no place for one of them.
     """
-    if target and not target.parent.is_dir():
-        raise ValueError(f"there is no folder {target.parent} for {option}")
+    for target, option in ((file, "--output"), (figures, "--figures")):
+        if target and not target.parent.is_dir():
+            raise ValueError(f"there is no folder {target.parent} for {option}")
+        if target and not os.access(target if target.exists() else target.parent, os.W_OK):
+            raise ValueError(f"{target} cannot be written, without the permission: choose another {option}")
+    if file and file.is_dir():
+        raise ValueError(f"{file} is a folder: name a JSON file in it, --output {file / 'results.json'}")
+    if figures and figures.exists() and not figures.is_dir():
+        raise ValueError(f"{figures} is a file: choose another --figures, a folder")
 
 
 def write(target: Path | None, command: str, settings: Any, **facts: Any) -> None:

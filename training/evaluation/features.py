@@ -14,7 +14,11 @@ from accelerate import Accelerator
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
+from torchvision.transforms.v2.functional import to_pil_image
+
+from slotcon_hub.pictures import decode
+from training.evaluation import command
+from training.pictures import ImageTable
 
 __all__ = ["Features", "Labeled", "extract", "settle"]
 
@@ -54,24 +58,34 @@ class Labeled:
                 f"{data}, split {split!r}, could not be loaded: {' '.join(str(error).split())}"
             ) from None
         if not {"image", "label"} <= set(table.column_names):
-            raise ValueError(f"{data} needs the columns image and label, and has {', '.join(table.column_names)}")
+            raise ValueError(
+                f"{data} needs the columns image and label, and has {', '.join(table.column_names)}: give a table "
+                "that has them, or a folder with a folder of pictures for each class"
+            )
         self.labels = torch.as_tensor(table["label"][:])
         if self.labels.is_floating_point() or not len(table) or int(self.labels.min()) < 0:
             raise ValueError(f"{data}, split {split!r}, has no labels: they are integers from 0")
-        self.table = table.cast_column("image", datasets.Image(mode="RGB"))
+        self.pictures = ImageTable(table, "image")
         self.transform: Any = None
         self.epoch: int | None = None
 
     def __len__(self) -> int:
         """Number of pictures."""
-        return len(self.table)
+        return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
-        """The number, and the transformed picture; what is random in it is keyed by epoch and number."""
+        """The number, and the transformed picture; what is random in it is keyed by epoch and number.
+
+        Raises ValueError where the picture cannot be read.
+        """
         if self.epoch is not None:
             random.seed(f"{self.epoch} {index}")
             torch.manual_seed(random.getrandbits(63))
-        return index, self.transform(self.table[index]["image"])
+        try:
+            picture = decode(self.pictures.read(index), upright=True)
+        except OSError as error:
+            raise ValueError(f"{self.pictures.name(index)} cannot be read: {error}") from None
+        return index, self.transform(to_pil_image(picture))
 
     def prepare(self, model: Any, epoch: int | None = None) -> None:
         """Preprocess as the model is configured; in an epoch, with random resized crops and flips instead."""
@@ -102,21 +116,28 @@ def extract(
 
     Returns:
         The features of all processes' shares, in the order of the data set, each picture once.
+
+    Raises:
+        ValueError, OSError: a picture cannot be read.
     """
     pictures.prepare(model, epoch)
     device = accelerator.device
-    share = range(accelerator.process_index, len(pictures), accelerator.num_processes)
-    batches = DataLoader(Subset(pictures, share), batch_size, num_workers=workers, pin_memory=device.type == "cuda")
     numbers = [torch.zeros(0, dtype=torch.long, device=device)]
     values = [torch.zeros(0, model.num_features, device=device)]
-    for index, images in tqdm(batches, "features", disable=not accelerator.is_main_process, leave=False):
+    batches = command.stream(pictures, _stack, accelerator, batch_size=batch_size, workers=workers)
+    for index, images in batches:
         with accelerator.autocast():
-            values.append(model(images.to(device, non_blocking=True)).float())
+            values.append(model(images.to(device)).float())
         numbers.append(index.to(device))
     index = accelerator.gather(accelerator.pad_across_processes(torch.cat(numbers), pad_index=len(pictures)))
     found = accelerator.gather(accelerator.pad_across_processes(torch.cat(values)))
     order = index.argsort()[: len(pictures)]  # the padding comes last
     return Features(found[order].cpu(), pictures.labels)
+
+
+def _stack(samples: list[tuple[int, tuple[int, Tensor]]]) -> tuple[Tensor, Tensor]:
+    numbers, pictures = zip(*(sample for _, sample in samples), strict=True)
+    return torch.tensor(numbers), torch.stack(pictures)
 
 
 @torch.no_grad()

@@ -54,5 +54,10 @@ def measure(model: Any, train: Labeled, test: Labeled, accelerator: Accelerator,
     return {f"k = {k}": accuracy for k, accuracy in knn(*both).items()}
 
 
+def protocol(probe: Probe) -> dict[str, Any]:
+    """How is measured."""
+    return {"k": KS, "votes": f"exp(cosine / {TEMPERATURE}) of pooled features"}
+
+
 if __name__ == "__main__":
-    run("knn", "Compare frozen models by the nearest neighbours of their features.", Probe, measure)
+    run("knn", "Compare frozen models by the nearest neighbours of their features.", Probe, measure, protocol)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
+from training.evaluation import command
 from training.evaluation.features import Features, Labeled, extract
 from training.evaluation.probes import Probe, run
 
@@ -30,6 +31,11 @@ class LinearProbe(Probe):
     augment: bool = False
     """Extract new features of random resized crops and flips in every epoch, as the protocol has it; without it the
     features of the centre crops are extracted once, which costs one epoch in place of all."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        command.check_positive(self, "epochs", "train_batch_size")
 
 
 def linear(
@@ -92,5 +98,18 @@ def measure(
     return {"linear": accuracy}
 
 
+def protocol(probe: LinearProbe) -> dict[str, Any]:
+    """How is measured."""
+    return {
+        "optimizer": "SGD, momentum 0.9, no weight decay",
+        "learning_rate": f"{probe.base_lr} x batch / 256",
+        "schedule": "cosine to 0, constant in an epoch",
+        "initialization": "weights N(0, 0.01), biases 0",
+        "training_pictures": "random resized crops and flips, new in each epoch"
+        if probe.augment
+        else "centre crops",
+    }
+
+
 if __name__ == "__main__":
-    run("linear", "Compare frozen models by a linear classifier on their features.", LinearProbe, measure)
+    run("linear", "Compare frozen models by a linear classifier on their features.", LinearProbe, measure, protocol)

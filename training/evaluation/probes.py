@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich import print as show
 from rich.table import Table
+from timm.data import resolve_data_config
 
 from training.evaluation import command
 from training.evaluation.features import Labeled, settle
@@ -19,7 +20,11 @@ __all__ = ["Probe", "run"]
 
 @dataclass(frozen=True)
 class Probe:
-    """A comparison of frozen timm models on labelled pictures."""
+    """A comparison of frozen timm models on labelled pictures.
+
+    Raises:
+        ValueError: a number is impossible.
+    """
 
     models: tuple[str, ...]
     """timm models with weights, or folders that runs exported."""
@@ -38,35 +43,57 @@ class Probe:
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of the models; the probes are in float32."""
     output: Path | None = None
-    """JSON file of the numbers and the settings."""
+    """JSON file of the numbers, the protocol and the settings."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        command.check_positive(self, "batch_size")
+        if not self.models:
+            raise ValueError("--models: name at least one")
 
 
 Measure = Callable[[Any, Labeled, Labeled, Accelerator, Any], dict[str, float]]
 """Accuracies in [0, 1] by name, of a model on pictures to learn from and to measure, with the settings."""
 
 
-def run(name: str, description: str, probe: type[Probe], measure: Measure) -> None:
-    """Read the settings from the command line, measure each model, and print and write the numbers."""
+def run(
+    name: str,
+    description: str,
+    probe: type[Probe],
+    measure: Measure,
+    protocol: Callable[[Any], dict[str, Any]],
+) -> None:
+    """Read the settings from the command line, measure each model, and print and write the numbers.
+
+    Args:
+        name: of the command.
+        description: of what it does, for ``--help``.
+        probe: its settings.
+        measure: a model.
+        protocol: says of settings how is measured, for the JSON file.
+    """
 
     def main(settings: Probe) -> None:
-        if results := _results(settings, measure):
-            _report(name, settings, results)
+        results, facts = _results(settings, measure)
+        if results:
+            _report(name, settings, results, facts | protocol(settings))
 
     command.run(name, description, probe, main)
 
 
-def _results(settings: Probe, measure: Measure) -> dict[str, dict[str, float]]:
-    """The numbers of each model; empty on other processes than the main one."""
-    command.check_folder(settings.output, "--output")
+def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """The numbers of each model, on the main process alone, and what they were measured on."""
+    command.check_outputs(settings.output, None)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
         train = Labeled(settings.data, settings.train_split)
         test = Labeled(settings.data, settings.test_split)
-    if int(test.labels.max()) > int(train.labels.max()):
+    classes = int(train.labels.max()) + 1
+    if int(test.labels.max()) >= classes:
         raise ValueError(
             f"{settings.test_split} has label {int(test.labels.max())}, which {settings.train_split} lacks"
         )
-    results = {}
+    results, features = {}, {}
     for name in settings.models:
         for pretrained in (True, False) if settings.baseline else (True,):
             set_seed(0)
@@ -74,13 +101,19 @@ def _results(settings: Probe, measure: Measure) -> dict[str, dict[str, float]]:
             if not pretrained:
                 settle(model, train, accelerator.device)
             results[name if pretrained else f"{name}, random"] = measure(model, train, test, accelerator, settings)
-    return results if accelerator.is_main_process else {}
+        features[name] = {"channels": model.num_features, "preprocessing": resolve_data_config({}, model=model)}
+    facts = {"train": len(train), "test": len(test), "classes": classes, "features": features}
+    return (results if accelerator.is_main_process else {}), facts
 
 
-def _report(probe: str, settings: Probe, results: dict[str, dict[str, float]]) -> None:
+def _report(probe: str, settings: Probe, results: dict[str, dict[str, float]], protocol: dict[str, Any]) -> None:
+    print(
+        f"{probe} on {settings.data}: {protocol['train']:,} pictures to learn from, {protocol['test']:,} measured, "
+        f"{protocol['classes']} classes"
+    )
     columns = list(next(iter(results.values())))
-    table = Table("top-1 accuracy, %", *columns, title=f"{probe} on {settings.data}", title_justify="left")
+    table = Table("top-1 accuracy, %", *columns)
     for name, numbers in results.items():
         table.add_row(name, *(f"{100 * numbers[column]:.2f}" for column in columns))
     show(table)
-    command.write(settings.output, probe, settings, accuracy=results)
+    command.write(settings.output, probe, settings, protocol=protocol, accuracy=results)

@@ -164,4 +164,6 @@ def _draw_examples(
         rows[title] = [of_group[example.groups[variant].numpy()] for example in examples]
         shown |= {segmentation.match[k] for example in examples for k in example.groups[variant].unique().tolist()}
     legend = {name: palette[c] for c, name in enumerate(names) if c in shown}
+    if -1 in shown:
+        legend["no class (greys)"] = np.full(3, 128, np.uint8)
     draw_groups(rows, target, legend)

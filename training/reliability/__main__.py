@@ -64,4 +64,4 @@ def _count(number: int, thing: str) -> str:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, prog="python -m training.reliability")

@@ -128,7 +128,7 @@ def test_half_precision_changes_little(prototypes, folder, here, tmp_path):
 
 def test_a_damaged_picture_is_named(prototypes, here, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"broken\.jpg cannot be read: UnidentifiedImageError"):
+    with pytest.raises(ValueError, match=r"broken\.jpg cannot be read: cannot identify image file"):
         here(main, settings(prototypes, tmp_path))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -139,6 +140,18 @@ def test_refined_numbers_stand_beside_the_plain_ones(prototypes, folder, here, t
             assert len(image.convert("RGB").resize((300, 300)).getcolors(90000)) > 50
 
 
+def test_the_legend_names_groups_of_no_class(prototypes, folder, here, tmp_path, monkeypatch):
+    legends = []
+    monkeypatch.setattr(
+        "training.evaluation.segmentation_report.draw_groups", lambda rows, target, legend: legends.append(legend)
+    )
+    (tmp_path / "masks").mkdir()
+    for i, size in enumerate(SIZES):
+        Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "masks" / f"{i}.png")
+    here(main, settings(prototypes, folder, masks=tmp_path / "masks", figures=tmp_path))
+    assert list(legends[0]) == ["0", "no class (greys)"]
+
+
 def test_without_names_the_masks_say_how_many_classes(prototypes, folder, here, tmp_path):
     here(main, settings(prototypes, folder, tmp_path / "found.json", size=24))
     found = json.loads((tmp_path / "found.json").read_text())
@@ -192,6 +205,8 @@ def test_the_embedded_scenes(prototypes, here, tmp_path, monkeypatch):
         ({"model": "slotcon_nope"}, "there are no weights 'slotcon_nope'"),
         ({"output": Path("/nowhere/found.json")}, "there is no folder /nowhere for --output"),
         ({"figures": Path("/nowhere/figures")}, "there is no folder /nowhere for --figures"),
+        ({"output": Path("/tmp")}, r"/tmp is a folder: name a JSON file in it, --output /tmp/results\.json"),
+        ({"figures": Path(__file__)}, r"test_segmentation\.py is a file: choose another --figures, a folder"),
         ({"classes": Path("/nowhere/names.txt")}, "No such file or directory: '/nowhere/names.txt'"),
         ({"masks": None}, "--masks names the masks"),
         ({"size": 0}, "--size 0: give at least 1"),
@@ -203,6 +218,19 @@ def test_errors_are_one_sentence(prototypes, folder, here, change, sentence):
     with pytest.raises((ValueError, OSError), match=sentence) as error:
         here(main, settings(prototypes, folder, **change))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["output", "figures"])
+def test_a_folder_without_permission_is_refused_before_the_work(
+    prototypes, folder, here, tmp_path, monkeypatch, option
+):
+    asked = []
+    monkeypatch.setattr("os.access", lambda path, mode: asked.append((path, mode)))  # root may write anywhere
+    with pytest.raises(
+        ValueError, match=rf"x cannot be written, without the permission: choose another --{option}"
+    ):
+        here(main, settings(prototypes, folder, **{option: tmp_path / "x"}))
+    assert asked == [(tmp_path, os.W_OK)]
 
 
 def test_an_error_in_a_worker_is_one_sentence_too(prototypes, folder, here, tmp_path):
