@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import rich
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
@@ -66,9 +67,10 @@ def own_state(monkeypatch):
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("os.cpu_count", lambda: 1)
+    rich.reconfigure(width=200)
     yield
+    rich.reconfigure()
     torch.set_num_threads(threads)
 
 

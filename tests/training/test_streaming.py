@@ -213,8 +213,8 @@ class Ranges(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{min(stop, len(body)) - 1}/{len(body)}")
         self.end_headers()
         if send:  # whoever only asks whether there is a file hangs up on the whole of it
-            self.server.parts += self.wfile.write(body[start:stop]) if asked else 0
-            self.wfile.write(b"" if asked else body)
+            self.server.parts += len(body[start:stop]) if asked else 0  # before the client can know
+            self.wfile.write(body[start:stop])
 
     def log_message(self, *_):
         pass
