@@ -29,7 +29,7 @@ _SCALARS = [f.name for f in fields(SlotConOutput) if f.name != "usage"]
 
 
 class Diverged(Exception):
-    """The loss is no longer a number."""
+    """Loss or gradients are no longer numbers."""
 
 
 class Monitor:
@@ -80,10 +80,13 @@ class Monitor:
         number = torch.where(values.isfinite(), torch.inf, float(step))
         self.broken = number if self.broken is None else self.broken.minimum(number)
 
-    def add_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add the norm of the gradients of a step; nothing is read from the device."""
+    def add_gradients(self, parameters: Iterable[Tensor], step: int) -> None:
+        """Add the norm of the gradients of the step with this number; nothing is read from the device."""
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.grad_norm = norm if self.grad_norm is None else self.grad_norm + norm
+        if self.accelerator.scaler is None:  # which leaves out steps whose gradients overflow
+            number = torch.where(norm.isfinite(), torch.inf, float(step))
+            self.overflow = number if self.overflow is None else self.overflow.minimum(number)
 
     def step(self, step: int, values: dict[str, float], saving: bool) -> bool:
         """Count a step; every ``log_every`` steps, after the last, and before a checkpoint, write a line.
@@ -91,13 +94,13 @@ class Monitor:
         Args:
             step: steps behind us, this one included.
             values: further ones for the line.
-            saving: a checkpoint is about to be written, which a loss that is no number must prevent.
+            saving: a checkpoint is about to be written, which what is no number must prevent.
 
         Returns:
             Whether a line was written.
 
         Raises:
-            Diverged: the loss is not finite.
+            Diverged: the loss is not finite, or without a gradient scaler, the gradients are not.
         """
         self.bar.update()
         self.steps += 1
@@ -116,6 +119,7 @@ class Monitor:
         self.usage: Tensor | None = None
         self.broken: Tensor | None = None
         self.grad_norm: Tensor | None = None
+        self.overflow: Tensor | None = None
         self.forwards = self.steps = 0
         self.waited, self.since = 0.0, time.perf_counter()
 
@@ -136,11 +140,12 @@ class Monitor:
             "data_wait": self.waited / seconds,
             "memory_gb": peak_memory(self.accelerator.device),
         }
+        overflow = math.inf if self.overflow is None else float(self.overflow)
         if self.grad_norm is not None and math.isfinite(norm := float(self.grad_norm) / self.steps):
             line["grad_norm"] = norm  # fp16 leaves out steps whose gradients overflow
-        if not math.isfinite(line["loss"]):
+        if not math.isfinite(line["loss"]) or overflow < math.inf:
             raise Diverged(
-                f"{self._blame()}: lower --base-lr, or use bf16 in place of fp16; the checkpoints are kept"
+                f"{self._blame(overflow)}: lower --base-lr, or use bf16 in place of fp16; the checkpoints are kept"
             )
         self._look(line, share)
         self.bar.set_postfix(
@@ -153,12 +158,18 @@ class Monitor:
                 file.flush()
                 os.fsync(file.fileno())  # a checkpoint may follow, and must not outlive its line
 
-    def _blame(self) -> str:
-        """Which part of the loss was first no number, and in which step; of all processes."""
+    def _blame(self, overflow: float) -> str:
+        """What was first no number, gradients or which part of the loss, and in which step; of all processes.
+
+        Args:
+            overflow: the first step whose gradients were none; they are the same on all processes.
+        """
         assert self.broken is not None
         first = self.broken[None]
         steps = self.accelerator.gather(first).amin(0).tolist()  # inf where all is well
         step = min(steps)
+        if overflow < step:
+            return f"step {overflow:.0f} gave gradients that are no numbers"
         parts = [name for name, at in zip(self.names, steps, strict=True) if at == step and name != "loss"]
         return f"step {step:.0f} gave a loss that is no number, in {' and '.join(parts) or 'the sum'}"
 

@@ -126,7 +126,7 @@ def fit(run: Run, watch: Watch, stop: Stop) -> None:
                 backward(accelerator, out.loss / recipe.accumulation_steps, slotcon, recipe.grad_checkpointing)
             monitor.add(out, step + 1)
         accelerator.unscale_gradients()
-        monitor.add_gradients(slotcon.parameters())
+        monitor.add_gradients(slotcon.parameters(), step + 1)
         run.optimizer.step()
         run.optimizer.zero_grad()
 

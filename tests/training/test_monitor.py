@@ -41,7 +41,7 @@ def test_a_line_holds_means_and_what_the_machine_does(monitor):
         for weight in weights[:2]:
             weight.grad = torch.full_like(weight, gradient)
         monitor.add(output(loss=float(step)), step)
-        monitor.add_gradients(weights)
+        monitor.add_gradients(weights, step)
         monitor.step(step, {"lr": 0.5}, saving=False)
     (line,) = read(monitor)
     assert line["loss"] == 1.5
@@ -68,6 +68,30 @@ def test_the_first_step_is_blamed(monitor):
     monitor.add(output(loss=math.nan, group_loss=math.nan), 2)
     with pytest.raises(Diverged, match=r"step 1 gave .*, in slot_loss:"):
         monitor.step(2, {}, saving=False)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_gradients_that_are_no_numbers_are_named_with_their_step(monitor, value):
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([1.0, value])
+    for step in (1, 2):
+        monitor.add(output(loss=2.0 if step == 1 else math.nan), step)  # as they come the step after
+        monitor.add_gradients([weight], step)
+        if step == 1:
+            monitor.step(step, {}, saving=False)
+    with pytest.raises(Diverged, match="step 1 gave gradients that are no numbers: lower"):
+        monitor.step(2, {}, saving=False)
+    assert not monitor.path.exists()
+
+
+def test_with_a_scaler_such_a_step_is_left_out(monitor, monkeypatch):
+    monkeypatch.setattr(monitor.accelerator, "scaler", object())
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([1.0, math.inf])
+    monitor.add(output(), 1)
+    monitor.add_gradients([weight], 1)
+    monitor.step(1, {}, saving=True)
+    assert "grad_norm" not in read(monitor)[0]
 
 
 def test_what_goes_wrong_is_said_once(monitor, capsys):

@@ -474,6 +474,24 @@ def test_a_loss_that_is_no_number_stops_the_run(run, pictures, tmp_path):
     assert len(lines(tmp_path / "run")) < 4
 
 
+def test_gradients_that_are_no_numbers_are_never_saved(run, pictures, tmp_path, monkeypatch):
+    """In the very step that saves, whose loss is still one."""
+    backward = pretrain.backward
+
+    def overflow(accelerator, loss, slotcon, recomputing):
+        backward(accelerator, loss, slotcon, recomputing)
+        calls.append(1)
+        if len(calls) == 4:
+            next(slotcon.student.projector.parameters()).grad.fill_(np.nan)
+
+    calls: list[int] = []
+    monkeypatch.setattr(pretrain, "backward", overflow)
+    with pytest.raises(SystemExit, match="error: step 4 gave gradients that are no numbers: lower --base-lr"):
+        run("demo", "--data", pictures, *TINY.split())
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
+    assert len(lines(tmp_path / "run")) == 3
+
+
 def test_training_on_the_cpu_takes_all_cores_unless_told(run, pictures, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     chosen = []
