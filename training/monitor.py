@@ -3,6 +3,7 @@
 Metrics stay on the device and are added up there; the host reads them once a line.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -10,7 +11,6 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,14 @@ class Monitor:
         self.warned: set[str] = set()
         self._reset()
 
-    @contextmanager
+    @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Count the time inside as waiting for data."""
         before = time.perf_counter()
         yield
         self.waited += time.perf_counter() - before
 
-    @contextmanager
+    @contextlib.contextmanager
     def pausing(self) -> Iterator[None]:
         """Leave the time inside out of the speed: what is looked at between steps is not training."""
         before = time.perf_counter()
@@ -173,35 +173,46 @@ class Monitor:
         parts = [name for name, at in zip(self.names, steps, strict=True) if at == step and name != "loss"]
         return f"step {step:.0f} gave a loss that is no number, in {' and '.join(parts) or 'the sum'}"
 
+    def warn(self, step: int, what: str, wrong: bool, text: str) -> None:
+        """Say in words what goes wrong, and keep it in ``warnings.txt``: once, until it is well again.
+
+        Args:
+            step: at which it was looked at.
+            what: of its kind.
+            wrong: whether it is now.
+            text: what is said then.
+        """
+        if wrong and what not in self.warned and self.accelerator.is_main_process:
+            said = f"step {step}: {text}"
+            self.bar.write(f"warning: {said}")
+            with contextlib.suppress(OSError), self.path.with_name("warnings.txt").open("a") as file:
+                file.write(said + "\n")
+        (self.warned.add if wrong else self.warned.discard)(what)
+
     def _look(self, line: dict[str, Any], share: Tensor) -> None:
-        """Say in words what goes wrong: once, until it is well again."""
+        step = line["step"]
         most, number = (float(v) for v in share.max(0))
-        self._warn(
+        self.warn(
+            step,
             "collapse onto one prototype",
             most > 0.9,
             f"prototype {number:.0f} takes {most:.0%} of all uses: the run has collapsed onto it; sharpen the "
             "targets (--teacher-temp) or slow the teacher (--teacher-momentum)",
         )
-        self._warn(
+        self.warn(
+            step,
             "collapse of the views",
             line["active_slots"] < 1.01,
             f"a view has {line['active_slots']:.2f} active slots: every picture is one group, so that nothing is "
             "told apart; lower --base-lr or --teacher-temp",
         )
-        self._warn(
+        self.warn(
+            step,
             "starvation",
             line["data_wait"] > 0.3,
             f"{line['data_wait']:.0%} of the time goes into waiting for pictures: raise --workers, or put the "
             "pictures on a faster disk",
         )
-
-    def _warn(self, what: str, wrong: bool, text: str) -> None:
-        if wrong and what not in self.warned and self.accelerator.is_main_process:
-            said = f"step {self.bar.n}: {text}"
-            self.bar.write(f"warning: {said}")
-            with self.path.with_name("warnings.txt").open("a") as file:
-                file.write(said + "\n")
-        (self.warned.add if wrong else self.warned.discard)(what)
 
     def _drop_lines_after(self, step: int) -> None:
         """Forget what was measured after the checkpoint that the run continues from, and a line cut short."""

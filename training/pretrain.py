@@ -136,7 +136,7 @@ def fit(run: Run, watch: Watch, stop: Stop) -> None:
         values = {"epoch": run.step / steps_per_epoch, "lr": lr, "teacher_momentum": momentum}
         if looking := watch.due(run.step):
             with monitor.pausing():
-                values |= watch.look(run.step)
+                values |= watch.look(run.step, monitor)
         line = monitor.step(run.step, {**values, "unreadable": len(run.unreadable)}, saving or looking)
         if line:
             unreadable.check()

@@ -1,7 +1,9 @@
 """What one sees of a run: lines, words when it goes wrong, pictures of the groups, and the probe."""
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ from PIL import Image
 from test_pretrain import TINY, lines, pictures, run  # noqa: F401  (fixtures)
 
 from slotcon_hub import SlotConOutput
+from training import pretrain, watch
 from training.monitor import Diverged, Monitor
+from training.reliability.launch import Launch
 
 
 @pytest.fixture
@@ -134,7 +138,9 @@ def test_pauses_are_not_training(monitor, monkeypatch):
     assert read(monitor)[0]["images_per_second"] == pytest.approx(2 * 4 / 2.0)
 
 
-def test_groups_and_probe_of_a_run(run, pictures, tmp_path):  # noqa: F811
+@pytest.fixture
+def labeled(tmp_path: Path) -> Path:
+    """A folder with two parts of two classes."""
     rng = np.random.default_rng(0)
     for split, number in {"train": 12, "validation": 6}.items():
         for i in range(number):
@@ -142,8 +148,12 @@ def test_groups_and_probe_of_a_run(run, pictures, tmp_path):  # noqa: F811
             place.mkdir(parents=True, exist_ok=True)
             pixels = rng.integers(0, 90, (40, 40, 3)) + np.array([150, 0, 0] if i % 2 else [0, 0, 150])
             Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i}.png")
+    return tmp_path / "labeled"
+
+
+def test_groups_and_probe_of_a_run(run, pictures, labeled, tmp_path):  # noqa: F811
     options = ["--data", pictures, *TINY.split()]
-    looked = ["--show-every", 1, "--probe", tmp_path / "labeled"]
+    looked = ["--show-every", 1, "--probe", labeled]
     watched = run("coco_800ep", *options, *looked, figures=True)
     drawn = sorted((watched / "slots").iterdir())
     assert [path.name for path in drawn] == ["epoch-0001.png", "epoch-0002.png"]
@@ -164,3 +174,64 @@ def test_a_probe_that_cannot_be_opened_is_one_sentence(run, pictures, capsys):  
     with pytest.raises(SystemExit):  # of wrong usage, as tyro has it
         run("coco_800ep", "--data", pictures, *TINY.split(), "--probe", "/nowhere", "--show-every", 0)
     assert "--probe is measured every" in capsys.readouterr().err
+
+
+def test_looking_never_ends_a_run(run, pictures, labeled, tmp_path, monkeypatch):  # noqa: F811
+    picture = labeled / "validation/class1/3.png"
+    picture.write_bytes(picture.read_bytes()[:200])
+
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("training.showcase.draw_groups", full_disk)
+    options = ["--data", pictures, *TINY.split(), "--show-every", 1, "--probe", labeled]
+    monkeypatch.setattr("training.run_folder.finish", lambda *_: None)
+    folder = run("coco_800ep", *options, figures=True)
+    found = lines(folder)
+    assert [line["step"] for line in found] == [1, 2, 3, 4]
+    assert not any("knn" in line for line in found)
+    assert (folder / "checkpoints/step-00000004").is_dir()
+    drawing, probe = (folder / "warnings.txt").read_text().splitlines()  # once each
+    assert drawing == "step 2: the groups could not be drawn: [Errno 28] No space left on device"
+    assert probe.startswith(
+        "step 2: no accuracy of the probe: 1 of 6 pictures have no features, the first of them "
+    )
+    assert str(picture) in probe
+
+
+@pytest.mark.parametrize("part", ["backbone_model", "extract", "knn"])
+def test_a_full_gpu_leaves_the_probe_out(run, pictures, labeled, monkeypatch, part):  # noqa: F811
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nand a long story")
+
+    monkeypatch.setattr(f"training.watch.{part}", full)
+    folder = run("coco_800ep", "--data", pictures, *TINY.split(), "--show-every", 2, "--probe", labeled)
+    assert (folder / "warnings.txt").read_text() == "step 4: no accuracy of the probe: CUDA out of memory.\n"
+    assert len(lines(folder)) == 4
+
+
+def short_of_memory(argv: list[str]) -> None:
+    """Train; the first process, which has the only batch, has no memory left for the first probe."""
+    original, calls = watch.backbone_model, []
+
+    def model(slotcon: object) -> torch.nn.Module:
+        made = original(slotcon)
+        calls.append(1)
+        if os.environ["RANK"] == "0" and len(calls) == 1:
+            made.register_forward_pre_hook(full)
+        return made
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    watch.backbone_model = model
+    pretrain.main(argv)
+
+
+def test_one_process_without_memory_keeps_no_other_waiting(pictures, labeled, tmp_path):  # noqa: F811
+    options = ["--data", pictures, *TINY.split(), "--show-every", 1, "--probe", labeled]
+    argv = ["coco_800ep", *options, "--output", tmp_path / "run"]
+    launch = Launch(argv, tmp_path / "log", 2, main=short_of_memory)
+    assert not any(launch.end()), launch.log.read_text()
+    assert [line["step"] for line in lines(tmp_path / "run") if "knn" in line] == [4]
+    assert "step 2: no accuracy of the probe: " in (tmp_path / "run/warnings.txt").read_text()
