@@ -1,6 +1,7 @@
 """Files of pictures: which a folder holds, and how they are decoded."""
 
 import contextlib
+import hashlib
 import io
 import itertools
 import os
@@ -38,6 +39,7 @@ class ImageFiles:
         for folder in folders:
             if not folder.is_dir():
                 raise ValueError(f"there is no folder {folder}: name a folder of pictures")
+        self._folders = tuple(os.path.join(folder, "") for folder in folders)
         files = listed if listed is not None else files_below(*folders)
         self.paths = sorted(path for path in files if path.lower().endswith(SUFFIXES))
         if not self.paths:
@@ -55,6 +57,11 @@ class ImageFiles:
     def read(self, index: int) -> bytes:
         """Bytes of a file."""
         return Path(self.paths[index]).read_bytes()
+
+    def digest(self) -> str:
+        """SHA-256 of the paths below their folders, in their order: the same wherever the folders are."""
+        names = (path.removeprefix(next(f for f in self._folders if path.startswith(f))) for path in self.paths)
+        return hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
 
 
 def files_below(*folders: Path) -> Iterator[str]:

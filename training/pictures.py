@@ -1,6 +1,7 @@
 """Where pictures come from: folders, Parquet files and the Hugging Face Hub, as encoded files by number."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,9 @@ class Pictures(Protocol):
 
     def read(self, index: int) -> bytes:
         """The encoded file; raises OSError where there is none."""
+
+    def digest(self) -> str:
+        """What tells these pictures, and their order, from others; the same wherever they are kept."""
 
 
 class ImageTable:
@@ -65,6 +69,18 @@ class ImageTable:
         if image.get("path"):
             return Path(image["path"]).read_bytes()
         raise OSError(f"row {index} is empty")
+
+    def digest(self) -> str:
+        """SHA-256 of the names of the images' files and of the numbers of their bytes, as far as they are known."""
+        import pyarrow.compute as pc
+
+        images = self.table.with_format("arrow")[:].column(self.column)
+        paths, sizes = pc.struct_field(images, "path"), pc.binary_length(pc.struct_field(images, "bytes"))
+        rows = (
+            f"{size} {os.path.basename(path or '')}"
+            for path, size in zip(paths.to_pylist(), sizes.to_pylist(), strict=True)
+        )
+        return hashlib.sha256("\0".join(rows).encode()).hexdigest()
 
     def _image(self, index: int) -> dict[str, Any]:
         return self.table[index][self.column] or {}

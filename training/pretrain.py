@@ -62,7 +62,7 @@ def begin(run: Run) -> None:
     settings = {k: str(v) for k, v in comparable(run).items()}
     run.accelerator.init_trackers(
         "slotcon",
-        config={"recipe": run.name, **settings},
+        config={"recipe": run.name, "data": run.recipe.data, **settings},
         init_kwargs={"tensorboard": {"purge_step": run.step + 1}},  # what was written after the checkpoint is void
     )
 

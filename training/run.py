@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from slotcon_hub import SlotCon
@@ -30,6 +30,9 @@ from training.streaming import ParquetStream
 __all__ = ["Run", "comparable", "prepare", "save"]
 
 RESUMABLE = {
+    "data",
+    "split",
+    "layout",
     "output",
     "resume",
     "workers",
@@ -45,7 +48,7 @@ RESUMABLE = {
     "grad_checkpointing",
     "compile",
 }
-"""Settings that may change when a run is resumed."""
+"""Settings that may change when a run is resumed. Where the pictures are is one; which they are is not."""
 
 
 @dataclass
@@ -57,6 +60,8 @@ class Run:
     folder: Path
     accelerator: Accelerator
     pictures: Pictures
+    digest: str
+    """Of the pictures, which tells them from others."""
     showcase: Showcase
     slotcon: SlotCon
     model: nn.Module
@@ -93,7 +98,7 @@ def prepare(name: str, recipe: Recipe) -> Run:
     processes = meet(recipe)
     folder = run_folder.choose(name, recipe)
     accelerator = accelerate(recipe, folder)
-    pictures, showcase = _data(recipe, processes)
+    pictures, digest, showcase = _data(recipe, processes)
     slotcon = build(recipe, processes)
     optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
     path = _checkpoint(folder, processes) if recipe.resume else None
@@ -102,7 +107,7 @@ def prepare(name: str, recipe: Recipe) -> Run:
     if recipe.continue_from and not resumed:
         behind = continuing.load(recipe.continue_from, slotcon, epoch=recipe.continue_at, epochs=recipe.epochs)
     model, optimizer = wrap(accelerator, slotcon, optimizer)
-    run = Run(name, recipe, folder, accelerator, pictures, showcase, slotcon, model, optimizer)
+    run = Run(name, recipe, folder, accelerator, pictures, digest, showcase, slotcon, model, optimizer)
     run.step = run.taken = behind * run.steps_per_epoch
     if resumed:
         run.fresh = False
@@ -110,20 +115,46 @@ def prepare(name: str, recipe: Recipe) -> Run:
     return run
 
 
-def _data(recipe: Recipe, processes: PartialState) -> tuple[Pictures, Showcase]:
+def _data(recipe: Recipe, processes: PartialState) -> tuple[Pictures, str, Showcase]:
     with processes.main_process_first():
         held_out = scenes.prepare() if recipe.data == SCENES else None
     source = str(held_out.train) if held_out else str(recipe.data)
-    where = {"layout": recipe.layout, "streaming": recipe.streaming}
-    pictures = open_pictures(source, recipe.split, recipe.image_column, **where)
+    pictures, digest = _open(source, recipe)
     miscount = recipe.layout and LAYOUTS[recipe.layout].miscount(Path(source).expanduser(), len(pictures))
     if miscount and processes.is_main_process:
         print(f"warning: {miscount}", file=sys.stderr)
     recipe.steps_per_epoch(len(pictures))
     if held_out:
-        return pictures, Showcase.of_scenes(held_out)
+        return pictures, digest, Showcase.of_scenes(held_out)
     # Others than the main process need not read any picture for it.
-    return pictures, Showcase.of_pictures(pictures, recipe.view_size) if processes.is_main_process else Showcase([])
+    main = processes.is_main_process
+    return pictures, digest, Showcase.of_pictures(pictures, recipe.view_size) if main else Showcase([])
+
+
+def _open(source: str, recipe: Recipe) -> tuple[Pictures, str]:
+    """Open the pictures, and make sure that all processes see the same ones.
+
+    Raises:
+        ValueError: a process cannot open them, or sees others; on all processes alike.
+    """
+    pictures, problem, seen = None, None, (0, "")
+    try:
+        where: dict[str, Any] = {"layout": recipe.layout, "streaming": recipe.streaming}
+        pictures = open_pictures(source, recipe.split, recipe.image_column, **where)
+        seen = (len(pictures), pictures.digest())
+    except ValueError as error:
+        problem = str(error)
+    found = gather_object([(problem, seen)])
+    for process, (trouble, others) in enumerate(found):
+        if trouble:
+            raise ValueError(trouble)
+        if others != found[0][1]:
+            raise ValueError(
+                f"process {process} sees other pictures than process 0, {others[0]:,} and {found[0][1][0]:,} of "
+                f"them: put the same files below {source} of every machine"
+            )
+    assert pictures is not None
+    return pictures, seen[1]
 
 
 def _checkpoint(folder: Path, processes: PartialState) -> Path | None:
@@ -177,8 +208,17 @@ def _restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None
     Raises:
         ValueError: the run was started with other settings.
     """
+    defaults = _plain(asdict(Recipe()))
     for setting, now in comparable(run).items():
-        then = progress["settings"].get(setting)
+        then = progress["settings"].get(setting, defaults.get(setting, now))  # it may be younger than the run
+        if isinstance(now, dict):
+            then = {key: {**defaults[setting], **then}[key] for key in now}
+        if then != now and setting in ("pictures", "digest"):
+            those, these = progress["settings"]["pictures"], len(run.pictures)
+            raise ValueError(
+                f"{run.recipe.data} holds {these:,} pictures, which are not the {those:,} of this run, by their names "
+                "and order: give --data the folder or the data set that holds those"
+            )
         if then != now:
             raise ValueError(
                 f"this run has {setting}={then}, not {now}: resume it with the recipe and options it has"
@@ -200,7 +240,12 @@ def _restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None
 def comparable(run: Run) -> dict[str, Any]:
     """The settings that a resumed run must share with the one that it continues, as plain values."""
     settings = {k: v for k, v in asdict(run.recipe).items() if k not in RESUMABLE}
-    return json.loads(json.dumps({**settings, "pictures": len(run.pictures)}, default=str))
+    return _plain({**settings, "pictures": len(run.pictures), "digest": run.digest})
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _surroundings(run: Run) -> dict[str, Any]:

@@ -8,6 +8,8 @@ the numbers of processes and workers: a run that goes on with others sees anothe
 epoch.
 """
 
+import hashlib
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +74,12 @@ class ParquetStream:
         if not image:
             raise OSError(f"row {index} is empty")
         return image
+
+    def digest(self) -> str:
+        """SHA-256 of the names of the files, and of the rows and bytes of their row groups."""
+        groups = [(self.files[file], self._footers[file].row_group(i)) for file, i in self._parts]
+        rows = (f"{os.path.basename(file)} {group.num_rows} {group.total_byte_size}" for file, group in groups)
+        return hashlib.sha256("\0".join(rows).encode()).hexdigest()
 
     def _group(self, index: int) -> int:
         return int(np.searchsorted(self._ends, index, side="right"))

@@ -154,3 +154,36 @@ def test_scripts_are_not_executed(cache, data):
     with pytest.raises(ValueError, match=r"scripts are no longer supported|holds no"):
         open_pictures(data.format(folder))
     assert not ran.exists()
+
+
+def test_a_digest_tells_files_from_others_wherever_they_are(tmp_path):
+    for place in ("one", "two/deeper", "three"):
+        for name in ("train2017/a.jpg", "train2017/inner/b.jpg", "unlabeled2017/c.jpg"):
+            (tmp_path / place / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / place / name).touch()
+    (tmp_path / "three/train2017/a.jpg").rename(tmp_path / "three/train2017/d.jpg")
+    one, two, three = (
+        [open_pictures(str(tmp_path / place), layout=layout).digest() for layout in ("coco", "coco+")]
+        for place in ("one", "two/deeper", "three")
+    )
+    assert one == two
+    assert len({*one, *three}) == 4
+    assert open_pictures(str(tmp_path / "one/train2017")).digest() == one[0]
+
+
+def test_a_digest_tells_tables_from_others(cache):
+    rows = [*embedded(10, path="x/ten.png"), *embedded(20), *embedded(30)]
+    longer = [{"bytes": rows[1]["bytes"] + b"0", "path": None}]
+    tables = {
+        "one/a": rows,
+        "two/b": rows,
+        "other_name": [*embedded(10, path="x/eleven.png"), *rows[1:]],
+        "other_order": [rows[1], rows[0], rows[2]],
+        "other_bytes": [rows[0], *longer, rows[2]],
+        "fewer": rows[:2],
+    }
+    for name, images in tables.items():
+        write_table(cache / f"{name}.parquet", images)
+    digests = [open_pictures(str(cache / f"{name}.parquet")).digest() for name in tables]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == len(tables) - 1

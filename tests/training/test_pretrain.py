@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from slotcon_hub import SlotCon
 from slotcon_hub.checkpoints import read_checkpoint
 from slotcon_hub.convert import from_official
 from slotcon_hub.functional import teacher_momentum
+from slotcon_hub.store import sha256
 from training import build, data, pretrain, scenes, streaming
 from training.monitor import Diverged
 from training.optim import lr_at
@@ -439,6 +441,65 @@ def test_resuming_with_another_shape_or_other_settings_is_refused(run, pictures)
     assert (folder / "run.json").read_text() == before
     with pytest.raises(SystemExit, match=r"is of another model .* resume with the recipe"):
         run("demo", "--data", pictures, *TINY.split(), "--resume", "--num-prototypes", "6", "--output", folder)
+
+
+def test_pictures_may_move_but_not_change(run, pictures, tmp_path):
+    options = ["demo", *TINY.split()]
+    folder = run(*options, "--data", pictures)
+    shutil.rmtree(folder / "checkpoints/step-00000004")
+    moved = tmp_path / "scratch/job-2"
+    moved.parent.mkdir()
+    pictures.rename(moved)
+    (moved / "0.jpg").rename(moved / "other.jpg")
+    words = r"job-2 holds 10 pictures, which are not the 10 of this run, by their names .*: give --data the folder"
+    with pytest.raises(SystemExit, match=words):
+        run(*options, "--data", moved, "--resume", "--output", folder)
+    (moved / "other.jpg").rename(moved / "0.jpg")
+    run(*options, "--data", moved, "--layout", "coco", "--split", "any", "--resume", "--output", folder)
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4]
+
+
+def test_a_setting_that_is_younger_than_the_run_has_its_default(run, pictures):
+    options = ["demo", "--data", pictures, *TINY.split()]
+    folder = run(*options)
+    state = folder / "checkpoints/step-00000004/state.json"
+    facts = json.loads(state.read_text())
+    for settings, setting in (
+        (facts["settings"], "accumulation_steps"),
+        (facts["settings"], "digest"),
+        (facts["settings"]["slotcon"], "image_loss_weight"),
+    ):
+        del settings[setting]
+    facts["settings"]["slotcon"]["no_longer_there"] = 1
+    state.write_text(json.dumps(facts))
+    sums = state.with_name("SHA256SUMS")
+    sums.write_text(re.sub(r"\w+(?=  state)", sha256(state), sums.read_text()))
+    with pytest.raises(SystemExit, match="this run has accumulation_steps=1, not 2"):
+        run(*options, "--accumulation-steps", "2", "--resume", "--output", folder)
+    with pytest.raises(SystemExit, match="this run has slotcon="):
+        run(*options, "--teacher-temp", "0.05", "--resume", "--output", folder)
+    run(*options, "--resume", "--output", folder)
+
+
+def test_all_processes_must_see_the_same_pictures(pictures, tmp_path):
+    for place, left_out in (("0", None), ("1", "1.jpg")):
+        shutil.copytree(pictures, tmp_path / place)
+        (tmp_path / place / "deeper" / (left_out or "none")).unlink(missing_ok=True)
+    argv = ["demo", "--data", tmp_path / "RANK", *TINY.split(), "--output", tmp_path / "run"]
+    launch = Launch(argv, tmp_path / "log", 2, main=on_a_disk_of_its_own)
+    assert launch.end() == [1, 1]
+    said = launch.log.read_text()
+    assert said.count("error: process 1 sees other pictures than process 0, 9 and 10 of them: put the same") == 2
+    shutil.rmtree(tmp_path / "1")
+    launch = Launch(argv, tmp_path / "log-2", 2, main=on_a_disk_of_its_own)
+    assert launch.end() == [1, 1]
+    assert launch.log.read_text().count("error: there is no folder ") == 2
+    assert not (tmp_path / "run").exists()
+
+
+def on_a_disk_of_its_own(argv: list[str]) -> None:
+    """Train on the pictures of this process."""
+    pretrain.main([word.replace("RANK", os.environ["RANK"]) for word in argv])
 
 
 def test_unreadable_pictures_stop_the_run_with_a_list(run, pictures, tmp_path):

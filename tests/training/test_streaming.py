@@ -72,6 +72,20 @@ def test_a_stream_holds_what_its_files_hold(shards):
     assert len(stream(f"hf:{shards}")) == 40
 
 
+def test_a_digest_tells_files_from_others_wherever_they_are(tmp_path):
+    for place, values, group in (
+        ("a", (1, 2, 3), 2),
+        ("b", (1, 2, 3), 2),
+        ("c", (1, 2, 3, 4), 2),
+        ("d", (1, 2, 3), 3),
+    ):
+        (tmp_path / place).mkdir()
+        write(tmp_path / place / "train.parquet", values, group)
+    digests = [stream(tmp_path / place).digest() for place in "abcd"]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
 def test_images_may_be_plain_bytes(tmp_path):
     pq.write_table(pa.table({"picture": [picture(1), None]}), tmp_path / "a.parquet")
     pictures = stream(tmp_path / "a.parquet", column="picture")
