@@ -99,14 +99,21 @@ def load(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
         The states given to :func:`save` as ``optimizer`` and ``state``.
 
     Raises:
-        ValueError: it cannot be read, or is of a model of other names or shapes.
+        ValueError: it cannot be read here, or is of a model of other names or shapes.
     """
     try:
         weights = load_file(path / MODEL)
         optimizer = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
         state = json.loads((path / STATE).read_text())
+    except OSError as error:
+        reason = f"the checkpoint {path} cannot be read here ({_first_line(error)})"
+        raise ValueError(f"{reason}: all machines must share --output, in one folder that each can read") from None
     except Exception as error:
-        raise ValueError(f"the checkpoint {path} cannot be read ({_first_line(error)}): remove it") from None
+        reason = f"the checkpoint {path} cannot be read ({_first_line(error)})"
+        raise ValueError(
+            f"{reason}, though it is as it was written: resume with the versions that run.json names, where all "
+            "machines share --output"
+        ) from None
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

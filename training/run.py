@@ -216,8 +216,8 @@ def _restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None
         if then != now and setting in ("pictures", "digest"):
             those, these = progress["settings"]["pictures"], len(run.pictures)
             raise ValueError(
-                f"{run.recipe.data} holds {these:,} pictures, which are not the {those:,} of this run, by their names "
-                "and order: give --data the folder or the data set that holds those"
+                f"{run.recipe.data} holds {these:,} pictures, which are not the {those:,} of this run, by their "
+                "names and order: give --data the folder or the data set that holds those"
             )
         if then != now:
             raise ValueError(

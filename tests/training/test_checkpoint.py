@@ -170,10 +170,21 @@ def test_another_shape_is_refused(tmp_path):
         checkpoint.load(path, nn.Linear(3, 4))
 
 
+@pytest.mark.parametrize("file", FILES[:3])
+def test_a_machine_that_cannot_see_it_is_told_to_share_the_folder(tmp_path, file):
+    path, _ = save(tmp_path, 5, nn.Linear(3, 2))
+    remove(path / file)  # as another machine sees it, the main process has verified it
+    words = r"step-00000005 cannot be read here \(.+\): all machines must share --output"
+    with pytest.raises(ValueError, match=words) as raised:
+        checkpoint.load(path, nn.Linear(3, 2))
+    assert "\n" not in str(raised.value)
+    assert "remove" not in str(raised.value)
+
+
 def test_no_code_is_run(tmp_path):
     path, _ = save(tmp_path, 5, nn.Linear(3, 2))
     torch.save({"optimizer": Malicious(tmp_path / "marker")}, path / "optimizer.pt")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot be read \(.+\), though it is as it was written: resume with the"):
         checkpoint.load(path, nn.Linear(3, 2))
     assert not (tmp_path / "marker").exists()
 
