@@ -56,7 +56,8 @@ def begin(run: Run) -> None:
     """Open the folder of the run, and measure where a new run starts from."""
     start = settled(run) if run.fresh and run.showcase.held_out else None
     if run.accelerator.is_main_process:
-        run_folder.describe(run.folder, run.name, run.recipe, len(run.pictures), run.accelerator)
+        step = None if run.fresh else run.step
+        run_folder.describe(run.folder, run.name, run.recipe, len(run.pictures), run.accelerator, step)
         if start:
             run_folder.before(run.folder, start, run.showcase)
     settings = {k: str(v) for k, v in comparable(run).items()}

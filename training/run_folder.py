@@ -12,6 +12,7 @@ import time
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +31,12 @@ __all__ = ["before", "choose", "claim", "describe", "finish"]
 
 RUN = "run.json"
 
+BEGUN = {"lock", "run.new"}
+"""What is in the folder of a run that was killed before it had a ``run.json``."""
+
+STARTS = ("time", "revision", "versions", "python", "device", "processes", "threads", "mixed_precision")
+"""Facts that may be others each time that a run starts."""
+
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "huggingface-hub")
 
 
@@ -45,7 +52,7 @@ def choose(name: str, recipe: Recipe) -> Path:
         problem = f"{folder} is a file: choose another --output"
     elif not recipe.resume and folder.is_dir() and any(folder.iterdir()):
         problem = f"{folder} holds a run already: add --resume to continue it, or choose another --output"
-    elif recipe.resume and folder.is_dir() and any(folder.iterdir()) and not (folder / RUN).exists():
+    elif recipe.resume and folder.is_dir() and not (folder / RUN).exists() and not _names(folder) <= BEGUN:
         problem = f"{folder} holds something else than a run: choose another --output"
     folder, problem = broadcast_object_list([(folder, problem)])[0]
     if problem:
@@ -53,12 +60,13 @@ def choose(name: str, recipe: Recipe) -> Path:
     return folder
 
 
-def claim(folder: Path, patience: int = 60) -> None:
+def claim(folder: Path, patience: int = 180) -> None:
     """Keep other runs out of a folder for as long as this process lives, however it ends.
 
     Args:
         folder: of the run.
-        patience: seconds to wait for another process, which may be saving before it stops.
+        patience: seconds to wait for another process, which may be saving before it stops; or for a server of
+            files, which keeps the lock of a machine that is gone for 90 seconds or so.
 
     Raises:
         ValueError: that one does not end.
@@ -80,8 +88,20 @@ def claim(folder: Path, patience: int = 60) -> None:
     raise ValueError(f"another process is still training in {folder}: stop it first, or choose another --output")
 
 
-def describe(folder: Path, name: str, recipe: Recipe, pictures: int, accelerator: Accelerator) -> None:
-    """Print the resolved configuration, and save it with versions, machine and revision as ``run.json``."""
+def describe(
+    folder: Path, name: str, recipe: Recipe, pictures: int, accelerator: Accelerator, step: int | None = None
+) -> None:
+    """Print the resolved configuration, and save it with versions, machine and revision as ``run.json``.
+
+    Args:
+        folder: of the run.
+        name: of the recipe.
+        recipe: of the run.
+        pictures: their number.
+        accelerator: of the run.
+        step: that the run goes on from: what the file says stays, and this start joins the list ``resumed`` in it,
+            with the settings that are others now. None for a run that begins.
+    """
     steps = recipe.epochs * recipe.steps_per_epoch(pictures)
     settings = asdict(recipe)
     facts = {
@@ -98,15 +118,27 @@ def describe(folder: Path, name: str, recipe: Recipe, pictures: int, accelerator
         "python": platform.python_version(),
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
         "revision": _revision(),
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder)
-    (folder / RUN).write_text(json.dumps(facts, indent=2, default=str) + "\n")
+    facts = json.loads(json.dumps(facts, default=str))
+    kept = facts if step is None else _resumed(json.loads((folder / RUN).read_text()), facts, step)
+    new = (folder / RUN).with_suffix(".new")  # whole or not at all
+    new.write_text(json.dumps(kept, indent=2) + "\n")
+    new.replace(folder / RUN)
     table = Table("setting", "value", title=escape(f"{name} in {folder}"), title_justify="left")
     for key, value in {**settings, **{k: v for k, v in facts.items() if k != "settings"}}.items():
         for inner, setting in value.items() if isinstance(value, dict) else [(key, value)]:
             table.add_row(escape(str(inner)), escape(str(setting)))
     show(table)
+
+
+def _resumed(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
+    """The facts of a run's first start, with a later one among those that it was resumed by."""
+    others = {k: v for k, v in now["settings"].items() if v != first["settings"].get(k)}
+    start = {"step": step, **{k: now[k] for k in STARTS}, "settings": others}
+    return {**first, "resumed": [*first.get("resumed", []), start]}
 
 
 def before(folder: Path, slotcon: SlotCon, showcase: Showcase) -> None:
@@ -140,6 +172,10 @@ def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, n
     show(table)
     for text, path in (("curves", "curves.png"), ("groups", "groups.png"), ("weights", "export")):
         print(f"{text}: {folder / path}")
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def _device_name(device: torch.device) -> str:

@@ -186,6 +186,38 @@ def test_resuming_what_has_no_checkpoint_starts_and_says_so(run, pictures, tmp_p
     assert lines(folder)[0]["loss"] != 7
 
 
+def test_a_kill_between_lock_and_description_leaves_what_can_be_resumed(run, pictures, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/lock").touch()
+    (tmp_path / "run/run.new").write_text("{")
+    folder = run("demo", "--data", pictures, *TINY.split(), "--resume")
+    assert len(lines(folder)) == 4
+    assert not (folder / "run.new").exists()
+
+
+def test_every_start_of_a_run_is_kept(run, pictures, monkeypatch):
+    argv = ["demo", "--data", pictures, *TINY.split()]
+    folder = run(*argv)
+    first = json.loads((folder / "run.json").read_text())
+    assert "resumed" not in first
+    monkeypatch.setattr("training.run_folder._revision", lambda: "later")
+    shutil.rmtree(folder / "checkpoints/step-00000004")
+    run(*argv, "--log-every", "2", "--resume")
+    run(*argv, "--resume")
+    facts = json.loads((folder / "run.json").read_text())
+    resumed = facts.pop("resumed")
+    assert facts == first
+    assert [(start["step"], start["revision"]) for start in resumed] == [(2, "later"), (4, "later")]
+    assert [start["settings"] for start in resumed] == [{"log_every": 2, "resume": True}, {"resume": True}]
+    assert resumed[0]["versions"] == first["versions"]
+    assert first["time"] <= resumed[0]["time"] <= resumed[1]["time"]
+    shutil.rmtree(folder / "checkpoints")
+    run(*argv, "--log-every", "2", "--resume")  # from the beginning: nothing is left of what was
+    facts = json.loads((folder / "run.json").read_text())
+    assert (facts["settings"]["log_every"], facts["revision"]) == (2, "later")
+    assert "resumed" not in facts
+
+
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 

@@ -157,6 +157,20 @@ def test_a_run_is_kept_from_others_until_it_ends_however_it_ends(options, tmp_pa
     claim(run, patience=0)
 
 
+def test_the_lock_of_a_machine_that_is_gone_is_waited_for(tmp_path, monkeypatch):
+    """A server of files keeps it for 90 seconds or so."""
+    waited, held = [], iter([True] * 100)
+
+    def lock(*_):
+        if next(held, False):
+            raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "lockf", lock)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    claim(tmp_path)
+    assert sum(waited) == 100
+
+
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")

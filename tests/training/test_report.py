@@ -42,6 +42,7 @@ def test_a_run_that_goes_on(run):
 
 def test_a_finished_run_with_all_there_is(run):
     facts = {"recipe": "demo", "steps": 20, "settings": {"slotcon": {"num_prototypes": 16}}}
+    facts["resumed"] = [{"step": 5, "settings": {"data": "/a"}}, {"step": 9, "settings": {}}]
     (run / "run.json").write_text(json.dumps(facts))
     (run / "summary.json").write_text(json.dumps({"after": {"miou": 0.25}}))
     (run / "warnings.txt").write_text("data is waited for & more\n")
@@ -54,6 +55,8 @@ def test_a_finished_run_with_all_there_is(run):
     assert "<td>after.miou</td><td>0.25</td>" in page
     assert "<td>settings.slotcon.num_prototypes</td><td>16</td>" in page
     assert "data is waited for &amp; more" in page
+    for cells in ("resumed.1.settings.data</td><td>/a", "resumed.2.step</td><td>9"):
+        assert f"<td>{cells}</td>" in page
     assert page.index("epoch-0001") < page.index("Groups, groups")
     assert len(pictures(page)) == 3
     assert all(content.startswith(PNG) for content in pictures(page))
