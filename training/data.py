@@ -6,6 +6,7 @@ processes, workers or interruptions; what a network draws, from (seed, step, ran
 
 import itertools
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,8 @@ __all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "collate", "
 
 SUBSTITUTES = 100  # pictures tried in the place of an unreadable one
 ORDERS, SAMPLES, STEPS = 0, 1, 2  # streams of random numbers that never meet
+PAUSES = (0.1, 0.5, 2)  # seconds between attempts to read a picture
+LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 TOLERATED = 0.01  # share of the pictures that may be unreadable
 
 
@@ -67,11 +70,24 @@ class ViewPairs(Dataset[tuple[Pair, list[int]]]):
         """Draw the views of a picture whose header can be read, or of none."""
         while len(draft.unreadable) < SUBSTITUTES:
             try:
-                draft.picture = Picture(self.pictures.read(draft.index))
+                draft.picture = Picture(self._read(draft.index))
                 draft.views = self.views.draw(draft.picture.height, draft.picture.width, draft.rng)
                 return
             except OSError:
                 self._substitute(draft)
+
+    def _read(self, index: int) -> bytes:
+        """Read a picture's bytes, again where that may help: a server of files may be away for a moment."""
+        for pause in PAUSES:
+            try:
+                return self.pictures.read(index)
+            except LASTING:
+                raise
+            except OSError as error:
+                if error.errno is None and not isinstance(error, TimeoutError):
+                    raise  # it is not of the system: there is no picture
+                time.sleep(pause)
+        return self.pictures.read(index)
 
     def _make(self, draft: _Draft) -> tuple[Pair, list[int]]:
         while len(draft.unreadable) < SUBSTITUTES:

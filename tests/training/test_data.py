@@ -1,5 +1,6 @@
 """Samples, plan and loader: drawn from (seed, epoch, index) alone, whoever loads them, and despite bad files."""
 
+import errno
 import pickle
 
 import numpy as np
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from slotcon_hub.pictures import ImageFiles
-from training import color
+from training import color, data
 from training.data import SUBSTITUTES, Steps, TooManyUnreadable, Unreadable, ViewPairs, collate, make_loader
 from training.views import TwoViews
 
@@ -80,6 +81,36 @@ def test_another_picture_comes_in_the_place_of_an_unreadable_one(folder):
     assert first["views"].float().std() > 10
     assert not torch.equal(first["views"], sample(pairs, 1, 5)["views"])
     assert sample(pairs, 0, 4)["unreadable"] == []
+
+
+class Away(ImageFiles):
+    """Files on a server that is away for the first so many attempts."""
+
+    def __init__(self, folder, error, attempts):
+        super().__init__(folder)
+        self.error, self.attempts = error, attempts
+
+    def read(self, index):
+        self.attempts -= 1
+        if self.attempts >= 0:
+            raise self.error
+        return super().read(index)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "stale"), OSError(errno.EIO, "I/O"), TimeoutError("late")])
+def test_a_server_that_is_away_for_a_moment_is_waited_for(folder, monkeypatch, error):
+    monkeypatch.setattr(data, "PAUSES", (0, 0, 0))
+    first = sample(pairs_of(folder), 0, 3)
+    assert same(first, sample(ViewPairs(Away(folder, error, 3), TwoViews(SIZE), 0), 0, 3))
+    assert sample(ViewPairs(Away(folder, error, 4), TwoViews(SIZE), 0), 0, 3)["unreadable"] == [3]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("row 3 is empty"), OSError(errno.ENOENT, "no"), OSError(errno.EACCES, "no")]
+)
+def test_what_does_not_pass_is_not_waited_for(folder, monkeypatch, error):
+    monkeypatch.setattr(data, "PAUSES", (1e9,))
+    assert sample(ViewPairs(Away(folder, error, 1), TwoViews(SIZE), 0), 0, 3)["unreadable"] == [3]
 
 
 def test_substitutes_are_drawn_from_all_pictures(tmp_path):
