@@ -99,8 +99,10 @@ def draw_groups(
     if legend:
         patches = [Patch(facecolor=color / 255, edgecolor="0.7", label=name) for name, color in legend.items()]
         figure.legend(handles=patches, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
-    figure.savefig(target, dpi=130)
-    plt.close(figure)
+    try:
+        figure.savefig(target, dpi=130)
+    finally:
+        plt.close(figure)
 
 
 def matched_colors(match: Sequence[int], palette: np.ndarray) -> np.ndarray:

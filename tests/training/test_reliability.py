@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from training.reliability import __main__
 from training.reliability.bad_pictures import ODD, UNREADABLE, meet_bad_pictures
 from training.reliability.kills import MOMENTS, differences, storm
 from training.reliability.launch import TINY, Launch, pictures
@@ -192,3 +193,14 @@ def test_a_run_that_fails_ends_although_its_workers_wait(options, tmp_path):
     launch = Launch([*options, "--data", data, "--workers", 1, "--output", tmp_path / "run"], tmp_path / "log")
     assert launch.end(60) == [1]
     assert "error: 1 of 33 pictures cannot be read" in launch.log.read_text()
+
+
+def test_a_run_that_fails_undisturbed_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(__main__, "TINY", f"{TINY} --backbone nonsense")
+    with pytest.raises(
+        SystemExit, match=r"the run that nobody disturbs ended with an error: see the end of"
+    ) as stop:
+        __main__.main(kills=1)
+    log = Path(str(stop.value).rpartition(" ")[2])
+    assert "timm cannot make" in log.read_text()
+    shutil.rmtree(log.parents[1])

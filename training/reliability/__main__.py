@@ -34,7 +34,9 @@ def main(kills: int = 20, seed: int = 0) -> None:
         folder = place / f"{processes}-{workers}"
         folder.mkdir()
         argv = [*TINY.split(), "--data", data, "--workers", workers]
-        Launch([*argv, "--output", folder / "whole"], folder / "whole.log", processes).end()
+        log = folder / "whole.log"
+        if any(Launch([*argv, "--output", folder / "whole"], log, processes).end()):
+            raise SystemExit(f"the run that nobody disturbs ended with an error: see the end of {log}")
         here = moments[number :: len(kinds)]
         results[title] = storm(argv, folder / "whole", folder, here, processes=processes, seed=seed)
     print("showing a run bad pictures ...", flush=True)
