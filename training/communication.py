@@ -118,8 +118,8 @@ def main() -> None:
     machine = tyro.cli(Machine, prog="python -m training.communication", description=__doc__)
     with torch.device("meta"):
         slotcon = SlotCon(machine.backbone, machine.slotcon)
-    title = f"{machine.backbone}, K = {machine.slotcon.num_prototypes}, {machine.batch} images a GPU: MB that each sends in a step"
-    columns = ("GPUs", "batch", "gradients", "keys", "all slots", "norms")
+    title = f"MB that a GPU sends in a step: {machine.backbone}, K = {machine.slotcon.num_prototypes}"
+    columns = ("GPUs", "images", "weights", "keys", "all slots", "norms")
     table = Table(*columns, "s to send", "s a step", "s an epoch", title=title, title_justify="left")
     for processes in (2**i for i in range(10)):
         sent = traffic(slotcon, batch=machine.batch, active=machine.active, processes=processes)
@@ -136,7 +136,8 @@ def main() -> None:
         )
     show(table)
     show(
-        f"Keys: the active slots, in place of all; an epoch: of COCO. Assumed: {machine.active:g} active slots a view, "
+        f"Weights: their gradients; keys: the active slots, in place of all; an epoch: of COCO. "
+        f"Assumed: {machine.batch} images a GPU, {machine.active:g} active slots a view, "
         f"{1000 * machine.image_seconds:.1f} ms of computation an image, {machine.node_bandwidth:g} GB/s a GPU "
         f"inside a node of {machine.gpus_per_node} and {machine.network_bandwidth:g} GB/s between nodes, "
         f"{machine.latency:g} us a collective and doubling of the GPUs, nothing overlapped with computation. "
