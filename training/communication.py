@@ -119,7 +119,7 @@ def main() -> None:
     with torch.device("meta"):
         slotcon = SlotCon(machine.backbone, machine.slotcon)
     title = f"MB that a GPU sends in a step: {machine.backbone}, K = {machine.slotcon.num_prototypes}"
-    columns = ("GPUs", "images", "weights", "keys", "all slots", "norms")
+    columns = ("GPUs", "gradients", "keys", "all slots", "norms")
     table = Table(*columns, "s to send", "s a step", "s an epoch", title=title, title_justify="left")
     for processes in (2**i for i in range(10)):
         sent = traffic(slotcon, batch=machine.batch, active=machine.active, processes=processes)
@@ -128,7 +128,6 @@ def main() -> None:
         step = machine.batch * machine.image_seconds + exchange
         table.add_row(
             str(processes),
-            str(processes * machine.batch),
             *(f"{size / 1e6:,.1f}" if size < 1e9 else f"{size / 1e6:,.0f}" for size in sizes),
             f"{exchange:.3f}",
             f"{step:.2f}",
@@ -136,7 +135,7 @@ def main() -> None:
         )
     show(table)
     show(
-        f"Weights: their gradients; keys: the active slots, in place of all; an epoch: of COCO. "
+        "Keys: the active slots, in place of all; an epoch: of COCO. "
         f"Assumed: {machine.batch} images a GPU, {machine.active:g} active slots a view, "
         f"{1000 * machine.image_seconds:.1f} ms of computation an image, {machine.node_bandwidth:g} GB/s a GPU "
         f"inside a node of {machine.gpus_per_node} and {machine.network_bandwidth:g} GB/s between nodes, "

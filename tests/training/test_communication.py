@@ -60,5 +60,5 @@ def test_the_estimate_waits_longer_for_more_processes(slotcon):
 def test_the_command_prints_from_1_to_512_gpus(tmp_path):
     said = launched(tmp_path, ["training.communication", "--backbone", "slotcon_nano", "--batch", 16])
     assert "512" in said
-    assert "8192" in said
+    assert "16 images a GPU" in " ".join(said.split())
     assert "Assumed" in said
