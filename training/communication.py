@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 import tyro
 from rich import print as show
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -119,7 +119,7 @@ def main() -> None:
     with torch.device("meta"):
         slotcon = SlotCon(machine.backbone, machine.slotcon)
     title = f"MB that a GPU sends in a step: {machine.backbone}, K = {machine.slotcon.num_prototypes}"
-    columns = ("GPUs", "gradients", "keys", "all slots", "norms")
+    columns = ("GPUs", Column("gradients", no_wrap=True), "keys", "all slots", "norms")
     table = Table(*columns, "s to send", "s a step", "s an epoch", title=title, title_justify="left")
     for processes in (2**i for i in range(10)):
         sent = traffic(slotcon, batch=machine.batch, active=machine.active, processes=processes)
