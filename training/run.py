@@ -142,7 +142,7 @@ def _open(source: str, recipe: Recipe) -> tuple[Pictures, str]:
         where: dict[str, Any] = {"layout": recipe.layout, "streaming": recipe.streaming}
         pictures = open_pictures(source, recipe.split, recipe.image_column, **where)
         seen = (len(pictures), pictures.digest())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         problem = str(error)
     found = gather_object([(problem, seen)])
     for process, (trouble, others) in enumerate(found):

@@ -149,7 +149,8 @@ def test_two_processes_of_the_launcher_which_passes_sigterm_on(options, whole, t
 
 def test_a_run_is_kept_from_others_until_it_ends_however_it_ends(options, tmp_path):
     run = tmp_path / "run"
-    launch = Launch([*options, "--workers", 1, "--output", run], tmp_path / "log")
+    argv = [*options, "--epochs", 100, "--workers", 1, "--output", run]  # longer than any wait
+    launch = Launch(argv, tmp_path / "log")
     wait_for_a_line(launch, run)
     with pytest.raises(ValueError, match=r"another process is still training in .*run: stop it first"):
         claim(run, patience=1)
