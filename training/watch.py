@@ -10,6 +10,7 @@ from training.run import Run
 __all__ = ["Watch"]
 
 NEIGHBOURS = 20
+PROBED = 100_000  # pictures of a part: more take too long between epochs, and too much memory beside a training
 
 
 class Watch:
@@ -19,12 +20,17 @@ class Watch:
         """Open the labelled pictures, if the recipe names some.
 
         Raises:
-            ValueError: they cannot be opened.
+            ValueError: they cannot be opened, or are too many.
         """
         self.run = run
         probe = run.recipe.probe
         with run.accelerator.main_process_first():
             self.parts = [Labeled(probe, split) for split in ("train", "validation")] if probe else []
+        if (most := max(map(len, self.parts), default=0)) > PROBED:
+            raise ValueError(
+                f"--probe {probe} has {most:,} pictures in a split, and all are looked at every few epochs: give "
+                f"a selection of at most {PROBED:,}, and the whole to training.evaluation.knn when the run is done"
+            )
 
     def due(self, step: int) -> bool:
         """Whether this step ends an epoch that is looked at."""
@@ -51,4 +57,4 @@ class Watch:
         side = run.recipe.view_size
         model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, side, side), "crop_pct": 0.875}
         features = [extract(model, part, run.accelerator, workers=run.recipe.workers) for part in self.parts]
-        return knn(*features, ks=(NEIGHBOURS,))[NEIGHBOURS]
+        return knn(*features, run.accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS]

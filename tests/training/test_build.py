@@ -23,7 +23,7 @@ def meet(argv: list[str]) -> None:
     _, recipe = parse(words)
     build.meet(recipe)
     accelerator = build.accelerate(recipe, Path(folder))
-    print("patience", _get_default_group()._get_backend(torch.device("cpu")).options._timeout, flush=True)
+    assert _get_default_group()._get_backend(torch.device("cpu")).options._timeout == timedelta(hours=2)
     rank = accelerator.process_index
     accelerator.wait_for_everyone()
     monitor = Monitor(Path(folder), accelerator, range(1), batch_size=4, log_every=1)
@@ -36,7 +36,6 @@ def meet(argv: list[str]) -> None:
 def test_processes_wait_for_the_main_one_and_show_who_waits_for_pictures(tmp_path):
     launch = Launch([tmp_path, *TINY.split(), "--data", tmp_path], tmp_path / "log", processes=2, main=meet)
     assert launch.end() == [0, 0], launch.log.read_text()
-    assert launch.log.read_text().count(f"patience {timedelta(hours=2)}") == 2
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert line["loss"] == 2.5
     assert line["data_wait"] > 0.3

@@ -140,3 +140,15 @@ def test_a_probe_that_cannot_be_opened_is_one_sentence(run, pictures, capsys):  
     with pytest.raises(SystemExit):  # of wrong usage, as tyro has it
         run("coco_800ep", "--data", pictures, *TINY.split(), "--probe", "/nowhere", "--show-every", 0)
     assert "--probe is measured every" in capsys.readouterr().err
+
+
+def test_a_probe_of_too_many_pictures_is_refused(run, pictures, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("training.watch.PROBED", 2)
+    for split, number in {"train": 3, "validation": 2}.items():
+        for i in range(number):
+            place = tmp_path / "labeled" / split / f"class{i % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(place / f"{i}.png")
+    with pytest.raises(SystemExit, match=r"has 3 pictures in a split, .*: give a selection of at most 2, and"):
+        run("coco_800ep", "--data", pictures, *TINY.split(), "--probe", tmp_path / "labeled")
+    assert not (tmp_path / "run").exists()
