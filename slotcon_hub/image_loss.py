@@ -51,7 +51,7 @@ class ImageLoss(nn.Module):
             A scalar: the mean over the images of this process.
         """
         images, processes = len(students[0]), distributed.world_size()
-        q1, q2 = (self.predictor(self._project(self.student, f), images * processes) for f in students)
+        q1, q2 = (self.predictor(self._project(self.student, f), [images] * processes) for f in students)
         with torch.no_grad():
             keys = (self._project(self.teacher, f) for f in teachers)
             k1, k2 = (distributed.gather_rows(k, [images] * processes) for k in keys)
@@ -62,4 +62,4 @@ class ImageLoss(nn.Module):
 
     @staticmethod
     def _project(head: MLP, features: Tensor) -> Tensor:
-        return head(features.mean((2, 3)), len(features) * distributed.world_size())
+        return head(features.mean((2, 3)), [len(features)] * distributed.world_size())

@@ -4,10 +4,12 @@ Dimensions: B images, C backbone channels, K prototypes, D embedding channels, H
 Sections are those of the SlotCon paper (arXiv 2205.15288).
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from slotcon_hub.backbone import ask, evaluating, intermediate_map
 from slotcon_hub.distributed import SYNCHRONIZED
@@ -70,7 +72,7 @@ class MLP(nn.Module):
         )
         self.mlp.apply(_init_weights)
 
-    def forward(self, rows: Tensor, total: int | None = None) -> Tensor:
+    def forward(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """Transform a batch of vectors.
 
         A batch of fewer than two has no variance: it is normalised by the running statistics, which it does not
@@ -78,16 +80,21 @@ class MLP(nn.Module):
 
         Args:
             rows: Q x in; Q may be 0.
-            total: rows of all processes together, which counts where the norms are synchronised.
+            counts: rows of every process, which count where the norms are synchronised.
 
         Returns:
             Q x out.
         """
-        if total is None or not isinstance(self.mlp[1], SYNCHRONIZED):
-            total = len(rows)
-        if total < 2:
+        norms = [norm for norm in self.mlp if isinstance(norm, SYNCHRONIZED)]
+        if counts is None or not norms:
+            counts = [len(rows)]
+        if sum(counts) < 2:
+            # Of copies: the next batch may move the statistics before the gradients of this one are computed.
+            statistics = {name: buffer.clone() for name, buffer in self.mlp.named_buffers()}
             with evaluating(self.mlp):
-                return self.mlp(rows)
+                return functional_call(self.mlp, statistics, rows)
+        for norm in norms:
+            norm.all_have_rows = min(counts) > 0
         return self.mlp(rows)
 
 

@@ -45,7 +45,7 @@ def slot_loss(
         rows = _rows(queries[direction], num_queries)
         # In float32: torch's SyncBatchNorm takes a process without queries for one in half precision.
         with torch.autocast(active.device.type, enabled=False):
-            predicted = predictor(students[direction].flatten(0, 1)[rows], sum(num_queries))
+            predicted = predictor(students[direction].flatten(0, 1)[rows], num_queries)
             slots = teachers[1 - direction].flatten(0, 1)
             if kind == "regression":
                 loss = loss + SF.regression(predicted, slots[rows])

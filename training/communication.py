@@ -1,7 +1,8 @@
 """What the processes of a run send each other, computed from the network: ``python -m training.communication``.
 
 Collectives are counted as rings: of an all-reduce of S bytes a process sends 2 (N - 1) / N S, of an all-gather of S
-bytes from each it sends (N - 1) S. Times are estimates, and say so; sizes are facts of the network.
+bytes from each it sends (N - 1) S. Sizes are facts of the network. Times are estimates: bandwidths are assumed, and
+a latency of each collective that grows with log2 N.
 
 Dimensions: B images a process, K prototypes, D embedding channels, N processes.
 """
@@ -13,7 +14,7 @@ from typing import Annotated
 import torch
 import tyro
 from rich import print as show
-from rich.table import Table
+from rich.table import Column, Table
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -32,7 +33,7 @@ class Traffic:
     gradients: float
     """All-reduce of the student's and the predictor's gradients, float32."""
     keys: float
-    """All-gather of the active slots of both views of the teacher, float32."""
+    """All-gather of the active slots of both views of the teacher, float32; and of the views of the image loss."""
     batchnorm: float
     """Statistics of every BatchNorm, forward of student and teacher and backward of the student."""
     rest: float
@@ -61,14 +62,17 @@ def traffic(slotcon: SlotCon, *, batch: int, active: float, processes: int) -> T
         return Traffic(0, 0, 0, 0, 0, 0)
     reduce, gather = 2 * (processes - 1) / processes, processes - 1
     weights = FLOAT * sum(p.numel() for p in slotcon.parameters() if p.requires_grad)
-    norms = [m.num_features for part in (slotcon.student, slotcon.predictor) for m in _norms(part)]
-    teacher = [m.num_features for m in _norms(slotcon.teacher)]
+    trained, followers, image = [slotcon.student, slotcon.predictor], [slotcon.teacher], slotcon.image_loss
+    if image is not None:
+        trained, followers = [*trained, image.student, image.predictor], [*followers, image.teacher]
+    norms = [m.num_features for part in trained for m in _norms(part)]
+    teacher = [m.num_features for part in followers for m in _norms(part)]
     statistics = gather * sum(2 * c + 1 for c in norms + teacher) + reduce * sum(2 * c for c in norms)
     prototypes, dim = slotcon.config.num_prototypes, slotcon.config.out_dim
     buckets = math.ceil(weights / 25 / 2**20)
     return Traffic(
         gradients=reduce * weights,
-        keys=gather * 2 * FLOAT * batch * active * dim,
+        keys=gather * 2 * FLOAT * batch * (active + (image is not None)) * dim,
         batchnorm=2 * FLOAT * statistics,  # each for two views, or directions
         rest=gather * 4 * 8 + reduce * FLOAT * prototypes,
         dense_keys=gather * 2 * FLOAT * batch * prototypes * dim,
@@ -103,7 +107,7 @@ class Machine:
     """Microseconds of a collective, for each doubling of the processes."""
 
     def seconds(self, sent: Traffic, processes: int) -> float:
-        """Time of the communication, if none of it overlaps with computation: an upper bound."""
+        """Time of the communication, if none of it overlaps with computation."""
         bandwidth = self.node_bandwidth if processes <= self.gpus_per_node else self.network_bandwidth
         waits = sent.collectives * math.log2(processes) * self.latency * 1e-6
         return sent.total / bandwidth / 1e9 + waits
@@ -114,9 +118,9 @@ def main() -> None:
     machine = tyro.cli(Machine, prog="python -m training.communication", description=__doc__)
     with torch.device("meta"):
         slotcon = SlotCon(machine.backbone, machine.slotcon)
-    title = f"{machine.backbone}, K = {machine.slotcon.num_prototypes}, {machine.batch} images a GPU"
-    columns = ("GPUs", "batch", "gradients MB", "keys MB", "dense keys MB", "BatchNorm MB")
-    table = Table(*columns, "exchange s", "step s", "COCO epoch s", title=title, title_justify="left")
+    title = f"MB that a GPU sends in a step: {machine.backbone}, K = {machine.slotcon.num_prototypes}"
+    columns = ("GPUs", Column("gradients", no_wrap=True), "keys", "all slots", "norms")
+    table = Table(*columns, "s to send", "s a step", "s an epoch", title=title, title_justify="left")
     for processes in (2**i for i in range(10)):
         sent = traffic(slotcon, batch=machine.batch, active=machine.active, processes=processes)
         sizes = (sent.gradients, sent.keys, sent.dense_keys, sent.batchnorm)
@@ -124,18 +128,18 @@ def main() -> None:
         step = machine.batch * machine.image_seconds + exchange
         table.add_row(
             str(processes),
-            str(processes * machine.batch),
-            *(f"{size / 1e6:,.1f}" for size in sizes),
+            *(f"{size / 1e6:,.1f}" if size < 1e9 else f"{size / 1e6:,.0f}" for size in sizes),
             f"{exchange:.3f}",
             f"{step:.2f}",
             f"{COCO / (processes * machine.batch) * step:.1f}",
         )
     show(table)
     show(
-        f"Sizes: what one GPU sends in a step. Assumed: {machine.active:g} active slots a view, "
+        "Keys: the active slots, in place of all; an epoch: of COCO. "
+        f"Assumed: {machine.batch} images a GPU, {machine.active:g} active slots a view, "
         f"{1000 * machine.image_seconds:.1f} ms of computation an image, {machine.node_bandwidth:g} GB/s a GPU "
         f"inside a node of {machine.gpus_per_node} and {machine.network_bandwidth:g} GB/s between nodes, "
-        f"{machine.latency:g} us a collective and doubling, nothing overlapped with computation. "
+        f"{machine.latency:g} us a collective and doubling of the GPUs, nothing overlapped with computation. "
         "The paper tried batches of 256 to 1024."
     )
 

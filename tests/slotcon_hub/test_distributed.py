@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import Mock
 
 import pytest
 import slow
@@ -32,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from slotcon_hub import SlotCon, SlotConConfig, distributed
 from slotcon_hub import functional as SF
 from slotcon_hub.distributed import CpuSyncBatchNorm, synchronize_batchnorm
+from slotcon_hub.layers import SlotPredictor
 from slotcon_hub.slot_loss import SlotLoss
 
 TIMEOUT = 90  # seconds until processes that wait for each other count as hung
@@ -60,12 +62,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], bool]] = {
 SOME = [{0, 2}, {1, 2, 3}], [{1, 2, 3}, {0, 2, 4}]
 NONE = [{0}, {1}], [{2, 3}, {4}]
 ONE = [{0}, {1}], [{2}, {0}]  # direction (1, 2) has one pair an image, direction (2, 1) none
+MORE = [{0}, {1, 2, 3}], [{1, 2, 3}, {0}]  # direction (1, 2) has one pair an image, direction (2, 1) three
 PATTERNS = {
     "none on rank 0": (NONE, SOME),
     "none on rank 1": (SOME, NONE),
     "none on any rank": (NONE, NONE),
     "one on rank 1, none on rank 0": (NONE, ONE),
     "one on rank 0, some on rank 1": (ONE, SOME),
+    "one, then more, on rank 0, none on rank 1": (MORE, NONE),
 }
 KINDS = get_args(SlotLoss)
 
@@ -154,13 +158,13 @@ def slotcon_results(model: SlotCon, loss: Tensor, slot_loss: Tensor) -> dict[str
 def activity(pattern: tuple[list[set[int]], list[set[int]]]) -> list[Tensor]:
     """What ``active_slots`` is made to say of the student's two views and the teacher's, for IMAGES images.
 
-    The pattern is that of the first image. For ``ONE`` the others have no pair, as in ``NONE``.
+    The pattern is that of the first image. For ``ONE`` and ``MORE`` the others have no pair, as in ``NONE``.
     """
     maps = []
     for view, slots in enumerate([*pattern[0], *pattern[1]]):
         active = torch.zeros(IMAGES, TINY.num_prototypes, dtype=torch.bool)
         for image in range(IMAGES):
-            chosen = [*NONE[0], *NONE[1]][view] if pattern is ONE and image else slots
+            chosen = [*NONE[0], *NONE[1]][view] if pattern in (ONE, MORE) and image else slots
             active[image, sorted(chosen)] = True
         maps.append(active)
     return maps
@@ -440,6 +444,38 @@ def test_synchronized_norms_of_one_process_are_plain(training):
     close(changed.state_dict(), plain.state_dict())
 
 
+class Capturing(nn.Module):
+    """In the place of torch's norm, which a CPU cannot run: what it is told of CUDA graphs."""
+
+    def forward(self, x: Tensor) -> bool:
+        if not x.numel():
+            raise RuntimeError
+        return torch.cuda.is_current_stream_capturing()
+
+
+@pytest.mark.parametrize("make", [lambda: nn.BatchNorm2d(4), lambda: BatchNormAct2d(4)])
+def test_norms_on_gpus_do_not_look_for_processes_without_rows(make, monkeypatch):
+    norm = synchronize_batchnorm(make(), "cuda")
+    assert isinstance(norm, (nn.SyncBatchNorm, *distributed.SYNCHRONIZED))
+    asked = Mock(return_value=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", asked)
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", Capturing.forward)
+    norm.act = norm.drop = nn.Identity()
+    assert norm(torch.ones(2, 4, 1, 1)) is True
+    with pytest.raises(RuntimeError):
+        norm(torch.ones(0, 4, 1, 1))
+    assert torch.cuda.is_current_stream_capturing is asked
+    norm.all_have_rows = False
+    assert norm(torch.ones(2, 4, 1, 1)) is False
+
+
+def test_a_predictor_says_whether_all_processes_have_rows():
+    predictor = synchronize_batchnorm(SlotPredictor(4, 8), "cpu")
+    for counts, all_have in (([3, 2], True), ([3, 0], False), ([3, 1], True)):
+        predictor(torch.randn(3, 4), counts)
+        assert [predictor.mlp[i].all_have_rows for i in (1, 4)] == [all_have] * 2
+
+
 def reference(
     model: SlotCon, batch: Batch, world: int, active: list[Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -540,7 +576,8 @@ def test_few_queries_are_those_of_the_whole_batch(results, name, kind):
     expected = slotcon_results(model, *reference(model, whole_batch(2), 2, active))
     compare([f[f"{name}, {kind}, synchronized True"] for f in of(results, check_patterns)], expected)
     moved = model.predictor.mlp[1].num_batches_tracked.item()
-    assert moved == (2 if SOME in PATTERNS[name] else 0)  # once for each direction
+    pattern = PATTERNS[name]
+    assert moved == (2 if SOME in pattern else 1 if MORE in pattern else 0)  # once for each direction
 
 
 def test_only_active_keys_travel(results):

@@ -1,5 +1,6 @@
 """A training step, part by part: milliseconds, arithmetic, memory, and what processes would send each other."""
 
+import gc
 import itertools
 import os
 import platform
@@ -8,13 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
 from rich import print as show
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -48,7 +50,7 @@ def benchmark(
     grad_checkpointing: bool = False,
     compile: bool = False,
     steps: int = 10,
-    gpus: int = 8,
+    gpus: int | None = None,
 ) -> None:
     """Print what each part of a training step costs, and how long an epoch of COCO takes at this speed.
 
@@ -64,13 +66,15 @@ def benchmark(
         grad_checkpointing: compute the student's activations again in the backward.
         compile: with torch.compile.
         steps: that are measured, of each.
-        gpus: of the run whose traffic is computed.
+        gpus: of the run whose traffic is computed; None takes the processes that there are, or 8 for one alone.
 
     Raises:
         ValueError: a number is too small, or there is no such recipe.
     """
     if recipe not in RECIPES:
         raise ValueError(f"there is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    gpus = gpus or (launched if launched > 1 else 8)
     if min(*batch_sizes, *num_prototypes, gpus) < 2 or steps < 1:
         raise ValueError("measure 1 step or more, of 2 images, 2 prototypes and the traffic of 2 GPUs or more")
     results: list[Result] = []
@@ -79,7 +83,7 @@ def benchmark(
         setting = replace(
             published,
             slotcon=replace(published.slotcon, num_prototypes=prototypes),
-            batch_size=batch * int(os.environ.get("WORLD_SIZE", 1)),
+            batch_size=batch * launched,
             mixed_precision=mixed_precision or ("bf16" if torch.cuda.is_available() else "no"),
             grad_checkpointing=grad_checkpointing,
             compile=compile,
@@ -126,6 +130,7 @@ class Result:
 def _measure(recipe: Recipe, processes: PartialState, batch: int, steps: int, gpus: int) -> Result:
     device = processes.device
     if device.type == "cuda":
+        gc.collect()  # Accelerate leaves a model in a cycle of references
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     trained = _Trained(recipe, processes, batch)
@@ -171,7 +176,9 @@ class _Trained:
         optimizer = make_optimizer(self.slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
         self.model, self.optimizer = wrap(self.accelerator, self.slotcon, optimizer)
         pairs = ViewPairs(InMemory(make_pictures(2 * recipe.view_size, 16)), TwoViews(recipe.view_size), seed=0)
-        self.views: dict[str, Any] = collate([pairs[0, index % 16] for index in range(batch)])
+        views = collate([pairs[0, index % 16] for index in range(batch)])
+        cuda = processes.device.type == "cuda"  # where the loader hands over pinned memory
+        self.views = {key: v.pin_memory() if cuda else v for key, v in views.items() if isinstance(v, Tensor)}
 
     def step(self, lap: Callable[[str], None] = lambda part: None) -> Tensor:
         """Take a step, and name each part when it is over; return the active slots a view."""
@@ -183,6 +190,8 @@ class _Trained:
         lap("slots and losses")
         backward(self.accelerator, out.loss, self.slotcon, self.recipe.grad_checkpointing)
         lap("backward")
+        get_total_norm([p.grad for p in self.slotcon.parameters() if p.grad is not None])
+        lap("norm of the gradients")
         self.optimizer.step()
         self.optimizer.zero_grad()
         lap("optimiser")
@@ -214,7 +223,7 @@ class _Laps:
         self.last = now
 
 
-def _matrix_rate(device: torch.device, dtype: torch.dtype, clock: Callable[[], float], rounds: int = 10) -> float:
+def _matrix_rate(device: torch.device, dtype: torch.dtype, clock: Callable[[], float], rounds: int = 30) -> float:
     """FLOP/s of the product of two large square matrices, the fastest of some."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
