@@ -62,7 +62,7 @@ ROOMS = [f for room in ("evaluation", "transfer") for f in sorted((ROOT / "train
 
 LEAVES = {
     f"training.{name}"
-    for name in ("color", "crops", "layouts", "pictures", "report", "scenes", "streaming", "views")
+    for name in ("color", "crops", "layouts", "pictures", "report", "scenes", "stop", "streaming", "views")
 }
 
 

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,30 @@ from training.recipes import SCENES, Recipe
 
 __all__ = ["accelerate", "build", "meet", "wrap"]
 
+PATIENCE = timedelta(hours=2)  # of processes that wait for what the main one does first, such as opening data
+DIVIDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+"""Variables that accelerate's launcher sets where its settings divide a model over processes."""
+
 
 def meet(recipe: Recipe) -> PartialState:
     """Meet the processes of this run, and share out the CPU's cores where that is what trains.
 
     Raises:
-        ValueError: they are not as many as were launched, or the batch does not divide over them.
+        ValueError: they are not as many as were launched, accelerate is set to divide the model over them, or the
+            batch does not divide over them.
     """
-    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    for variable, what in DIVIDING.items():
+        if parse_flag_from_env(variable):
+            raise ValueError(
+                f"accelerate is set to {what}, but here every process has the whole model: launch with "
+                "--multi_gpu, and if memory is short, use --grad-checkpointing or more --accumulation-steps"
+            )
+    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
     if int(os.environ.get("WORLD_SIZE", 1)) != processes.num_processes:
         raise ValueError("several processes were launched without GPUs for them: set ACCELERATE_USE_CPU=true")
     if processes.device.type == "cpu":

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slotcon_hub.pictures import Picture
 from training.pictures import Pictures
-from training.stop import heed_parent_alone
+from training.stop import loading
 from training.streaming import deal
 from training.views import Pair, TwoCrops, TwoViews, stack
 
@@ -219,16 +219,10 @@ def make_loader(pairs: ViewPairs, steps: Steps, workers: int) -> DataLoader[Any]
     return DataLoader(
         pairs,
         batch_sampler=steps,
-        num_workers=workers,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
+        **loading(workers),
     )
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    heed_parent_alone()
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

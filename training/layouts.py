@@ -22,21 +22,30 @@ class Layout:
     """To train on."""
 
     def find(self, data: Path) -> tuple[Path, ...]:
-        """Find the folders of the pictures to train on; ``data`` itself, if it is not that of the data set.
+        """Find the folders of the pictures to train on.
+
+        Args:
+            data: the folder of the data set, or one between it and those of the pictures.
+
+        Returns:
+            ``data`` itself, if it is neither.
 
         Raises:
             ValueError: only others are there.
         """
-        there = [folder for folder in (*self.folders, *self.others) if (data / folder).is_dir()]
-        missing = [folder for folder in self.folders if folder not in there]
-        if not there:
-            return (data,)
-        if missing:
-            raise ValueError(
-                f"{data} holds {', '.join(there)}, but for {self.title} no {', '.join(missing)}: complete it, or "
-                "give --data the folder of the very pictures you mean, and --layout None"
-            )
-        return tuple(data / folder for folder in self.folders)
+        whole = data.absolute()
+        for root in (data, *whole.parents):
+            parts = [folder for folder in (*self.folders, *self.others) if (root / folder).is_dir()]
+            there = [folder for folder in parts if whole in (root / folder).absolute().parents]
+            missing = [folder for folder in self.folders if folder not in there]
+            if there and missing:
+                raise ValueError(
+                    f"{root} holds {', '.join(there)}, but for {self.title} no {', '.join(missing)}: complete it, "
+                    "or give --data the folder of the very pictures you mean, and --layout None"
+                )
+            if there:
+                return tuple(root / folder for folder in self.folders)
+        return (data,)
 
     def miscount(self, data: Path, found: int) -> str | None:
         """Say so where ``data``, this data set or the folder of its pictures, has another number than it should."""

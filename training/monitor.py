@@ -126,7 +126,10 @@ class Monitor:
     def _line(self, step: int, values: dict[str, float]) -> None:
         assert self.sums is not None
         assert self.usage is not None
-        means = self.accelerator.reduce(self.sums / self.forwards, "mean").tolist()
+        mine = torch.cat([self.sums / self.forwards, self.sums.new_tensor([self.waited])])
+        everyone = self.accelerator.gather(mine[None]).cpu()
+        *means, _ = everyone.mean(0).tolist()
+        waited = everyone[:, -1].max().item()  # all wait for the one that waits for its pictures
         usage = self.accelerator.reduce(self.usage, "sum").cpu().double()
         seconds = time.perf_counter() - self.since
         share = usage / usage.sum().clamp(min=1)
@@ -137,7 +140,7 @@ class Monitor:
             "dead_slots": int((usage == 0).sum()),
             "usage_entropy": float(-(share * share.clamp(min=1e-12).log()).sum() / math.log(len(share))),
             "images_per_second": self.steps * self.batch_size / seconds,
-            "data_wait": self.waited / seconds,
+            "data_wait": waited / seconds,
             "memory_gb": peak_memory(self.accelerator.device),
         }
         overflow = math.inf if self.overflow is None else float(self.overflow)

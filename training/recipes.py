@@ -106,7 +106,7 @@ class Recipe:
     """Epochs between two pictures of the groups in the same images, slots/epoch-*.png; 0 draws none."""
     probe: str | None = None
     """Labelled pictures to classify by nearest neighbours at the same epochs: a folder with train and validation
-    parts of class folders, or of Parquet files."""
+    parts of class folders, or of Parquet files, each of at most 100,000 pictures."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Accelerate's trackers, besides metrics.jsonl."""
 

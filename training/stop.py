@@ -2,14 +2,16 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-__all__ = ["Stop", "heed_parent_alone"]
+__all__ = ["Stop", "heed_parent_alone", "loading"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # variables that accelerate and torchrun set
@@ -52,6 +54,24 @@ class Stop:
                 os.write(2, NOTICE)  # print may be what the signal has interrupted
         elif number == signal.SIGINT and now - self.asked > ECHO:
             raise KeyboardInterrupt
+
+
+def loading(workers: int) -> dict[str, Any]:
+    """Options of a ``DataLoader`` whose workers outlive the signals that come to the whole group of a run.
+
+    On Linux they are forked whatever Python's start method is: those of a fork server would have it as their
+    parent, and SIGTERM ends it.
+    """
+    forked = sys.platform == "linux" and workers > 0
+    return {
+        "num_workers": workers,
+        "worker_init_fn": _start_worker,
+        "multiprocessing_context": "fork" if forked else None,
+    }
+
+
+def _start_worker(_: int) -> None:
+    heed_parent_alone()
 
 
 def heed_parent_alone() -> None:

@@ -14,21 +14,27 @@ from training.run import Run
 __all__ = ["Watch"]
 
 NEIGHBOURS = 20
+PROBED = 100_000  # pictures of a part: more take too long between epochs, and too much memory beside a training
 
 
 class Watch:
-    """Draws and probes the teacher every few epochs; nothing of the run depends on it, nor ends by it."""
+    """Draws and probes the teacher every few epochs; nothing of the run depends on it."""
 
     def __init__(self, run: Run) -> None:
         """Open the labelled pictures, if the recipe names some.
 
         Raises:
-            ValueError: they cannot be opened.
+            ValueError: they cannot be opened, or are too many.
         """
         self.run = run
         probe, side = run.recipe.probe, run.recipe.view_size
         with run.accelerator.main_process_first():
             self.parts = [_Probed(probe, split, side) for split in ("train", "validation")] if probe else []
+        if (most := max(map(len, self.parts), default=0)) > PROBED:
+            raise ValueError(
+                f"--probe {probe} has {most:,} pictures in a split, and all are looked at every few epochs: give "
+                f"a selection of at most {PROBED:,}, and the whole to training.evaluation.knn when the run is done"
+            )
 
     def due(self, step: int) -> bool:
         """Whether this step ends an epoch that is looked at."""
@@ -68,16 +74,13 @@ class Watch:
         try:
             model = _Spared(backbone_model(run.slotcon).to(run.accelerator.device), run.recipe.view_size)
             features = [extract(model, part, run.accelerator, workers=run.recipe.workers) for part in self.parts]
+            for part, found in zip(self.parts, features, strict=True):
+                if problem := _lacking(part, found):  # on all processes alike
+                    return None, model.problem or problem
+            return knn(*features, run.accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS], None
         except Exception as error:
             if run.accelerator.num_processes > 1:
                 raise  # the others wait for this process in the middle of it
-            return None, _words(error)
-        for part, found in zip(self.parts, features, strict=True):
-            if problem := _lacking(part, found):
-                return None, model.problem or problem
-        try:
-            return knn(*features, ks=(NEIGHBOURS,))[NEIGHBOURS], None
-        except Exception as error:
             return None, _words(error)
 
 

@@ -51,6 +51,20 @@ def test_the_folder_of_the_pictures_themselves(tmp_path, layout, folder):
     assert LAYOUTS[layout].miscount(root / folder, 9) is not None
 
 
+@pytest.mark.parametrize("between", ["images", "images/100k"])
+def test_a_folder_between_that_of_the_data_set_and_its_pictures(tmp_path, between, monkeypatch):
+    root = make(tmp_path, TREES["bdd100k"])
+    wanted = {str(root / file) for file in WANTED["bdd100k"]}
+    assert found(root / between, "bdd100k") == wanted
+    assert LAYOUTS["bdd100k"].miscount(root / between, 9) is not None
+    monkeypatch.chdir(root)
+    assert found(Path(between), "bdd100k") == wanted
+    (root / "images/100k/train/1.jpg").unlink()
+    (root / "images/100k/train").rmdir()
+    with pytest.raises(ValueError, match="holds images/100k/val, but for BDD100K train no images/100k/train"):
+        open_pictures(between, layout="bdd100k")
+
+
 def test_names_that_are_no_folders_are_not_counted():
     assert LAYOUTS["imagenet"].miscount(Path("hf:someone/train"), 9) is None
 

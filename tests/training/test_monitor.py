@@ -235,3 +235,15 @@ def test_one_process_without_memory_keeps_no_other_waiting(pictures, labeled, tm
     assert not any(launch.end()), launch.log.read_text()
     assert [line["step"] for line in lines(tmp_path / "run") if "knn" in line] == [4]
     assert "step 2: no accuracy of the probe: " in (tmp_path / "run/warnings.txt").read_text()
+
+
+def test_a_probe_of_too_many_pictures_is_refused(run, pictures, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("training.watch.PROBED", 2)
+    for split, number in {"train": 3, "validation": 2}.items():
+        for i in range(number):
+            place = tmp_path / "labeled" / split / f"class{i % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(place / f"{i}.png")
+    with pytest.raises(SystemExit, match=r"has 3 pictures in a split, .*: give a selection of at most 2, and"):
+        run("coco_800ep", "--data", pictures, *TINY.split(), "--probe", tmp_path / "labeled")
+    assert not (tmp_path / "run").exists()

@@ -50,7 +50,7 @@ def test_neighbours_vote_as_in_loops(chunk):
     train = Features(1 + torch.randn(31, 20) / 3, torch.arange(31) % 4)  # so close that many matter
     test = Features(1 + torch.randn(40, 20) / 3, torch.arange(40) % 4)
     ks = (1, 3, 10, 31, 200)
-    found = knn(train, test, ks=ks, chunk=chunk)
+    found = knn(train, test, Accelerator(cpu=True), ks=ks, chunk=chunk)
     for k in ks:
         right = 0
         for query, label in zip(test.values, test.labels, strict=True):
@@ -62,6 +62,32 @@ def test_neighbours_vote_as_in_loops(chunk):
             right += max(range(4), key=votes.__getitem__) == int(label)
         assert found[k] == pytest.approx(right / 40), k
     assert len(set(found.values())) > 1
+
+
+SHARED = """
+import torch
+from accelerate import Accelerator
+from training.evaluation.features import Features
+from training.evaluation.knn import knn
+
+torch.manual_seed(1)
+train, test = (Features(torch.randn(n, 20), torch.arange(n) % 4) for n in (31, 45))
+accelerator = Accelerator()
+calls, product = [], torch.Tensor.__matmul__
+torch.Tensor.__matmul__ = lambda a, b: calls.append(len(a)) or product(a, b)
+found = knn(train, test, accelerator, ks=(1, 3, 10), chunk=10)
+assert sum(calls) == {(0, 1): 45, (0, 2): 25, (1, 2): 20}[accelerator.process_index, accelerator.num_processes]
+print(found, flush=True)
+"""
+
+
+def test_processes_share_what_neighbours_classify(tmp_path):
+    (tmp_path / "shared.py").write_text(SHARED)
+    one, two = (
+        launched(tmp_path / str(processes), [tmp_path / "shared.py"], processes=processes) for processes in (1, 2)
+    )
+    assert len(set(eval(one).values())) > 1
+    assert two.splitlines() == 2 * one.splitlines()
 
 
 def test_a_linear_classifier_separates_what_can_be_separated():
@@ -130,6 +156,7 @@ def test_two_processes_train_the_classifier_of_one(data, model, tmp_path):
         command = ["training.evaluation.linear", *options, file]
         said = launched(tmp_path / f"of {processes}", command, processes=processes)
         assert said.count("linear on") == 1
+        assert said.count("classifier:   0%") == 1
     one, two = (json.loads(file.read_text()) for file in files)
     assert one["accuracy"] == two["accuracy"]
     assert one["protocol"] == two["protocol"]

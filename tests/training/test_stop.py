@@ -1,17 +1,26 @@
 """Signals that ask a run to stop, and how a worker lives through them."""
 
+import io
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from PIL import Image
+from torch.utils.data import Dataset
 
 from training import stop
+from training.data import Steps, ViewPairs, make_loader
+from training.evaluation.command import stream
+from training.reliability.launch import Launch
 from training.stop import Stop
+from training.views import TwoViews
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,3 +94,53 @@ def test_a_worker_heeds_its_parent_alone():
         os.kill(child, 0)  # it lives
         out, _ = parent.communicate("\n", timeout=60)
     assert out.strip() == "0"
+
+
+class Slow(Dataset):
+    """What takes a while to read: as pictures of a run, or as samples of a probe."""
+
+    def __len__(self):
+        return 12
+
+    def read(self, _):
+        time.sleep(0.2)
+        png = io.BytesIO()
+        Image.new("RGB", (40, 40)).save(png, "png")
+        return png.getvalue()
+
+    def __getitem__(self, index):
+        self.read(index)
+        return index
+
+
+def count(batches: Iterable[object]) -> int:
+    number = 0
+    for number, _ in enumerate(batches, start=1):
+        print("batch", number, flush=True)
+    return number
+
+
+def read_all(method: list[str]) -> None:
+    """Read with the two loaders of a run."""
+    multiprocessing.set_forkserver_preload([])
+    multiprocessing.set_start_method(method[0], force=True)
+    accelerator, slow = Accelerator(), Slow()
+    probed = stream(slow, list, accelerator, batch_size=1, workers=2)
+    trained = make_loader(ViewPairs(slow, TwoViews(32, (0.2, 1.0)), 0), Steps(12, 2, range(6), seed=0), 2)
+    with Stop(accelerator) as wish:
+        print("probed", count(probed), wish.agreed())
+        print("trained", count(trained), wish.agreed())
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sends a signal")
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_of_every_loader_outlive_a_signal_to_their_group(tmp_path, method):
+    (tmp_path / "log").touch()
+    launch = Launch([method], tmp_path / "log", main=read_all)
+    for seen in (1, 13):
+        while launch.running() and launch.log.read_text().count("batch") < seen:
+            time.sleep(0.05)
+        launch.signal(signal.SIGTERM)
+    assert launch.end() == [0], launch.log.read_text()
+    assert "probed 12 True" in launch.log.read_text()
+    assert "trained 6 True" in launch.log.read_text()

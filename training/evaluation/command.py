@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from slotcon_hub.memory import keep_freed_memory
+from training.stop import loading
 
 __all__ = ["check_outputs", "check_positive", "run", "stream", "write"]
 
@@ -126,7 +127,7 @@ def stream(
     batches = [numbers[first : first + batch_size] for first in range(0, len(data), batch_size)]
     share = batches[accelerator.process_index :: accelerator.num_processes]
     loader = DataLoader(
-        _Caught(data), batch_sampler=share, num_workers=workers, collate_fn=functools.partial(_join, join=join)
+        _Caught(data), batch_sampler=share, collate_fn=functools.partial(_join, join=join), **loading(workers)
     )
     for batch in tqdm(loader, "pictures", unit="batch", disable=not accelerator.is_main_process, leave=False):
         if isinstance(batch, Exception):

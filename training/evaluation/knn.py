@@ -16,33 +16,41 @@ KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
 
 
-def knn(train: Features, test: Features, *, ks: tuple[int, ...] = KS, chunk: int = 256) -> dict[int, float]:
+def knn(
+    train: Features, test: Features, accelerator: Accelerator, *, ks: tuple[int, ...] = KS, chunk: int = 256
+) -> dict[int, float]:
     """Classify by the votes of the k most similar training pictures, weighted by exp(cosine / 0.07).
 
-    Of classes with equal votes the first is taken. A training set of fewer than k pictures votes as a whole.
+    Of classes with equal votes the first is taken. A training set of fewer than k pictures votes as a whole. Each
+    process classifies its share on its device, and all learn the whole accuracy.
 
     Args:
         train: the bank that votes.
         test: what is classified.
+        accelerator: says the device, and which of the processes this is.
         ks: numbers of neighbours.
         chunk: test pictures compared at a time; bounds the memory, moves no result.
 
     Returns:
         Top-1 accuracy in [0, 1] for each k.
     """
-    bank, queries = F.normalize(train.values), F.normalize(test.values)
+    device = accelerator.device
+    bank, queries = (F.normalize(part.values).to(device) for part in (train, test))
+    truth, known = test.labels.to(device), train.labels.to(device)
     classes = int(train.labels.max()) + 1
-    right = dict.fromkeys(ks, 0)
-    for rows, labels in zip(queries.split(chunk), test.labels.split(chunk), strict=True):
+    right = torch.zeros(len(ks), dtype=torch.long, device=device)
+    chunks = list(zip(queries.split(chunk), truth.split(chunk), strict=True))
+    for rows, labels in chunks[accelerator.process_index :: accelerator.num_processes]:
         cosine, nearest = (rows @ bank.T).topk(min(max(ks), len(bank)))
         votes = (cosine / TEMPERATURE).exp()
-        for k in ks:
-            right[k] += int((_vote(votes[:, :k], train.labels[nearest[:, :k]], classes) == labels).sum())
-    return {k: count / len(test.labels) for k, count in right.items()}
+        found = [_vote(votes[:, :k], known[nearest[:, :k]], classes) for k in ks]
+        right += torch.stack([(classified == labels).sum() for classified in found])
+    counts = accelerator.reduce(right, "sum").tolist()
+    return {k: count / len(truth) for k, count in zip(ks, counts, strict=True)}
 
 
 def _vote(votes: Tensor, labels: Tensor, classes: int) -> Tensor:
-    return torch.zeros(len(votes), classes).scatter_add_(1, labels, votes).argmax(1)
+    return votes.new_zeros(len(votes), classes).scatter_add_(1, labels, votes).argmax(1)
 
 
 def measure(model: Any, train: Labeled, test: Labeled, accelerator: Accelerator, probe: Probe) -> dict[str, float]:
@@ -51,7 +59,7 @@ def measure(model: Any, train: Labeled, test: Labeled, accelerator: Accelerator,
         extract(model, part, accelerator, batch_size=probe.batch_size, workers=probe.workers)
         for part in (train, test)
     )
-    return {f"k = {k}": accuracy for k, accuracy in knn(*both).items()}
+    return {f"k = {k}": accuracy for k, accuracy in knn(*both, accelerator).items()}
 
 
 def protocol(probe: Probe) -> dict[str, Any]:

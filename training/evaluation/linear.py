@@ -45,6 +45,7 @@ def linear(
     epochs: int = 90,
     base_lr: float = 0.1,
     batch_size: int = 1024,
+    quiet: bool = False,
 ) -> float:
     """Train a linear classifier, and measure it.
 
@@ -54,6 +55,7 @@ def linear(
         epochs: passes over the training features.
         base_lr: learning rate of a batch of 256.
         batch_size: larger than the data set means all of it.
+        quiet: show no progress bar.
 
     Returns:
         Top-1 accuracy in [0, 1].
@@ -66,7 +68,7 @@ def linear(
     batch_size = min(batch_size, len(train.labels))
     lr = base_lr * batch_size / 256
     optimizer = torch.optim.SGD(classifier.parameters(), lr, momentum=0.9)
-    for epoch in tqdm(range(epochs), "classifier", leave=False):
+    for epoch in tqdm(range(epochs), "classifier", leave=False, disable=quiet):
         train = features(epoch) if epoch else train
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
@@ -94,6 +96,7 @@ def measure(
         epochs=probe.epochs,
         base_lr=probe.base_lr,
         batch_size=probe.train_batch_size,
+        quiet=not accelerator.is_main_process,
     )
     return {"linear": accuracy}
 
