@@ -1,19 +1,22 @@
 """When a run stops before its end: a signal, or the end of the launcher; one process hears it, all follow."""
 
+import functools
 import os
 import signal
 import sys
 import threading
 import time
+from multiprocessing.context import ForkContext, ForkProcess
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-__all__ = ["Stop", "heed_parent_alone", "loading"]
+__all__ = ["Stop", "loading"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LEAVE = getattr(signal, "SIGRTMIN", None)  # Linux: a signal that nothing else uses, and SIGTERM is not mistaken for
 LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # variables that accelerate and torchrun set
 NOTICE = b"\nstopping at the next line of metrics, with a checkpoint\n"
 ECHO = 1.0  # seconds within which a launcher may pass a terminal's Ctrl-C on to us, who have it already
@@ -59,34 +62,42 @@ class Stop:
 def loading(workers: int) -> dict[str, Any]:
     """Options of a ``DataLoader`` whose workers outlive the signals that come to the whole group of a run.
 
-    On Linux they are forked whatever Python's start method is: those of a fork server would have it as their
-    parent, and SIGTERM ends it.
+    Where there is no Linux, this holds for Ctrl-C alone.
     """
-    forked = sys.platform == "linux" and workers > 0
-    return {
-        "num_workers": workers,
-        "worker_init_fn": _start_worker,
-        "multiprocessing_context": "fork" if forked else None,
-    }
+    if sys.platform != "linux":
+        return {"num_workers": workers, "worker_init_fn": _ignore_ctrl_c}
+    return {"num_workers": workers, "multiprocessing_context": _Forks() if workers else None}
 
 
-def _start_worker(_: int) -> None:
-    heed_parent_alone()
+class _Worker(ForkProcess):
+    """A process that is deaf, from its birth, to signals for a group; the one that started it has its own.
 
-
-def heed_parent_alone() -> None:
-    """Live through the signals that come to the whole group of a run, as one of its workers.
-
-    Only the process that started this one may end it, as it does when it ends itself. Where the system does not
-    tell who sends a signal (macOS), SIGTERM ends the worker, whoever sends it.
+    It is forked whatever Python's start method is: of a fork server it would have another mask and another parent.
     """
+
+    def start(self) -> None:
+        """Fork with the signals blocked, which the worker inherits; they reach this process afterwards."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS, LEAVE})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._popen.terminate = functools.partial(os.kill, self.pid, LEAVE)  # which ends it when this process ends
+
+    def run(self) -> None:
+        """Work, until told to leave."""
+        threading.Thread(target=_leave_when_told, daemon=True).start()
+        super().run()
+
+
+class _Forks(ForkContext):
+    Process = _Worker
+
+
+def _leave_when_told() -> None:
+    signal.sigwait([LEAVE])
+    os._exit(0)  # what torch takes for a worker that has ended well
+
+
+def _ignore_ctrl_c(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_await_parent, daemon=True).start()
-
-
-def _await_parent() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
-    os._exit(0)

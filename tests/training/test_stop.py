@@ -4,11 +4,8 @@ import io
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
@@ -19,10 +16,10 @@ from training import stop
 from training.data import Steps, ViewPairs, make_loader
 from training.evaluation.command import stream
 from training.reliability.launch import Launch
-from training.stop import Stop
+from training.stop import LEAVE, SIGNALS, Stop, loading
 from training.views import TwoViews
 
-ROOT = Path(__file__).parents[2]
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="workers are started in another way")
 
 
 @pytest.fixture
@@ -64,36 +61,38 @@ def test_the_end_of_the_launcher_is_a_wish_too(accelerator, monkeypatch, variabl
     assert wish.agreed() == (variable is not None)  # without a launcher, a parent may end: nohup, setsid
 
 
-WORKER = """
-import os, signal, sys, time
-from training.stop import heed_parent_alone
-child = os.fork()
-if child == 0:
-    heed_parent_alone()
-    print("ready", flush=True)
+def work(pipe) -> None:
+    pipe.send("ready")
+    pipe.recv()
+    pipe.send("alive")
     time.sleep(60)
-    os._exit(3)
-print(child, flush=True)
-sys.stdin.readline()
-os.kill(child, signal.SIGTERM)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sends a signal")
+@LINUX
 def test_a_worker_heeds_its_parent_alone():
-    command = [sys.executable, "-c", WORKER]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, **pipes) as parent:
-        said = sorted([parent.stdout.readline().strip(), parent.stdout.readline().strip()])
-        child, ready = int(said[0]), said[1]
-        assert ready == "ready"
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-            os.kill(child, number)
-        time.sleep(0.2)
-        os.kill(child, 0)  # it lives
-        out, _ = parent.communicate("\n", timeout=60)
-    assert out.strip() == "0"
+    here, there = multiprocessing.Pipe()
+    worker = loading(1)["multiprocessing_context"].Process(target=work, args=(there,))
+    worker.start()
+    assert here.recv() == "ready"
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    here.send("go on")
+    assert here.recv() == "alive"
+    worker.terminate()
+    worker.join(timeout=60)
+    assert worker.exitcode == 0
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {*SIGNALS, LEAVE}
+
+
+@LINUX
+def test_a_worker_that_has_not_begun_leaves_when_told():
+    for _ in range(20):
+        worker = loading(1)["multiprocessing_context"].Process(target=time.sleep, args=(60,))
+        worker.start()
+        os.kill(worker.pid, signal.SIGTERM)
+        worker.terminate()
+        worker.join(timeout=30)
+        assert worker.exitcode == 0
 
 
 class Slow(Dataset):
@@ -103,7 +102,7 @@ class Slow(Dataset):
         return 12
 
     def read(self, _):
-        time.sleep(0.2)
+        time.sleep(0.05)
         png = io.BytesIO()
         Image.new("RGB", (40, 40)).save(png, "png")
         return png.getvalue()
@@ -113,34 +112,30 @@ class Slow(Dataset):
         return index
 
 
-def count(batches: Iterable[object]) -> int:
-    number = 0
-    for number, _ in enumerate(batches, start=1):
-        print("batch", number, flush=True)
-    return number
-
-
 def read_all(method: list[str]) -> None:
-    """Read with the two loaders of a run."""
+    """Read with the two loaders of a run, several times."""
     multiprocessing.set_forkserver_preload([])
     multiprocessing.set_start_method(method[0], force=True)
     accelerator, slow = Accelerator(), Slow()
-    probed = stream(slow, list, accelerator, batch_size=1, workers=2)
-    trained = make_loader(ViewPairs(slow, TwoViews(32, (0.2, 1.0)), 0), Steps(12, 2, range(6), seed=0), 2)
     with Stop(accelerator) as wish:
-        print("probed", count(probed), wish.agreed())
-        print("trained", count(trained), wish.agreed())
+        print("begun", flush=True)
+        for _ in range(3):
+            probed = stream(slow, list, accelerator, batch_size=1, workers=2)
+            views = ViewPairs(slow, TwoViews(32, (0.2, 1.0)), 0)
+            trained = make_loader(views, Steps(12, 2, range(6), seed=0), 2)
+            print("read", len(list(probed)), len(list(trained)), wish.agreed(), flush=True)
+        os._exit(0)  # without the context, the next signal would end it otherwise
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="the system does not tell who sends a signal")
+@LINUX
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_workers_of_every_loader_outlive_a_signal_to_their_group(tmp_path, method):
+def test_workers_of_every_loader_outlive_signals_to_their_group_at_any_moment(tmp_path, method):
     (tmp_path / "log").touch()
     launch = Launch([method], tmp_path / "log", main=read_all)
-    for seen in (1, 13):
-        while launch.running() and launch.log.read_text().count("batch") < seen:
-            time.sleep(0.05)
+    while launch.running() and "begun" not in launch.log.read_text():
+        time.sleep(0.01)
+    while launch.running():
         launch.signal(signal.SIGTERM)
+        time.sleep(0.003)
     assert launch.end() == [0], launch.log.read_text()
-    assert "probed 12 True" in launch.log.read_text()
-    assert "trained 6 True" in launch.log.read_text()
+    assert launch.log.read_text().count("read 12 6 True") == 3
