@@ -3,6 +3,7 @@
 Dimensions: B pictures, K prototypes, S side of a crop in pixels.
 """
 
+import functools
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from slotcon_hub.distributed import rank, world_size
 from slotcon_hub.inference import CenterCrop, dense_maps
 from slotcon_hub.pictures import ImageFiles, decode
 from slotcon_hub.prototype_model import SlotConPrototypes
@@ -98,6 +100,15 @@ class Concepts:
         if len(kept) > self.top:
             heapq.heappop(kept)
 
+    def join(self, other: "Concepts") -> None:
+        """Take in what was found in other pictures."""
+        self.pictures += other.pictures
+        self.unreadable = sorted(self.unreadable + other.unreadable)
+        for k, kept in enumerate(other._kept):
+            self.segments[k] += other.segments[k]
+            self.pixels[k] += other.pixels[k]
+            self._kept[k] = sorted(self._kept[k] + kept)[-self.top :]  # a sorted list is a heap
+
     def nearest(self, prototype: int) -> list[Retrieved]:
         """The segments kept of a prototype, the most similar first."""
         return sorted(self._kept[prototype], reverse=True)
@@ -117,8 +128,8 @@ class Batch:
     """Crops with the numbers of their pictures, and what could not be read."""
 
     numbers: list[int]
-    crops: Tensor | None
-    """uint8 B x 3 x S x S; None where none could be read."""
+    crops: Tensor
+    """uint8 B x 3 x S x S; there may be more of them than numbers, so that all batches have one size."""
     unreadable: list[tuple[int, str]]
     """Number and reason."""
 
@@ -137,16 +148,27 @@ class _Crops(Dataset[tuple[int, Tensor | str]]):
             return index, str(error)
 
 
-def _collate(samples: list[tuple[int, Any]]) -> Batch:
+def _collate(samples: list[tuple[int, Any]], size: int, side: int) -> Batch:
     read = [(index, crop) for index, crop in samples if isinstance(crop, Tensor)]
+    crops = torch.zeros(size, 3, side, side, dtype=torch.uint8)
+    for row, (_, crop) in enumerate(read):
+        crops[row] = crop
     unreadable = [(index, reason) for index, reason in samples if isinstance(reason, str)]
-    return Batch([index for index, _ in read], torch.stack([c for _, c in read]) if read else None, unreadable)
+    return Batch([index for index, _ in read], crops, unreadable)
 
 
 def crops(files: ImageFiles, crop: CenterCrop, *, batch_size: int, workers: int) -> DataLoader[Batch]:
-    """Read, decode and crop pictures in their order, in ``workers`` processes beside this one, or in this one."""
+    """Read, decode and crop pictures in their order, in ``workers`` processes beside this one, or in this one.
+
+    The batches are cut as one process would cut them, and dealt out to those of a process group in turn. All have
+    one size, since what a network returns may depend on it, by its last digits.
+    """
     dataset: Any = _Crops(files, crop)
-    return DataLoader(dataset, batch_size, num_workers=workers, collate_fn=_collate)
+    numbers = range(len(files))
+    batches: list[Any] = [numbers[first : first + batch_size] for first in range(0, len(files), batch_size)]
+    collate = functools.partial(_collate, size=min(batch_size, len(files)), side=crop.side)
+    share = batches[rank() :: world_size()]
+    return DataLoader(dataset, batch_sampler=share, num_workers=workers, collate_fn=collate)
 
 
 @torch.inference_mode()
@@ -176,21 +198,15 @@ def discover(
     watch = watch or Stopwatch(next(model.parameters()).device)
     prototypes = F.normalize(model.prototypes.weight.float())
     concepts = Concepts(len(prototypes), top, whole=whole)
-    full = 0
     for batch in watch.waiting(batches, "decoding"):
         concepts.unreadable += batch.unreadable
-        if batch.crops is None:
-            continue
-        number = len(batch.crops)
-        full = max(full, number)
+        number = len(batch.numbers)
         with watch.measure("network"):
-            # Filled up, since what a network returns may depend on the batch's size, by its last digits.
-            filled = F.pad(batch.crops, (0, 0, 0, 0, 0, 0, 0, full - number))
-            z, scores = dense_maps(model, filled, precision)
+            z, scores = dense_maps(model, batch.crops, precision)
         with watch.measure("segments"):
             concepts.pictures += number
             size = batch.crops.shape[2], batch.crops.shape[3]
-            found = _segments(z[:number], None if whole else scores[:number], prototypes, size)
+            found = _segments(z[:number], None if whole else scores[:number], prototypes, size) if number else ()
             for row, prototype, similarity, pixels, groups in found:
                 concepts.add(batch.numbers[row], prototype, similarity, pixels, groups)
     return concepts

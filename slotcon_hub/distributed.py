@@ -1,6 +1,6 @@
 """The few collectives that SlotCon needs; each is the identity without a process group."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,12 +12,15 @@ __all__ = [
     "SYNCHRONIZED",
     "CpuSyncBatchNorm",
     "gather_counts",
+    "gather_objects",
     "gather_rows",
     "mean",
     "rank",
     "synchronize_batchnorm",
     "world_size",
 ]
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -68,6 +71,15 @@ def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
     gathered = rows.new_empty(world_size() * longest, rows.shape[1])
     dist.all_gather_into_tensor(gathered, padded)
     return torch.cat([part[:count] for part, count in zip(gathered.split(longest), counts, strict=True)])
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every process's value, which must be one that pickle takes, on process 0 alone; on the others nothing."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, gathered)
+    return gathered or []
 
 
 def mean(value: Tensor) -> Tensor:

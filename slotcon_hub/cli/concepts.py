@@ -1,15 +1,19 @@
 """The command ``slotcon-hub concepts``."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from slotcon_hub.cli.launched import together
 from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
 from slotcon_hub.cli.table import print_table
 from slotcon_hub.concepts import Batch, Concepts, crops, discover
+from slotcon_hub.distributed import gather_objects, rank
 from slotcon_hub.export import replacing
 from slotcon_hub.gallery import INDEX, NUMBERS, Gallery, ranges
 from slotcon_hub.inference import CenterCrop, load_prototypes
@@ -27,9 +31,12 @@ one prototype. Its feature, the average projection of its pixels, is compared wi
 
 The folder OUTPUT gets pages of pictures with the segments in red, index.html to look through them, and
 concepts.json with all numbers (boxes x0, y0, x1, y1 in pixels of the crop; the last two outside). The memory needed
-is that of the segments shown, however many pictures there are. The network runs in one process, on one device;
---workers lets others decode beside it."""
-_EXAMPLE = "example: slotcon-hub concepts --model slotcon_r50_proto.coco_800ep --images coco/val2017"
+is that of the segments shown, however many pictures there are. --workers lets other processes decode beside the
+network. Started by torchrun or accelerate launch, the command shares the pictures out, and finds the same."""
+_EXAMPLES = """\
+examples:
+  slotcon-hub concepts --model slotcon_r50_proto.coco_800ep --images coco/val2017
+  torchrun --nproc-per-node 8 --no-python slotcon-hub concepts --model slotcon_r50_proto.coco_800ep --images coco"""
 _WHOLE = "group: as said above; image: each picture is one segment, as the paper does for ImageNet (group)"
 _SHOWN = 5  # prototypes in the printed table
 
@@ -40,7 +47,7 @@ def add_commands(commands: Any) -> None:
         "concepts",
         help="show what prototypes stand for in a folder of pictures",
         description=_CONCEPTS,
-        epilog=_EXAMPLE,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of pictures, at any depth")
@@ -57,36 +64,54 @@ def add_commands(commands: Any) -> None:
 def _concepts(options: argparse.Namespace) -> None:
     _check_output(options.output, options.images, options.force)
     files = ImageFiles(options.images)
-    model = load_prototypes(options.model).to(options.device)
-    crop, watch = CenterCrop.of(model), Stopwatch(options.device)
-    with replacing(options.output) as folder:
-        concepts = discover(
-            model,
-            _progress(crops(files, crop, batch_size=options.batch_size, workers=options.workers), len(files)),
-            top=options.top,
-            whole=options.segment == "image",
-            precision=PRECISIONS[options.precision],
-            watch=watch,
-        )
-        report_unreadable([(files.name(number), reason) for number, reason in concepts.unreadable], len(files))
-        folder.mkdir()
-        facts = {
-            "model": options.model,
-            "images": str(options.images),
-            "segment": options.segment,
-            "top": options.top,
-            "resize": crop.resize,
-            "crop": crop.side,
-            "interpolation": crop.interpolation,
-            "precision": options.precision,
-            "device": options.device.type,
-        }
-        gallery = Gallery(concepts, files, options.images, crop, facts, options.per_page)
-        with watch.measure("drawing"):
-            for _ in tqdm(gallery.write(folder), "drawing", gallery.number_of_files(), unit="file"):
-                pass
+    with together(options.device) as device:
+        if rank() > 0:
+            _discover(options, files, device)
+            return
+        with replacing(options.output) as folder:
+            concepts, crop, watch = _discover(options, files, device)
+            folder.mkdir()
+            facts = {
+                "model": options.model,
+                "images": str(options.images),
+                "segment": options.segment,
+                "top": options.top,
+                "resize": crop.resize,
+                "crop": crop.side,
+                "interpolation": crop.interpolation,
+                "precision": options.precision,
+                "device": device.type,
+            }
+            gallery = Gallery(concepts, files, options.images, crop, facts, options.per_page)
+            with watch.measure("drawing"):
+                for _ in tqdm(gallery.write(folder), "drawing", gallery.number_of_files(), unit="file"):
+                    pass
     _print(concepts, crop, watch)
     print(f"{options.output / INDEX} shows them")
+
+
+def _discover(
+    options: argparse.Namespace, files: ImageFiles, device: torch.device
+) -> tuple[Concepts, CenterCrop, Stopwatch]:
+    """Find the concepts; process 0 gets those of all."""
+    if len(set(gather_objects(files.digest()))) > 1:
+        raise ValueError(f"the processes see other pictures in {options.images}: put the same on all machines")
+    model = load_prototypes(options.model).to(device)
+    crop, watch = CenterCrop.of(model), Stopwatch(device)
+    batches = crops(files, crop, batch_size=options.batch_size, workers=options.workers)
+    concepts = discover(
+        model,
+        _progress(batches),
+        top=options.top,
+        whole=options.segment == "image",
+        precision=PRECISIONS[options.precision],
+        watch=watch,
+    )
+    for other in gather_objects(concepts)[1:]:
+        concepts.join(other)
+    if rank() == 0:
+        report_unreadable([(files.name(number), reason) for number, reason in concepts.unreadable], len(files))
+    return concepts, crop, watch
 
 
 def _check_output(output: Path, images: Path, force: bool) -> None:
@@ -102,8 +127,9 @@ def _check_output(output: Path, images: Path, force: bool) -> None:
         raise ValueError(f"of {output} and {images} one is in the other: choose another --output")
 
 
-def _progress(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
-    with tqdm(total=total, desc="pictures", unit="picture") as bar:
+def _progress(batches: DataLoader[Batch]) -> Iterator[Batch]:
+    total = sum(map(len, batches.batch_sampler))  # type: ignore[arg-type]
+    with tqdm(total=total, desc="pictures", unit="picture", disable=rank() > 0) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch.numbers) + len(batch.unreadable))

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -119,6 +122,24 @@ def test_concepts_are_the_same_each_time(model, images):
         assert concepts(model, images, "--output", name, "--batch-size", "3", *options) == 0
         outputs.append(files(name))
     assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_processes_share_the_pictures_and_find_the_same(model, images, tmp_path):
+    shutil.copytree(images, "images")
+    for name in ("00a.jpg", "zz.jpg"):  # one for each process
+        Path("images", name).write_bytes(b"no picture")
+    assert concepts(model, "images", "--output", "one", "--batch-size", "3") == 0
+    options = ["--model", model, "--images", "images", "--device", "cpu", "--top", "2", "--batch-size", "3"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command = Path(sys.executable).with_name("slotcon-hub")
+    done = subprocess.run(
+        [*launch, command, "concepts", *options, "--output", "two"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("two/index.html shows them") == 1
+    assert done.stderr.count("skipped, since it cannot be read") == 2
+    assert files("one") == files("two")
+    assert numbers("two/concepts.json")["unreadable"] == ["00a.jpg", "zz.jpg"]
 
 
 def test_concepts_of_whole_pictures(model, images):
@@ -367,4 +388,4 @@ def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert f"example: slotcon-hub {command} --model slotcon_r50_proto.coco_800ep" in capsys.readouterr().out
+    assert f"slotcon-hub {command} --model slotcon_r50_proto.coco_800ep" in capsys.readouterr().out

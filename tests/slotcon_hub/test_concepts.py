@@ -102,6 +102,20 @@ def test_kept_are_the_first_of_a_full_sort():
     assert (concepts.segments, concepts.pixels) == ([500], [4000])
 
 
+def test_joined_are_as_if_found_by_one():
+    rng = random.Random(0)
+    groups = torch.zeros(2, 4, dtype=torch.int16)
+    whole, *parts = (Concepts(2, top=5) for _ in range(4))
+    for picture in range(300):
+        prototype, similarity = rng.randrange(2), round(rng.random(), 2)
+        for concepts in (whole, rng.choice(parts[:2])):  # one has nothing
+            concepts.add(picture, prototype, similarity, 8, groups)
+    for part in (parts[1], parts[2]):
+        parts[0].join(part)
+    assert (parts[0].segments, parts[0].pixels) == (whole.segments, whole.pixels)
+    assert [parts[0].nearest(k) for k in range(2)] == [whole.nearest(k) for k in range(2)]
+
+
 def test_memory_is_that_of_the_kept_masks(model, files):
     concepts = found(model, files, top=2)
     kept = [s for k in range(PROTOTYPES) for s in concepts.nearest(k)]
