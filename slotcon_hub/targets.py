@@ -72,6 +72,11 @@ def _onnx(net: Any, path: Path, size: int | None = None, opset: int = 18) -> Non
     to_onnx(net, path, size=size or net.pretrained_cfg["input_size"][-1], opset=opset)
 
 
+def _save(weights: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # which tells of a full disk; torch by a path may not
+        torch.save(weights, file)
+
+
 def _timm(net: Any, path: Path) -> None:
     save = save_model if isinstance(net, SlotConPrototypes) else save_backbone
     save(net, path)
@@ -80,7 +85,7 @@ def _timm(net: Any, path: Path) -> None:
 TARGETS = {
     "torchvision": Target(
         ".torchvision.pth",
-        lambda net, path: torch.save(to_torchvision(_backbone(net).state_dict()), path),
+        lambda net, path: _save(to_torchvision(_backbone(net).state_dict()), path),
         "import torch, torchvision\n"
         "model = torchvision.models.{plain}()\n"
         'model.load_state_dict(torch.load("{path}", weights_only=True), strict=False)  # fc stays random',
@@ -94,7 +99,7 @@ TARGETS = {
     ),
     "mmseg": Target(
         ".mmseg.pth",
-        lambda net, path: torch.save(to_mmseg(_backbone(net).state_dict()), path),
+        lambda net, path: _save(to_mmseg(_backbone(net).state_dict()), path),
         'weights = dict(type="Pretrained", checkpoint="{path}")\n'
         'model = dict(backbone=dict(type="ResNet", depth={depth}, style="pytorch", init_cfg=weights))',
     ),

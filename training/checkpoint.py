@@ -50,7 +50,8 @@ def save(
         _sweep(folder)
         staging.mkdir(parents=True)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, staging / MODEL)
-        torch.save(optimizer, staging / OPTIMIZER)
+        with (staging / OPTIMIZER).open("wb") as file:  # which tells of a full disk; torch by a path may not
+            torch.save(optimizer, file)
         (staging / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
         (staging / SUMS).write_text("".join(f"{sha256(staging / file)}  {file}\n" for file in FILES))
         for path in (*staging.iterdir(), staging):  # on the disk before the name says so

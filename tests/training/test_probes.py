@@ -88,7 +88,8 @@ def test_processes_share_what_neighbours_classify(tmp_path):
         launched(tmp_path / str(processes), [tmp_path / "shared.py"], processes=processes) for processes in (1, 2)
     )
     assert len(set(eval(one).values())) > 1
-    assert two.splitlines() == 2 * one.splitlines()
+    said = [line for line in two.splitlines() if not line.startswith("[Gloo]")]
+    assert said == 2 * one.splitlines()
 
 
 def test_a_linear_classifier_separates_what_can_be_separated():
