@@ -17,6 +17,7 @@ from slotcon_hub.backbone import create_backbone
 from slotcon_hub.export import backbone_model, prototype_model
 from slotcon_hub.memory import keep_freed_memory
 from training import scenes
+from training.errors import first_line
 from training.recipes import SCENES, Recipe
 
 __all__ = ["accelerate", "build", "meet", "wrap"]
@@ -96,7 +97,7 @@ def build(recipe: Recipe, processes: PartialState) -> SlotCon:
             prototypes(torch.zeros(1, 3, height, width))
         except (AssertionError, IndexError, RuntimeError) as error:
             refused = f"{recipe.backbone} cannot take pictures of {width} x {height} pixels"
-            raise ValueError(f"{refused} ({str(error).splitlines()[0]}): take another --backbone") from None
+            raise ValueError(f"{refused} ({first_line(error)}): take another --backbone") from None
     if recipe.channels_last:
         slotcon.to(memory_format=torch.channels_last)
     if processes.num_processes > 1:
@@ -134,7 +135,6 @@ def _compile(slotcon: SlotCon, device: torch.device) -> None:
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except Exception as error:  # of whatever torch compiles with
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"torch cannot compile here ({reason}): drop --compile, or mend that") from None
+        raise ValueError(f"torch cannot compile here ({first_line(error)}): drop --compile, or mend that") from None
     slotcon.student.compile()
     slotcon.teacher.compile()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from slotcon_hub.store import sha256
+from training.errors import first_line
 
 __all__ = ["load", "newest", "save"]
 
@@ -63,7 +64,7 @@ def save(
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise OSError(
-            f"the checkpoint {target} could not be written ({_first_line(error)}): make room there, then continue "
+            f"the checkpoint {target} could not be written ({first_line(error)}): make room there, then continue "
             "with --resume from the one before"
         ) from None
     past = [path for path in _found(folder) if _step(path) <= step]
@@ -107,10 +108,10 @@ def load(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
         optimizer = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
         state = json.loads((path / STATE).read_text())
     except OSError as error:
-        reason = f"the checkpoint {path} cannot be read here ({_first_line(error)})"
+        reason = f"the checkpoint {path} cannot be read here ({first_line(error)})"
         raise ValueError(f"{reason}: all machines must share --output, in one folder that each can read") from None
     except Exception as error:
-        reason = f"the checkpoint {path} cannot be read ({_first_line(error)})"
+        reason = f"the checkpoint {path} cannot be read ({first_line(error)})"
         raise ValueError(
             f"{reason}, though it is as it was written: resume with the versions that run.json names, where all "
             "machines share --output"
@@ -170,7 +171,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

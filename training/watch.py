@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from slotcon_hub.export import backbone_model
+from training.errors import first_line
 from training.evaluation.features import Features, Labeled, extract
 from training.evaluation.knn import knn
 from training.monitor import Monitor
@@ -65,7 +66,7 @@ class Watch:
             target.parent.mkdir(exist_ok=True)
             run.showcase.draw(run.slotcon, None, target)
         except Exception as error:  # of the disk, or of a GPU that is full
-            return _words(error)
+            return first_line(error)
         return None
 
     def _knn(self) -> tuple[float | None, str | None]:
@@ -81,7 +82,7 @@ class Watch:
         except Exception as error:
             if run.accelerator.num_processes > 1:
                 raise  # the others wait for this process in the middle of it
-            return None, _words(error)
+            return None, first_line(error)
 
 
 class _Probed(Labeled):
@@ -111,7 +112,7 @@ class _Spared(nn.Module):
         try:
             return self.model(images)
         except RuntimeError as error:  # a full GPU is one
-            self.problem = _words(error)
+            self.problem = first_line(error)
             return images.new_full((len(images), self.num_features), torch.nan)
 
 
@@ -123,7 +124,3 @@ def _lacking(part: _Probed, found: Features) -> str | None:
     first = part.pictures.name(none[0])
     reasons = "it cannot be read, or there was no memory for it"
     return f"{len(none)} of {len(part)} pictures have no features, the first of them {first}: {reasons}"
-
-
-def _words(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
