@@ -6,7 +6,6 @@ schedules and the steps stay exactly the same; sums are rounded otherwise, and t
 slot loss is a mean over the queries of each process, and what a backbone draws (drop path) depends on the process.
 """
 
-import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -208,7 +207,7 @@ def _restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None
     Raises:
         ValueError: the run was started with other settings.
     """
-    defaults = _plain(asdict(Recipe()))
+    defaults = run_folder.plain(asdict(Recipe()))
     for setting, now in comparable(run).items():
         then = progress["settings"].get(setting, defaults.get(setting, now))  # it may be younger than the run
         if isinstance(now, dict):
@@ -240,12 +239,7 @@ def _restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None
 def comparable(run: Run) -> dict[str, Any]:
     """The settings that a resumed run must share with the one that it continues, as plain values."""
     settings = {k: v for k, v in asdict(run.recipe).items() if k not in RESUMABLE}
-    return _plain({**settings, "pictures": len(run.pictures), "digest": run.digest})
-
-
-def _plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
-    return json.loads(json.dumps(settings, default=str))
+    return run_folder.plain({**settings, "pictures": len(run.pictures), "digest": run.digest})
 
 
 def _surroundings(run: Run) -> dict[str, Any]:

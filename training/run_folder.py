@@ -27,7 +27,7 @@ from training.recipes import Recipe
 from training.report import draw_curves
 from training.showcase import Showcase
 
-__all__ = ["before", "choose", "claim", "describe", "finish"]
+__all__ = ["before", "choose", "claim", "describe", "finish", "plain"]
 
 RUN = "run.json"
 
@@ -122,7 +122,7 @@ def describe(
     }
     folder.mkdir(parents=True, exist_ok=True)
     claim(folder)
-    facts = json.loads(json.dumps(facts, default=str))
+    facts = plain(facts)
     kept = facts if step is None else _resumed(json.loads((folder / RUN).read_text()), facts, step)
     new = (folder / RUN).with_suffix(".new")  # whole or not at all
     new.write_text(json.dumps(kept, indent=2) + "\n")
@@ -139,6 +139,11 @@ def _resumed(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[str,
     others = {k: v for k, v in now["settings"].items() if v != first["settings"].get(k)}
     start = {"step": step, **{k: now[k] for k in STARTS}, "settings": others}
     return {**first, "resumed": [*first.get("resumed", []), start]}
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    return json.loads(json.dumps(settings, default=str))
 
 
 def before(folder: Path, slotcon: SlotCon, showcase: Showcase) -> None:
