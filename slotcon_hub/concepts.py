@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from slotcon_hub.distributed import rank, world_size
+from slotcon_hub.distributed import rank, share, world_size
 from slotcon_hub.inference import CenterCrop, dense_maps
 from slotcon_hub.pictures import ImageFiles, decode
 from slotcon_hub.prototype_model import SlotConPrototypes
@@ -160,15 +160,13 @@ def _collate(samples: list[tuple[int, Any]], size: int, side: int) -> Batch:
 def crops(files: ImageFiles, crop: CenterCrop, *, batch_size: int, workers: int) -> DataLoader[Batch]:
     """Read, decode and crop pictures in their order, in ``workers`` processes beside this one, or in this one.
 
-    The batches are cut as one process would cut them, and dealt out to those of a process group in turn. All have
-    one size, since what a network returns may depend on it, by its last digits.
+    Those of a process group get each their :func:`share`. All batches have one size, since what a network returns
+    may depend on it, by its last digits.
     """
     dataset: Any = _Crops(files, crop)
-    numbers = range(len(files))
-    batches: list[Any] = [numbers[first : first + batch_size] for first in range(0, len(files), batch_size)]
     collate = functools.partial(_collate, size=min(batch_size, len(files)), side=crop.side)
-    share = batches[rank() :: world_size()]
-    return DataLoader(dataset, batch_sampler=share, num_workers=workers, collate_fn=collate)
+    batches: Any = share(len(files), batch_size, rank(), world_size())
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)
 
 
 @torch.inference_mode()

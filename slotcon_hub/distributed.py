@@ -16,6 +16,7 @@ __all__ = [
     "gather_rows",
     "mean",
     "rank",
+    "share",
     "synchronize_batchnorm",
     "world_size",
 ]
@@ -31,6 +32,21 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def share(length: int, batch_size: int, process: int, processes: int) -> list[range]:
+    """Cut the numbers below ``length`` into batches as one process would, and deal these out to all in turn.
+
+    What a network makes of a batch is the same, however many processes there are, and no number comes twice.
+
+    Args:
+        length: of a data set.
+        batch_size: the most numbers in a batch.
+        process: whose batches are returned, from 0.
+        processes: how many there are.
+    """
+    batches = [range(first, min(first + batch_size, length)) for first in range(0, length, batch_size)]
+    return batches[process::processes]
 
 
 def gather_counts(counts: Tensor) -> list[list[int]]:

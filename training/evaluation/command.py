@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from slotcon_hub.distributed import share
 from slotcon_hub.memory import keep_freed_memory
 from training.stop import loading
 
@@ -108,10 +109,7 @@ def stream(
     batch_size: int,
     workers: int,
 ) -> Iterator[Any]:
-    """Yield this process's share of a data set, batch by batch.
-
-    The batches are cut as one process would cut them, and dealt out to the processes in turn: what a network
-    makes of a batch is the same, however many processes there are, and no sample comes twice.
+    """Yield this process's :func:`share` of a data set, batch by batch.
 
     Args:
         data: has a length, and samples by number.
@@ -123,11 +121,9 @@ def stream(
     Raises:
         ValueError, OSError: what a sample raised.
     """
-    numbers = range(len(data))
-    batches = [numbers[first : first + batch_size] for first in range(0, len(data), batch_size)]
-    share = batches[accelerator.process_index :: accelerator.num_processes]
+    batches = share(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(
-        _Caught(data), batch_sampler=share, collate_fn=functools.partial(_join, join=join), **loading(workers)
+        _Caught(data), batch_sampler=batches, collate_fn=functools.partial(_join, join=join), **loading(workers)
     )
     for batch in tqdm(loader, "pictures", unit="batch", disable=not accelerator.is_main_process, leave=False):
         if isinstance(batch, Exception):
