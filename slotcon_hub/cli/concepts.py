@@ -71,21 +71,8 @@ def _concepts(options: argparse.Namespace) -> None:
         with replacing(options.output) as folder:
             concepts, crop, watch = _discover(options, files, device)
             folder.mkdir()
-            facts = {
-                "model": options.model,
-                "images": str(options.images),
-                "segment": options.segment,
-                "top": options.top,
-                "resize": crop.resize,
-                "crop": crop.side,
-                "interpolation": crop.interpolation,
-                "precision": options.precision,
-                "device": device.type,
-            }
-            gallery = Gallery(concepts, files, options.images, crop, facts, options.per_page)
             with watch.measure("drawing"):
-                for _ in tqdm(gallery.write(folder), "drawing", gallery.number_of_files(), unit="file"):
-                    pass
+                _draw(options, files, concepts, crop, folder)
     _print(concepts, crop, watch)
     print(f"{options.output / INDEX} shows them")
 
@@ -112,6 +99,26 @@ def _discover(
     if rank() == 0:
         report_unreadable([(files.name(number), reason) for number, reason in concepts.unreadable], len(files))
     return concepts, crop, watch
+
+
+def _draw(
+    options: argparse.Namespace, files: ImageFiles, concepts: Concepts, crop: CenterCrop, folder: Path
+) -> None:
+    """Write the pages, their index and the numbers into a folder."""
+    facts = {
+        "model": options.model,
+        "images": str(options.images),
+        "segment": options.segment,
+        "top": options.top,
+        "resize": crop.resize,
+        "crop": crop.side,
+        "interpolation": crop.interpolation,
+        "precision": options.precision,
+        "device": options.device.type,
+    }
+    gallery = Gallery(concepts, files, options.images, crop, facts, options.per_page)
+    for _ in tqdm(gallery.write(folder), "drawing", gallery.number_of_files(), unit="file"):
+        pass
 
 
 def _check_output(output: Path, images: Path, force: bool) -> None:
