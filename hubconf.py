@@ -10,7 +10,7 @@ from typing import Any as _Any
 import timm as _timm
 
 import slotcon_hub as _slotcon_hub  # noqa: F401  (registers the models)
-from slotcon_hub.loading import load_entry as _load_entry
+from slotcon_hub.models.loading import load_entry as _load_entry
 
 dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors"]
 
@@ -24,7 +24,7 @@ Args:
     **kwargs: timm's for this model: features_only, out_indices, output_stride, in_chans, {kwargs}.
 
 Returns:
-    A timm model in train mode. It takes B x 3 x H x W pictures, normalised by ImageNet's mean and deviation, and
+    A timm model in train mode. It takes B x 3 x H x W images, normalised by ImageNet's mean and deviation, and
     gives {output}.
     With features_only=True it gives a list of the backbone's maps, B x C x H/s x W/s for each stride s.
 
@@ -41,13 +41,13 @@ _BACKBONE = {
     "kwargs": "num_classes",
     "output": "B x C features; its forward_features gives the B x C x H/s x W/s map",
     "call": "pretrained=True",
-    "line": "features = model.eval()(pictures)",
+    "line": "features = model.eval()(images)",
 }
 _PROTOTYPES = {
     "kwargs": "num_classes, global_pool",
     "output": 'B x K similarities with the prototypes, or the B x K x H/s x W/s map with global_pool=""',
     "call": 'pretrained=True, global_pool=""',
-    "line": "groups = model.eval()(pictures).argmax(1)",
+    "line": "groups = model.eval()(images).argmax(1)",
 }
 
 

@@ -190,7 +190,7 @@ def to_torchvision(backbone_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_detectron2(backbone_state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Turn a backbone into what Detectron2 loads as ``MODEL.WEIGHTS``, once pickled to a ``.pkl`` file.
 
-    The network is torchvision's: RGB pictures in ``INPUT.FORMAT``, ``PIXEL_MEAN`` and ``PIXEL_STD`` of ImageNet
+    The network is torchvision's: RGB images in ``INPUT.FORMAT``, ``PIXEL_MEAN`` and ``PIXEL_STD`` of ImageNet
     times 255, and ``MODEL.RESNETS.STRIDE_IN_1X1 False``.
 
     Args:

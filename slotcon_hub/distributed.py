@@ -49,6 +49,11 @@ def share(length: int, batch_size: int, process: int, processes: int) -> list[ra
     return batches[process::processes]
 
 
+def _all_gather(gathered: Tensor, own: Tensor) -> None:
+    """Concatenate a tensor of one shape from every process, by the name that this torch does not deprecate."""
+    getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(gathered, own)
+
+
 def gather_counts(counts: Tensor) -> list[list[int]]:
     """Every process's row counts, on the host; the one place where SlotCon itself waits for its device.
 
@@ -61,7 +66,7 @@ def gather_counts(counts: Tensor) -> list[list[int]]:
     if world_size() == 1:
         return [counts.tolist()]
     gathered = counts.new_empty(world_size() * len(counts))  # flat: gloo takes nothing else
-    dist.all_gather_into_tensor(gathered, counts)
+    _all_gather(gathered, counts)
     return gathered.view(world_size(), -1).tolist()
 
 
@@ -85,7 +90,7 @@ def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
     padded = rows.new_zeros(longest, rows.shape[1])
     padded[: len(rows)] = rows.detach()
     gathered = rows.new_empty(world_size() * longest, rows.shape[1])
-    dist.all_gather_into_tensor(gathered, padded)
+    _all_gather(gathered, padded)
     return torch.cat([part[:count] for part, count in zip(gathered.split(longest), counts, strict=True)])
 
 

@@ -84,7 +84,7 @@ def align(maps: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
     """Undo crop and flip: cut the shared box out of a view's map, resize it to H x W, mirror flipped views.
 
     The inverse augmentation of supplementary A.1. The maps of two views of an image, aligned each with its own
-    box, show the same place of the picture in the same cell.
+    box, show the same place of the image in the same cell.
 
     Args:
         maps: B x C x H x W, such as raw scores or projections.

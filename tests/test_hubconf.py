@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from slotcon_hub import SlotCon, SlotConConfig
-from slotcon_hub.export import export
-from slotcon_hub.importing import import_checkpoint
+from slotcon_hub.export.teacher import export
+from slotcon_hub.models.importing import import_checkpoint
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = sorted(set(timm.list_models("slotcon*")) - {"slotcon_proto"})

@@ -21,7 +21,7 @@ def test_timms_own_model_tests_pass(tmp_path):
     options = ["--quiet", "-p", "only_slotcon", "-p", "no:cacheprovider", "-n", "logical"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "-c", os.devnull, f"--rootdir={suite.parent}", str(suite)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent / "support")},
         cwd=tmp_path,
         capture_output=True,
         text=True,

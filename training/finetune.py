@@ -15,7 +15,7 @@ def main(
     data: str, output: Path, model: str = "slotcon_nano", scratch: bool = False, epochs: int = 10,
     batch_size: int = 64, lr: float = 1e-3, layer_decay: float = 0.75, workers: int = 4,
 ) -> None:  # fmt: skip
-    """Fine-tune a timm model as a classifier of pictures, and save it as timm does.
+    """Fine-tune a timm model as a classifier of images, and save it as timm does.
 
     Args:
         data: folder with train/CLASS/*.jpg and val/CLASS/*.jpg or with Parquet files, or a data set of the Hub.
@@ -30,7 +30,7 @@ def main(
         train, val = (timm.data.create_dataset(f"hfds/{data}", split=s) for s in ("train", "validation"))
         labels = train.reader.dataset.unique("label")
         if not all(isinstance(label, int) for label in labels):
-            raise ValueError(f"{data} has no labels: put its pictures into folders named after their classes")
+            raise ValueError(f"{data} has no labels: put its images into folders named after their classes")
         net = timm.create_model(model, pretrained=not scratch)  # with num_classes, timm would let weights be absent
         net.reset_classifier(1 + max(labels))
     except (ValueError, OSError, RuntimeError) as error:
@@ -51,7 +51,7 @@ def main(
         wrapped.eval()
         with torch.no_grad():
             right = torch.cat([accelerator.gather_for_metrics(wrapped(x).argmax(1) == y) for x, y in val_loader])
-        accelerator.print(f"epoch {epoch + 1}: accuracy {right.float().mean():.3f} of {len(right)} pictures")
+        accelerator.print(f"epoch {epoch + 1}: accuracy {right.float().mean():.3f} of {len(right)} images")
     if accelerator.is_main_process:
         timm.models.save_for_hf(net, output, {"label_names": [*train.reader.class_to_idx]}, safe_serialization=True)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn, optim, utils
 from torchvision.transforms import v2
 
 import slotcon_hub  # noqa: F401  (registers the models)
-from training.evaluation import labeled, segmentation
+from training.data.masks import LabeledImages
+from training.evaluation import segmentation
 
 
 class Head(nn.ModuleList):
@@ -25,16 +26,16 @@ def main(
     train: Path, val: Path, classes: int, output: Path, model: str = "slotcon_nano", scratch: bool = False,
     epochs: int = 20, batch_size: int = 16, lr: float = 1e-3, workers: int = 4,
 ) -> None:  # fmt: skip
-    """Fine-tune a timm backbone and a small segmentation head on the pictures of TRAIN, measure on those of VAL.
+    """Fine-tune a timm backbone and a small segmentation head on the images of TRAIN, measure on those of VAL.
 
-    Either has images/ and masks/, where a PNG file of the picture's name holds labels below CLASSES, 255 for none.
+    Either has images/ and masks/, where a PNG file of the image's name holds labels below CLASSES, 255 for none.
     """
     accelerator = accelerate.Accelerator()
     accelerate.utils.set_seed(0)
     try:
         if output.exists():
             raise ValueError(f"{output} exists: choose another --output")
-        train_set, val_set = (labeled.LabeledPictures(part / "images", part / "masks") for part in (train, val))
+        train_set, val_set = (LabeledImages(part / "images", part / "masks") for part in (train, val))
         backbone = timm.create_model(model, pretrained=not scratch, features_only=True, out_indices=(1, 2, 3, 4))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from slotcon_hub import SlotCon
 from slotcon_hub.functional import teacher_momentum
-from training import color, run_folder
-from training.data import Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader, seed_step
-from training.monitor import Diverged, Monitor
-from training.optim import lr_at
-from training.recipes import parse
-from training.run import Run, comparable, prepare, save
-from training.stop import Stop
-from training.streaming import ParquetStream, Unreachable
-from training.views import TwoViews
-from training.watch import Watch
+from training.data import color
+from training.data.streaming import ParquetStream, Unreachable
+from training.data.views import TwoViews
+from training.engine.metrics import Diverged, Monitor
+from training.engine.optim import lr_at
+from training.engine.signals import Stop
+from training.pretraining import folder as run_folder
+from training.pretraining.pairs import Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader, seed_step
+from training.pretraining.recipes import parse
+from training.pretraining.run import Run, comparable, prepare, save
+from training.pretraining.watch import Watch
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,7 +58,7 @@ def begin(run: Run) -> None:
     start = settled(run) if run.fresh and run.showcase.held_out else None
     if run.accelerator.is_main_process:
         step = None if run.fresh else run.step
-        run_folder.describe(run.folder, run.name, run.recipe, len(run.pictures), run.accelerator, step)
+        run_folder.describe(run.folder, run.name, run.recipe, len(run.images), run.accelerator, step)
         if start:
             run_folder.before(run.folder, start, run.showcase)
     settings = {k: str(v) for k, v in comparable(run).items()}
@@ -104,7 +105,7 @@ def fit(run: Run, watch: Watch, stop: Stop) -> None:
     warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
     steps = range(run.step, total_steps)
     loader = iter(load(run, steps))
-    unreadable = Unreadable(run.pictures, accelerator, run.unreadable)
+    unreadable = Unreadable(run.images, accelerator, run.unreadable)
     monitor = Monitor(run.folder, accelerator, steps, recipe.batch_size, recipe.log_every)
     slotcon.train()
     rehearse(run)
@@ -163,17 +164,17 @@ def load(run: Run, steps: range) -> Any:
     recipe, accelerator = run.recipe, run.accelerator
     views = TwoViews(recipe.view_size, (recipe.min_crop, 1.0), geometric=recipe.geometric)
     plan = Steps(
-        len(run.pictures),
+        len(run.images),
         recipe.batch_size,
         steps,
         seed=recipe.seed,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         accumulation=recipe.accumulation_steps,
-        groups=run.pictures.groups if isinstance(run.pictures, ParquetStream) else None,
+        groups=run.images.groups if isinstance(run.images, ParquetStream) else None,
         workers=recipe.workers,
     )
-    return make_loader(ViewPairs(run.pictures, views, recipe.seed), plan, recipe.workers)
+    return make_loader(ViewPairs(run.images, views, recipe.seed), plan, recipe.workers)
 
 
 def backward(accelerator: Accelerator, loss: Tensor, slotcon: SlotCon, recomputing: bool) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from slotcon_hub import __version__
 from slotcon_hub.cli import concepts, export, publish, segment, weights
-from slotcon_hub.memory import keep_freed_memory
+from slotcon_hub.cpu import keep_freed_memory
 
 __all__ = ["main"]
 
@@ -14,7 +14,7 @@ _ALL = "SlotCon's backbones and semantic prototypes: weights by name, and what t
 _EXAMPLES = """\
 examples:
   slotcon-hub import ckpt_epoch_800.pth slotcon_r50.coco_800ep
-  slotcon-hub segment --model slotcon_r50_proto.coco_800ep picture.jpg
+  slotcon-hub segment --model slotcon_r50_proto.coco_800ep image.jpg
   slotcon-hub export slotcon_r50.coco_800ep --to detectron2
 
 `slotcon-hub COMMAND --help` tells more of a command."""

@@ -12,32 +12,32 @@ from tqdm import tqdm
 from slotcon_hub.cli.launched import together
 from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
 from slotcon_hub.cli.table import print_table
-from slotcon_hub.concepts import Batch, Concepts, crops, discover
+from slotcon_hub.concepts.discover import Batch, Concepts, crops, discover
+from slotcon_hub.concepts.gallery import INDEX, NUMBERS, Gallery, ranges
+from slotcon_hub.concepts.inference import CenterCrop, load_prototypes
+from slotcon_hub.concepts.stopwatch import Stopwatch
 from slotcon_hub.distributed import gather_objects, rank
-from slotcon_hub.export import replacing
-from slotcon_hub.gallery import INDEX, NUMBERS, Gallery, ranges
-from slotcon_hub.inference import CenterCrop, load_prototypes
-from slotcon_hub.pictures import ImageFiles
-from slotcon_hub.stopwatch import Stopwatch
+from slotcon_hub.files import replacing
+from slotcon_hub.images import ImageFiles
 
 __all__ = ["add_commands"]
 
 _CONCEPTS = """\
 Show what each prototype stands for: of all segments that belong to it, those most similar to it.
 
-Every picture is resized and cropped as the model is evaluated (for 224 pixels: short side 256, central 224 x 224).
-Every pixel belongs to the prototype that is most similar to it; a segment is all pixels of a picture that belong to
+Every image is resized and cropped as the model is evaluated (for 224 pixels: short side 256, central 224 x 224).
+Every pixel belongs to the prototype that is most similar to it; a segment is all pixels of an image that belong to
 one prototype. Its feature, the average projection of its pixels, is compared with the prototype by cosine.
 
-The folder OUTPUT gets pages of pictures with the segments in red, index.html to look through them, and
+The folder OUTPUT gets pages of images with the segments in red, index.html to look through them, and
 concepts.json with all numbers (boxes x0, y0, x1, y1 in pixels of the crop; the last two outside). The memory needed
-is that of the segments shown, however many pictures there are. --workers lets other processes decode beside the
-network. Started by torchrun or accelerate launch, the command shares the pictures out, and finds the same."""
+is that of the segments shown, however many images there are. --workers lets other processes decode beside the
+network. Started by torchrun or accelerate launch, the command shares the images out, and finds the same."""
 _EXAMPLES = """\
 examples:
   slotcon-hub concepts --model slotcon_r50_proto.coco_800ep --images coco/val2017
   torchrun --nproc-per-node 8 --no-python slotcon-hub concepts --model slotcon_r50_proto.coco_800ep --images coco"""
-_WHOLE = "group: as said above; image: each picture is one segment, as the paper does for ImageNet (group)"
+_WHOLE = "group: as said above; image: each image is one segment, as the paper does for ImageNet (group)"
 _SHOWN = 5  # prototypes in the printed table
 
 
@@ -45,18 +45,18 @@ def add_commands(commands: Any) -> None:
     """Add the command to the subparsers of argparse."""
     parser = commands.add_parser(
         "concepts",
-        help="show what prototypes stand for in a folder of pictures",
+        help="show what prototypes stand for in a folder of images",
         description=_CONCEPTS,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--images", type=Path, required=True, help="folder of pictures, at any depth")
+    parser.add_argument("--images", type=Path, required=True, help="folder of images, at any depth")
     add_model_options(parser, output="concepts")
     parser.add_argument("--force", action="store_true", help="replace the concepts that OUTPUT holds")
     parser.add_argument("--segment", choices=["group", "image"], default="group", help=_WHOLE)
     parser.add_argument("--top", type=number(1), default=10, help="segments shown of each prototype (10)")
     parser.add_argument("--per-page", type=number(1), default=10, help="prototypes of a page (10)")
-    parser.add_argument("--batch-size", type=number(1), default=32, help="pictures at a time (32)")
+    parser.add_argument("--batch-size", type=number(1), default=32, help="images at a time (32)")
     parser.add_argument("--workers", type=number(0), default=0, help="processes that decode (0: this one does it)")
     parser.set_defaults(command=_concepts)
 
@@ -82,7 +82,7 @@ def _discover(
 ) -> tuple[Concepts, CenterCrop, Stopwatch]:
     """Find the concepts; process 0 gets those of all."""
     if len(set(gather_objects(files.digest()))) > 1:
-        raise ValueError(f"the processes see other pictures in {options.images}: put the same on all machines")
+        raise ValueError(f"the processes see other images in {options.images}: put the same on all machines")
     model = load_prototypes(options.model).to(device)
     crop, watch = CenterCrop.of(model), Stopwatch(device)
     batches = crops(files, crop, batch_size=options.batch_size, workers=options.workers)
@@ -122,7 +122,7 @@ def _draw(
 
 
 def _check_output(output: Path, images: Path, force: bool) -> None:
-    """Refuse a folder that holds something else, or the pictures, or is among them."""
+    """Refuse a folder that holds something else, or the images, or is among them."""
     check_is_no_file(output)
     if output.is_dir() and any(output.iterdir()):
         if not (output / NUMBERS).is_file():
@@ -136,7 +136,7 @@ def _check_output(output: Path, images: Path, force: bool) -> None:
 
 def _progress(batches: DataLoader[Batch]) -> Iterator[Batch]:
     total = sum(map(len, batches.batch_sampler))  # type: ignore[arg-type]
-    with tqdm(total=total, desc="pictures", unit="picture", disable=rank() > 0) as bar:
+    with tqdm(total=total, desc="images", unit="image", disable=rank() > 0) as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch.numbers) + len(batch.unreadable))
@@ -147,12 +147,12 @@ def _print(concepts: Concepts, crop: CenterCrop, watch: Stopwatch) -> None:
     used, unused = concepts.by_use(), concepts.unused()
     for k in used[:_SHOWN]:
         best = concepts.nearest(k)[0].similarity
-        share = concepts.pixels[k] / (concepts.pictures * crop.side**2)
+        share = concepts.pixels[k] / (concepts.images * crop.side**2)
         rows.append((str(k), str(concepts.segments[k]), f"{share:.1%}", f"{best:.3f}"))
     print_table(rows)
     if len(used) > _SHOWN:
         print(f"and {len(used) - _SHOWN} more")
-    print(f"\n{len(used)} of {len(used) + len(unused)} prototypes are used in {concepts.pictures} pictures", end="")
+    print(f"\n{len(used)} of {len(used) + len(unused)} prototypes are used in {concepts.images} images", end="")
     print(f"; unused: {ranges(unused)}" if unused else "")
     if concepts.unreadable:
         print(f"skipped, since they cannot be read: {len(concepts.unreadable)}")

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from slotcon_hub.loading import load
-from slotcon_hub.targets import TARGETS, save_as
+from slotcon_hub.export.targets import TARGETS, save_as
+from slotcon_hub.models.loading import load
 
 __all__ = ["add_commands"]
 
@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
     deliver.add_argument("--output", type=Path, metavar="PATH", help="by default NAME.<library and kind>, here")
     deliver.add_argument("--force", action="store_true", help="replace what is there")
     deliver.add_argument("--dense", action="store_true", help="onnx: the map, not its mean over the cells")
-    deliver.add_argument("--size", type=int, help="onnx: side of the pictures that it is checked with, in pixels")
+    deliver.add_argument("--size", type=int, help="onnx: side of the images that it is checked with, in pixels")
     deliver.add_argument("--opset", type=int, help="onnx: version of the operators (default: 18)")
     deliver.set_defaults(command=_export, error=deliver.error)
 

@@ -55,7 +55,7 @@ def check_is_no_file(output: Path) -> None:
 
 
 def report_unreadable(unreadable: list[tuple[str, str]], total: int) -> None:
-    """Name the pictures that were skipped, each with the reason, on stderr.
+    """Name the images that were skipped, each with the reason, on stderr.
 
     Raises:
         ValueError: they are all.
@@ -63,4 +63,4 @@ def report_unreadable(unreadable: list[tuple[str, str]], total: int) -> None:
     for name, reason in unreadable:
         print(f"skipped, since it cannot be read: {name} ({reason})", file=sys.stderr)
     if len(unreadable) == total:
-        raise ValueError(f"none of the {total} pictures can be read: name others")
+        raise ValueError(f"none of the {total} images can be read: name others")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from slotcon_hub import store, weights
 from slotcon_hub.publishing.publish import publish
 from slotcon_hub.publishing.release import build, snippet
 from slotcon_hub.publishing.verify import Check, verify_folder, verify_repository
+from slotcon_hub.weights import store, table
 
 __all__ = ["add_commands"]
 
@@ -33,7 +33,7 @@ def add_commands(commands: Any) -> None:
         "publish", help="publish weights on the Hub", description=_PUBLISH, epilog=_HOME, formatter_class=raw
     )
     send.add_argument("name", metavar="NAME", help="in the local store, such as slotcon_r50.coco_800ep")
-    send.add_argument("--repo-id", metavar="ORG/NAME", help=f"by default {weights.repository('NAME')}")
+    send.add_argument("--repo-id", metavar="ORG/NAME", help=f"by default {table.repository('NAME')}")
     send.add_argument("--private", action="store_true", help="create a private repository")
     send.add_argument("--create-pr", action="store_true", help="open a pull request instead, each time a new one")
     send.add_argument("--force", action="store_true", help="replace all that the repository holds, whatever it is")

@@ -11,24 +11,24 @@ from tqdm import tqdm
 
 from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
 from slotcon_hub.cli.table import print_table
-from slotcon_hub.drawing import colors, draw_index, draw_map
-from slotcon_hub.inference import load_prototypes, segment_picture
-from slotcon_hub.pictures import decode
-from slotcon_hub.segments import Segment
-from slotcon_hub.stopwatch import Stopwatch
+from slotcon_hub.concepts.drawing import colors, draw_index, draw_map
+from slotcon_hub.concepts.inference import load_prototypes, segment_image
+from slotcon_hub.concepts.segments import Segment
+from slotcon_hub.concepts.stopwatch import Stopwatch
+from slotcon_hub.images import decode
 
 __all__ = ["add_commands"]
 
 _SEGMENT = """\
-Divide whole pictures into segments: every pixel belongs to the prototype that is most similar to it.
+Divide whole images into segments: every pixel belongs to the prototype that is most similar to it.
 
-The folder OUTPUT gets for each picture
-  NAME-overlay.png     the picture under the colours and numbers of its segments
+The folder OUTPUT gets for each image
+  NAME-overlay.png     the image under the colours and numbers of its segments
   NAME-index.png       each pixel's prototype: the entry of its palette, or above 256 prototypes 16 bits of grey
-  NAME-segments.json   of each segment prototype, pixels, share of the picture, box (x0, y0, x1, y1; the last two
+  NAME-segments.json   of each segment prototype, pixels, share of the image, box (x0, y0, x1, y1; the last two
                        outside), and the mean of its pixels' similarities with the prototype"""
-_SIZE = """short side that larger pictures are shrunk to for the network: near the one it was trained with, segments
-are fewer and larger (without it, pictures are taken as they are)"""
+_SIZE = """short side that larger images are shrunk to for the network: near the one it was trained with, segments
+are fewer and larger (without it, images are taken as they are)"""
 _EXAMPLE = "example: slotcon-hub segment --model slotcon_r50_proto.coco_800ep street.jpg"
 
 
@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
     """Add the command to the subparsers of argparse."""
     parser = commands.add_parser(
         "segment",
-        help="divide pictures into segments, each with its prototype",
+        help="divide images into segments, each with its prototype",
         description=_SEGMENT,
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,24 +58,24 @@ def _segment(options: argparse.Namespace) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     watch, unreadable = Stopwatch(options.device), []
     rows = [("PICTURE", "SIZE", "SEGMENTS", "LARGEST")]
-    for path, name in tqdm(list(zip(options.images, names, strict=True)), "segments", unit="picture"):
+    for path, name in tqdm(list(zip(options.images, names, strict=True)), "segments", unit="image"):
         try:
             with watch.measure("decoding"):
-                picture = decode(path.read_bytes(), upright=True)
+                image = decode(path.read_bytes(), upright=True)
         except OSError as error:
             unreadable.append((str(path), str(error)))
             continue
         precision = PRECISIONS[options.precision]
-        groups, segments = segment_picture(model, picture, size=options.size, precision=precision, watch=watch)
+        groups, segments = segment_image(model, image, size=options.size, precision=precision, watch=watch)
         facts = {
             "model": options.model,
-            "picture": str(path),
+            "image": str(path),
             "size": options.size,
             "precision": options.precision,
             "device": options.device.type,
         }
         with watch.measure("drawing"):
-            _write(options.output, name, picture, groups, segments, model.num_classes, facts)
+            _write(options.output, name, image, groups, segments, model.num_classes, facts)
         height, width = groups.shape
         largest = f"prototype {segments[0].prototype}, {segments[0].pixels / groups.numel():.0%}"
         rows.append((str(path), f"{width} x {height}", str(len(segments)), largest))
@@ -87,7 +87,7 @@ def _segment(options: argparse.Namespace) -> None:
 
 
 def _names(images: list[Path]) -> list[str]:
-    """The stems of the pictures; of equal ones, those after the first get a number."""
+    """The stems of the images; of equal ones, those after the first get a number."""
     names: list[str] = []
     taken: set[str] = set()  # some file systems take A for a
     for path in images:
@@ -107,13 +107,13 @@ def _targets(folder: Path, name: str) -> list[Path]:
 def _write(
     folder: Path,
     name: str,
-    picture: Tensor,
+    image: Tensor,
     groups: Tensor,
     segments: list[Segment],
     prototypes: int,
     facts: dict[str, Any],
 ) -> None:
-    """Write the files of a picture: each is there as a whole, the numbers last."""
+    """Write the files of an image: each is there as a whole, the numbers last."""
     height, width = groups.shape
     told = [
         {
@@ -129,7 +129,7 @@ def _write(
     palette = colors(prototypes)
     with tempfile.TemporaryDirectory(prefix=".segment-", dir=folder) as scratch:
         overlay, index, listed = _targets(Path(scratch), name)
-        draw_map(picture.permute(1, 2, 0).numpy(), groups.numpy(), segments, palette).save(overlay)
+        draw_map(image.permute(1, 2, 0).numpy(), groups.numpy(), segments, palette).save(overlay)
         draw_index(groups.numpy(), palette).save(index)
         listed.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
         for path in (overlay, index, listed):

@@ -7,9 +7,9 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from slotcon_hub import store, weights
 from slotcon_hub.cli.table import print_table
-from slotcon_hub.importing import import_checkpoint
+from slotcon_hub.models.importing import import_checkpoint
+from slotcon_hub.weights import store, table
 
 __all__ = ["add_commands"]
 
@@ -55,19 +55,19 @@ def _import(options: argparse.Namespace) -> None:
     print(f"{options.checkpoint} is {kinds[done.kind]}; its teacher is in the store. This works now:\n")
     print("import slotcon_hub\nimport timm\n")
     for name, folder in done.folders.items():
-        known = weights.find(*name.split(".", 1)) is not None
+        known = table.find(*name.split(".", 1)) is not None
         print(f'timm.create_model("{name if known else f"local-dir:{folder}"}", pretrained=True)')
 
 
 def _list(options: argparse.Namespace) -> None:
     rows = [("MODEL", "TAG", "DATA", "PROTOTYPES", "RESULT", "WEIGHTS")]
     legend: dict[str, str] = {}
-    for row in weights.ROWS:
+    for row in table.ROWS:
         prototypes = str(row.prototypes) if row.has_prototypes else "-"
         rows.append((row.architecture, row.tag, row.data, prototypes, _result(row, legend), _where(row)))
     for name in store.names():
         architecture, tag = name.split(".", 1)
-        if weights.find(architecture, tag) is None:
+        if table.find(architecture, tag) is None:
             rows.append((architecture, tag, "-", "-", "-", "store"))
     print_table(rows)
     print()
@@ -76,7 +76,7 @@ def _list(options: argparse.Namespace) -> None:
     print(f"store: {store.home()}")
 
 
-def _result(row: weights.Weights, legend: dict[str, str]) -> str:
+def _result(row: table.Weights, legend: dict[str, str]) -> str:
     """The first results of a row, or of its backbone, as far as they belong together; the legend tells of them."""
     results = row.results or row.backbone.results
     if not results:
@@ -89,11 +89,11 @@ def _result(row: weights.Weights, legend: dict[str, str]) -> str:
     return f"{kind} {'/'.join(f'{r.value:.1f}' for r in alike)}"
 
 
-def _where(row: weights.Weights) -> str:
+def _where(row: table.Weights) -> str:
     if store.find(row.name) is not None:
         return "store"
-    if weights.packaged(row) is not None:
+    if table.packaged(row) is not None:
         return "package"
-    if isinstance(try_to_load_from_cache(weights.repository(row.name), store.WEIGHTS), str):
+    if isinstance(try_to_load_from_cache(table.repository(row.name), store.WEIGHTS), str):
         return "downloaded"
-    return "Hub" if weights.trusted(row) else "not yet"
+    return "Hub" if table.trusted(row) else "not yet"

@@ -5,16 +5,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from slotcon_hub.weights import Weights
+from slotcon_hub.weights.table import Weights
 
 __all__ = ["TERMS", "check", "metadata"]
 
 TERMS = {
-    "coco": "COCO: the terms of access to its pictures, which are Flickr's, allow non-commercial research and "
+    "coco": "COCO: the terms of access to its images, which are Flickr's, allow non-commercial research and "
     "education. Its annotations (CC BY 4.0) were not used.",
     "frgfm/imagenette": "Imagenette: ten classes of ImageNet, whose terms of access allow non-commercial "
     "research and education. Its labels were not used in training.",
-    "ILSVRC/imagenet-1k": "ImageNet: the terms of access to its pictures allow non-commercial research and "
+    "ILSVRC/imagenet-1k": "ImageNet: the terms of access to its images allow non-commercial research and "
     "education. Its labels were not used.",
 }
 """What data sets allow, by their ids on the Hub; those that we pre-train on."""

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slotcon_hub import weights
-from slotcon_hub.prototype_model import SlotConPrototypes
+from slotcon_hub.models.prototype_model import SlotConPrototypes
+from slotcon_hub.weights import table
 
 __all__ = ["usage"]
 
@@ -22,12 +22,12 @@ def usage(name: str, repo_id: str, net: Any, *, transformers: bool) -> str:
         transformers: whether transformers can load it.
     """
     architecture, tag = name.split(".", 1)
-    row = weights.find(architecture, tag)
-    picture = torch.zeros(1, *net.pretrained_cfg["input_size"], device=next(net.parameters()).device)
+    row = table.find(architecture, tag)
+    image = torch.zeros(1, *net.pretrained_cfg["input_size"], device=next(net.parameters()).device)
     first = _prototypes if isinstance(net, SlotConPrototypes) else _backbone
-    parts = [first(repo_id, net, picture), _features(net)]
+    parts = [first(repo_id, net, image), _features(net)]
     if transformers:
-        parts.append(_transformers(repo_id, net, picture))
+        parts.append(_transformers(repo_id, net, image))
     if architecture.startswith("slotcon_") and architecture != "slotcon_proto":  # which is no entry of torch.hub
         parts.append(_torch_hub(architecture, repo_id, None if row is None else row.tag))
     if row is not None:
@@ -35,7 +35,7 @@ def usage(name: str, repo_id: str, net: Any, *, transformers: bool) -> str:
     return "\n".join(parts)
 
 
-def _backbone(repo_id: str, net: Any, picture: Tensor) -> str:
+def _backbone(repo_id: str, net: Any, image: Tensor) -> str:
     return f"""\
 With timm alone:
 
@@ -46,16 +46,16 @@ from PIL import Image
 
 name = "hf-hub:{repo_id}"
 model = timm.create_model(name, pretrained=True).eval()
-{_PICTURE}  # {_shape(picture)}
+{_PICTURE}  # {_shape(image)}
 with torch.no_grad():
-    features = model(picture)  # {_shape(net(picture))}
-    cells = model.forward_features(picture)  # {_shape(net.forward_features(picture))}
+    features = model(image)  # {_shape(net(image))}
+    cells = model.forward_features(image)  # {_shape(net.forward_features(image))}
 ```
 """
 
 
-def _prototypes(repo_id: str, net: Any, picture: Tensor) -> str:
-    cells = net.forward_features(picture)
+def _prototypes(repo_id: str, net: Any, image: Tensor) -> str:
+    cells = net.forward_features(image)
     projections = net.projector(cells)
     return f"""\
 With timm and this package (`pip install slotcon-hub`):
@@ -68,11 +68,11 @@ from PIL import Image
 
 name = "hf-hub:{repo_id}"
 model = timm.create_model(name, pretrained=True, global_pool="").eval()
-{_PICTURE}  # {_shape(picture)}
+{_PICTURE}  # {_shape(image)}
 with torch.no_grad():
-    cells = model.forward_features(picture)  # {_shape(cells)}, of the backbone
+    cells = model.forward_features(image)  # {_shape(cells)}, of the backbone
     projections = model.forward_head(cells, pre_logits=True)  # {_shape(projections)}
-    similarities = model(picture)  # {_shape(net.prototypes(projections))}, cosines with the prototypes
+    similarities = model(image)  # {_shape(net.prototypes(projections))}, cosines with the prototypes
 groups = similarities.argmax(1)  # the prototype of each cell
 prototypes = model.prototypes.weight  # {_shape(net.prototypes.weight)}
 ```
@@ -84,7 +84,7 @@ Without `global_pool=""` the similarities are averaged over the cells.
 _PICTURE = """\
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
-picture = transform(Image.open("picture.jpg").convert("RGB")).unsqueeze(0)"""
+image = transform(Image.open("image.jpg").convert("RGB")).unsqueeze(0)"""
 
 
 def _features(net: Any) -> str:
@@ -94,12 +94,12 @@ Maps of the backbone's stages, of strides {strides}:
 
 ```python
 backbone = timm.create_model(name, pretrained=True, features_only=True).eval()
-maps = backbone(picture)
+maps = backbone(image)
 ```
 """
 
 
-def _transformers(repo_id: str, net: Any, picture: Tensor) -> str:
+def _transformers(repo_id: str, net: Any, image: Tensor) -> str:
     return f"""\
 With transformers:
 
@@ -110,9 +110,9 @@ name = "{repo_id}"
 processor = AutoImageProcessor.from_pretrained(name)
 model = AutoModel.from_pretrained(name).eval()
 with torch.no_grad():
-    output = model(**processor(Image.open("picture.jpg").convert("RGB"), return_tensors="pt"))
-output.pooler_output  # {_shape(net(picture))}
-output.last_hidden_state  # {_shape(net.forward_features(picture))}
+    output = model(**processor(Image.open("image.jpg").convert("RGB"), return_tensors="pt"))
+output.pooler_output  # {_shape(net(image))}
+output.last_hidden_state  # {_shape(net.forward_features(image))}
 ```
 """
 
@@ -131,7 +131,7 @@ With torch.hub, from a checkout of this package:
 """
 
 
-def _by_name(row: weights.Weights) -> str:
+def _by_name(row: table.Weights) -> str:
     alone = row.backbone.name
     both = f"{row.backbone.architecture}_proto.{row.tag}"
     return f"""\
@@ -142,7 +142,7 @@ import slotcon_hub
 
 backbone = timm.create_model("{alone}", pretrained=True)
 grouping = timm.create_model("{both}", pretrained=True, global_pool="").eval()
-similarities = grouping(picture)  # cosines of each cell with {row.prototypes} prototypes
+similarities = grouping(image)  # cosines of each cell with {row.prototypes} prototypes
 ```
 """
 

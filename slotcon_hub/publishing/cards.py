@@ -12,11 +12,11 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from slotcon_hub import weights
-from slotcon_hub.prototype_model import SlotConPrototypes
+from slotcon_hub.models.prototype_model import SlotConPrototypes
 from slotcon_hub.publishing.card_metadata import TERMS, check, metadata
 from slotcon_hub.publishing.card_usage import usage
-from slotcon_hub.slotcon_resnet import plain_timm
+from slotcon_hub.weights import table
+from slotcon_hub.weights.architectures import plain_timm
 
 __all__ = ["check", "main", "render"]
 
@@ -40,8 +40,8 @@ def render(name: str, *, repo_id: str | None = None, config: dict[str, Any] | No
     architecture, _, tag = name.partition(".")
     if not tag:
         raise ValueError(f"{name!r} is no name of weights: use architecture and tag, such as {name}.mine")
-    row = weights.find(architecture, tag)
-    repo_id = repo_id or weights.repository(name)
+    row = table.find(architecture, tag)
+    repo_id = repo_id or table.repository(name)
     net = _network(name, row, config)
     args = {} if config is None else config.get("model_args", {})
     transformers = not isinstance(net, SlotConPrototypes) and "num_classes" not in args  # its wrapper gives its own
@@ -64,7 +64,7 @@ def main(folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.md"):
         old.unlink()
-    for row in weights.ROWS:
+    for row in table.ROWS:
         (folder / f"{row.name}.md").write_text(render(row.name), encoding="utf-8")
 
 
@@ -76,7 +76,7 @@ def _filled(section: str, facts: dict[str, str]) -> str:
         return ""
 
 
-def _network(name: str, row: weights.Weights | None, config: dict[str, Any] | None) -> Any:
+def _network(name: str, row: table.Weights | None, config: dict[str, Any] | None) -> Any:
     """The network in eval mode, without memory for its weights."""
     if config is None and row is None:
         raise ValueError(f"there are no published weights {name}: give the config.json of their folder")
@@ -106,15 +106,15 @@ def _of_network(net: Any, on: str) -> dict[str, str]:
     if has_prototypes:
         what = f"A backbone (timm's `{plain}`) with a projector and {net.num_classes} semantic prototypes"
         output = (
-            f"similarities with {net.num_classes} prototypes in [-1, 1], of the picture or of each cell of the map"
+            f"similarities with {net.num_classes} prototypes in [-1, 1], of the image or of each cell of the map"
         )
     cfg = net.pretrained_cfg
     channels, height, width = cfg["input_size"]
     mean, std = (", ".join(f"{value:g}" for value in cfg[key]) for key in ("mean", "std"))
     return {
         "what": f"{what}, pre-trained without labels{on} by {_PAPER}. SlotCon learns features and prototypes at "
-        "once: the cells of a picture are grouped by the prototype that they resemble most, and two views of the "
-        "picture have to agree on the groups and on what is in them.",
+        "once: the cells of an image are grouped by the prototype that they resemble most, and two views of the "
+        "image have to agree on the groups and on what is in them.",
         "input": f"{channels} x {height} x {width}, or any other size; {cfg['interpolation']} resize, centre crop "
         f"of {cfg['crop_pct']:g} of the shorter side; mean ({mean}), standard deviation ({std})",
         "output": output,
@@ -122,14 +122,14 @@ def _of_network(net: Any, on: str) -> dict[str, str]:
     }
 
 
-def _of_row(row: weights.Weights, net: Any) -> dict[str, str]:
+def _of_row(row: table.Weights, net: Any) -> dict[str, str]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, *net.pretrained_cfg["input_size"], device="meta"))
     licence = f"The weights are under {row.licence}."
     if row.licence == "other":
         licence = "The authors' page names no licence for the weights alone, so none is claimed here."
     return {
-        **{key: str(getattr(row, key)) for key in ("data", "pictures", "epochs", "prototypes", "recipe")},
+        **{key: str(getattr(row, key)) for key in ("data", "images", "epochs", "prototypes", "recipe")},
         "command": row.command,
         "source": f"from <{row.origin}>" if row.packaged_sha256 is None else "and come with this package",
         "stride": str(net.feature_info[-1]["reduction"]),
@@ -141,7 +141,7 @@ def _of_row(row: weights.Weights, net: Any) -> dict[str, str]:
     }
 
 
-def _results(row: weights.Weights) -> str:
+def _results(row: table.Weights) -> str:
     parts = [_table(row.results)] if row.results else []
     if row.has_prototypes and row.backbone.results:
         parts.append(f"Of the backbone alone, {row.backbone.name}:\n\n{_table(row.backbone.results)}")
@@ -150,7 +150,7 @@ def _results(row: weights.Weights) -> str:
     return "\n\n".join(parts)
 
 
-def _table(results: tuple[weights.Result, ...]) -> str:
+def _table(results: tuple[table.Result, ...]) -> str:
     lines = ["| data | metric | % | from random weights | protocol | source |", "|---|---|---|---|---|---|"]
     for result in results:
         untrained = "–" if result.untrained is None else f"{result.untrained:.1f}"

@@ -1,6 +1,6 @@
 """Tensors that travel with a model, in and out, and whether the model still makes the one of the other.
 
-Dimensions: B pictures, C channels, H x W cells.
+Dimensions: B images, C channels, H x W cells.
 """
 
 import copy
@@ -17,11 +17,11 @@ FILE = "test/parity.safetensors"
 TOLERANCE = 1e-4
 """Largest deviation, as a part of the largest value: float32 on another CPU or with another torch stays below."""
 
-_SHAPE = (2, 64, 64)  # B and the side of a picture, in pixels: 2 x 2 cells at stride 32
+_SHAPE = (2, 64, 64)  # B and the side of an image, in pixels: 2 x 2 cells at stride 32
 
 
 def write(net: Any, folder: Path) -> None:
-    """Write random pictures, the map and the output that a model makes of them, all float32.
+    """Write random images, the map and the output that a model makes of them, all float32.
 
     The file is the same wherever it is made, as the model computes in float64 and rounds.
 
@@ -30,10 +30,10 @@ def write(net: Any, folder: Path) -> None:
         folder: ``FILE`` is written in it.
     """
     batch, height, width = _SHAPE
-    pictures = torch.randn(batch, net.in_chans, height, width, generator=torch.Generator().manual_seed(0))
-    expected = _outputs(copy.deepcopy(net).double(), pictures.double())
+    images = torch.randn(batch, net.in_chans, height, width, generator=torch.Generator().manual_seed(0))
+    expected = _outputs(copy.deepcopy(net).double(), images.double())
     (folder / FILE).parent.mkdir(exist_ok=True)
-    tensors = {"pictures": pictures, **{name: value.float().contiguous() for name, value in expected.items()}}
+    tensors = {"images": images, **{name: value.float().contiguous() for name, value in expected.items()}}
     save_file(tensors, folder / FILE)
 
 
@@ -51,9 +51,9 @@ def deviation(net: Any, folder: Path) -> float:
         ValueError: the file lacks a tensor, or they have other shapes.
     """
     expected = load_file(folder / FILE)
-    if expected.keys() != {"pictures", "map", "output"}:
-        raise ValueError(f"{FILE} holds {sorted(expected)} instead of pictures, map and output: publish it again")
-    found = _outputs(net, expected.pop("pictures"))
+    if expected.keys() != {"images", "map", "output"}:
+        raise ValueError(f"{FILE} holds {sorted(expected)} instead of images, map and output: publish it again")
+    found = _outputs(net, expected.pop("images"))
     worst = 0.0
     for name, value in expected.items():
         if found[name].shape != value.shape:
@@ -67,6 +67,6 @@ def deviation(net: Any, folder: Path) -> float:
 
 
 @torch.no_grad()
-def _outputs(net: Any, pictures: Tensor) -> dict[str, Tensor]:
+def _outputs(net: Any, images: Tensor) -> dict[str, Tensor]:
     """B x C x H x W of the backbone, and what the model returns: B x C features, or similarities."""
-    return {"map": net.forward_features(pictures), "output": net(pictures)}
+    return {"map": net.forward_features(images), "output": net(images)}

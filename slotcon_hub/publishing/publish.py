@@ -18,9 +18,11 @@ from huggingface_hub import (
     snapshot_download,
 )
 
-from slotcon_hub import __version__, hub, store, weights
+from slotcon_hub import __version__
+from slotcon_hub.files import sha256
 from slotcon_hub.publishing.release import CARD, FILES, build
 from slotcon_hub.publishing.verify import verify_folder
+from slotcon_hub.weights import hub, store, table
 
 __all__ = ["Published", "publish"]
 
@@ -64,14 +66,14 @@ def publish(
         private: create it as a private one.
         create_pr: open a pull request instead, without a tag.
         force: replace all that the repository holds, even if it is something else.
-        preview: a PNG or JPEG picture for the card.
+        preview: a PNG or JPEG image for the card.
 
     Raises:
         ValueError: no token, a repository that holds something else or is public in place of private, or what
             :func:`slotcon_hub.publishing.release.build`, the checks of its folder and the comparison raise.
         RuntimeError: the Hub or the connection fails.
     """
-    repo_id = repo_id or weights.repository(name)
+    repo_id = repo_id or table.repository(name)
     _check_login()
     api, stopped = HfApi(), f"publishing {repo_id} stopped"
     with tempfile.TemporaryDirectory(prefix="slotcon-hub-", ignore_cleanup_errors=True) as scratch:
@@ -146,12 +148,12 @@ def _changes(folder: Path, info: ModelInfo, force: bool) -> list[CommitOperation
 def _compare(folder: Path, copy: Path, repo_id: str) -> str:
     for file in FILES:
         sent, came = folder / file, copy / file
-        if sent.is_file() and not (came.is_file() and store.sha256(came) == store.sha256(sent)):
+        if sent.is_file() and not (came.is_file() and sha256(came) == sha256(sent)):
             raise ValueError(
                 f"{file} came back from {repo_id} other than it was sent (its SHA-256 differs), so nothing was "
                 "tagged: run it again, and over another network if that does not help"
             )
-    return store.sha256(folder / store.WEIGHTS)
+    return sha256(folder / store.WEIGHTS)
 
 
 def _tag(api: HfApi, repo_id: str, revision: str) -> str:

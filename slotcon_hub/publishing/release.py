@@ -7,10 +7,11 @@ from typing import Any
 
 from PIL import Image
 
-from slotcon_hub import hub, store, weights
-from slotcon_hub.export import save_backbone, save_model
-from slotcon_hub.loading import load
+from slotcon_hub.files import sha256
+from slotcon_hub.models.loading import load
+from slotcon_hub.models.saving import save_backbone, save_model
 from slotcon_hub.publishing import cards, parity
+from slotcon_hub.weights import hub, store, table
 
 __all__ = ["CARD", "FILES", "PREVIEW", "RECORDED", "build", "has_prototypes", "snippet"]
 
@@ -32,13 +33,13 @@ def build(name: str, folder: Path, *, repo_id: str | None = None, preview: Path 
         name: ``<architecture>.<tag>``, in the local store.
         folder: made if it does not exist, else empty; removed after an error.
         repo_id: that the card names; by default that of the name.
-        preview: a PNG or JPEG picture for the card.
+        preview: a PNG or JPEG image for the card.
 
     Raises:
-        ValueError: the store lacks the weights or they are damaged, ``repo_id`` is none, or the picture is none.
+        ValueError: the store lacks the weights or they are damaged, ``repo_id`` is none, or the image is none.
         FileExistsError: the folder holds something.
     """
-    repo_id = repo_id or weights.repository(name)
+    repo_id = repo_id or table.repository(name)
     hub.check_repo_id(repo_id)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
@@ -49,10 +50,10 @@ def build(name: str, folder: Path, *, repo_id: str | None = None, preview: Path 
         (folder / store.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         card = cards.render(name, repo_id=repo_id, config=config)
         if preview is not None:
-            _save_picture(preview, folder / PREVIEW)
+            _save_image(preview, folder / PREVIEW)
             card = _with_preview(card)
         (folder / CARD).write_text(card, encoding="utf-8")
-        record = {file: store.sha256(folder / file) for file in RECORDED if (folder / file).is_file()}
+        record = {file: sha256(folder / file) for file in RECORDED if (folder / file).is_file()}
         (folder / store.RECORD).write_text(json.dumps(record, indent=2) + "\n")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -90,8 +91,8 @@ def has_prototypes(name: str) -> bool:
 
 def _save_model(name: str, folder: Path) -> None:
     architecture, _, tag = name.partition(".")
-    row = weights.find(architecture, tag)
-    if store.find(name) is None and (row is None or weights.packaged(row) is None):
+    row = table.find(architecture, tag)
+    if store.find(name) is None and (row is None or table.packaged(row) is None):
         raise ValueError(f"the store ({store.home()}) lacks {name}: run `slotcon-hub import CHECKPOINT {name}`")
     net: Any = load(name).eval()
     save = save_model if has_prototypes(name) else save_backbone
@@ -99,16 +100,16 @@ def _save_model(name: str, folder: Path) -> None:
     parity.write(net, folder)
 
 
-def _save_picture(source: Path, path: Path) -> None:
+def _save_image(source: Path, path: Path) -> None:
     try:
-        with Image.open(source, formats=("PNG", "JPEG")) as picture:
-            picture.convert("RGB").save(path)
+        with Image.open(source, formats=("PNG", "JPEG")) as image:
+            image.convert("RGB").save(path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{source} cannot be read as a PNG or JPEG picture: choose another") from error
+        raise ValueError(f"{source} cannot be read as a PNG or JPEG image: choose another") from error
 
 
 def _with_preview(card: str) -> str:
-    """The card with the picture below its title."""
+    """The card with the image below its title."""
     matter, separator, text = card.partition("\n# ")
     title, newline, rest = text.partition("\n")
     return f"{matter}{separator}{title}{newline}\n![Preview]({PREVIEW})\n{rest}"

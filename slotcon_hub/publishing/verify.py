@@ -9,10 +9,11 @@ from typing import Any
 import timm
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 
-from slotcon_hub import hub, store, weights
+from slotcon_hub.files import sha256
 from slotcon_hub.publishing import cards, parity
 from slotcon_hub.publishing.release import CARD, FILES, PREVIEW, RECORDED, has_prototypes
-from slotcon_hub.slotcon_resnet import plain_timm
+from slotcon_hub.weights import hub, store, table
+from slotcon_hub.weights.architectures import plain_timm
 
 __all__ = ["Check", "verify_folder", "verify_repository"]
 
@@ -106,7 +107,7 @@ def _files(folder: Path, names: Iterable[str]) -> str:
 def _hashes(folder: Path, told: dict[str, str]) -> str:
     """Compare with the record, with what the Hub tells, and with the table where it knows these weights."""
     recorded = _read(folder / store.RECORD)
-    found = {file: store.sha256(folder / file) for file in RECORDED if (folder / file).is_file()}
+    found = {file: sha256(folder / file) for file in RECORDED if (folder / file).is_file()}
     if differing := sorted(found.keys() ^ recorded.keys()):
         raise ValueError(f"{store.RECORD} and the folder differ in {', '.join(differing)}: publish it again")
     for file, digest in found.items():
@@ -116,7 +117,7 @@ def _hashes(folder: Path, told: dict[str, str]) -> str:
                 "download it again"
             )
     name = str(_read(folder / store.CONFIG).get("name"))
-    row = weights.find(*name.split(".", 1))
+    row = table.find(*name.split(".", 1))
     if row is not None and row.sha256 not in (None, found[store.WEIGHTS]):
         raise ValueError(f"these are not the weights that slotcon_hub knows as {name} (their SHA-256 differs)")
     return f"{len(found)} files as recorded, {store.WEIGHTS} {found[store.WEIGHTS][:12]}"

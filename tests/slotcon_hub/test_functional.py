@@ -108,7 +108,7 @@ def test_align_equals_loops(size, flip, box):
 
 
 def coordinate_map(crop: tuple[float, float, float, float], cells: int, flip: bool) -> torch.Tensor:
-    """What a perfect backbone sees of a picture whose colours are its coordinates: 1 x 2 x cells x cells."""
+    """What a perfect backbone sees of an image whose colours are its coordinates: 1 x 2 x cells x cells."""
     x1, y1, x2, y2 = crop
     at = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells
     xs, ys = x1 + at * (x2 - x1), y1 + at * (y2 - y1)
@@ -118,7 +118,7 @@ def coordinate_map(crop: tuple[float, float, float, float], cells: int, flip: bo
 
 @pytest.mark.parametrize("flip_a", [False, True])
 @pytest.mark.parametrize("flip_b", [False, True])
-def test_a_coordinate_picture_comes_back_to_its_coordinates(flip_a, flip_b):
+def test_a_coordinate_image_comes_back_to_its_coordinates(flip_a, flip_b):
     a, b = (0.0, 0.0, 80.0, 60.0), (40.0, 20.0, 100.0, 90.0)  # crops, in pixels; they share (40, 20, 80, 60)
     shared = (40.0, 20.0, 80.0, 60.0)
     cells = 16

@@ -1,8 +1,8 @@
-"""Slot activity (SlotCon, supplementary D): which prototypes are used, how often, and by both views of a picture.
+"""Slot activity (SlotCon, supplementary D): which prototypes are used, how often, and by both views of an image.
 
 ``python -m training.evaluation.activity --model slotcon_r50_proto --data /data/coco/val2017``
 
-Dimensions: B pictures, K prototypes, h x w cells of the map, S side of a picture in pixels, E examples.
+Dimensions: B images, K prototypes, h x w cells of the map, S side of an image in pixels, E examples.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from slotcon_hub.functional import active_slots
-from slotcon_hub.pictures import decode
-from training import color
+from slotcon_hub.images import decode
+from training.data import color
+from training.data.images import Images, open_images
+from training.data.views import TwoViews, stack
 from training.evaluation import command
 from training.evaluation.activity_report import report
 from training.evaluation.models import load_prototypes, similarities, standardize
-from training.pictures import Pictures, open_pictures
-from training.views import TwoViews, stack
 
-__all__ = ["Activity", "PicturesAndViews", "Settings", "main", "watch"]
+__all__ = ["Activity", "ImagesAndViews", "Settings", "main", "watch"]
 
 EXAMPLES = 5
 
@@ -41,7 +41,7 @@ class Settings:
     model: str
     """Prototype model with weights, such as slotcon_r50_proto, or the folder of a run."""
     data: str
-    """Folder of pictures (searched at any depth), Parquet file or folder of them, or hf:<name>."""
+    """Folder of images (searched at any depth), Parquet file or folder of them, or hf:<name>."""
     split: str = "train"
     """Split of a Hub data set, or of Parquet files named after theirs."""
     image_column: str = "image"
@@ -49,91 +49,89 @@ class Settings:
     seed: int = 0
     """Of the views."""
     batch_size: int = 64
-    """Pictures that a process takes at a time."""
+    """Images that a process takes at a time."""
     workers: int = 2
-    """Processes that load pictures, for each process."""
+    """Processes that load images, for each process."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of backbone and projector; similarities are in float32."""
     output: Path | None = None
     """JSON file of the numbers, the protocol and the settings."""
     figures: Path | None = None
-    """Folder for the pictures activity.png and segments.png."""
+    """Folder for the images activity.png and segments.png."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
         command.check_positive(self, "batch_size")
 
 
-class PicturesAndViews(Dataset[dict[str, Tensor]]):
-    """Pictures cut as the model's configuration says, and the two views that pre-training would make of them."""
+class ImagesAndViews(Dataset[dict[str, Tensor]]):
+    """Images cut as the model's configuration says, and the two views that pre-training would make of them."""
 
-    def __init__(self, pictures: Pictures, model: Any, seed: int) -> None:
-        """Take the pictures, the model that says their size, and the seed of the views."""
+    def __init__(self, images: Images, model: Any, seed: int) -> None:
+        """Take the images, the model that says their size, and the seed of the views."""
         self.config = resolve_data_config({}, model=model)
-        self.pictures, self.seed = pictures, seed
+        self.images, self.seed = images, seed
         self.cut = create_transform(**self.config, normalize=False)
         self.views = TwoViews(self.config["input_size"][-1])
 
     def __len__(self) -> int:
-        """Number of pictures."""
-        return len(self.pictures)
+        """Number of images."""
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The cut ``picture``, uint8 3 x S x S, its number, and ``views`` and ``color`` as of ``stack``.
+        """The cut ``image``, uint8 3 x S x S, its number, and ``views`` and ``color`` as of ``stack``.
 
-        The views are drawn from (seed, number). Raises ValueError where the picture cannot be read.
+        The views are drawn from (seed, number). Raises ValueError where the image cannot be read.
         """
-        picture = self._read(index)
-        drawn = self.views.draw(*picture.shape[1:], np.random.default_rng([self.seed, index]))
-        reduced = picture if drawn.reduction == 1 else self._read(index, drawn.reduction)
+        image = self._read(index)
+        drawn = self.views.draw(*image.shape[1:], np.random.default_rng([self.seed, index]))
+        reduced = image if drawn.reduction == 1 else self._read(index, drawn.reduction)
         views = stack([self.views.cut(reduced, drawn)])
         return {
             "number": torch.tensor(index),
-            "picture": self.cut(picture),
+            "image": self.cut(image),
             "views": views["views"][:, 0],
             "color": views["color"][:, 0],
         }
 
     def whole(self, index: int) -> Tensor:
-        """The cut picture alone, uint8 3 x S x S."""
+        """The cut image alone, uint8 3 x S x S."""
         return self.cut(self._read(index))
 
     def _read(self, index: int, reduction: int = 1) -> Tensor:
         try:
-            return decode(self.pictures.read(index), reduction=reduction)
+            return decode(self.images.read(index), reduction=reduction)
         except OSError as error:
-            raise ValueError(f"{self.pictures.name(index)} cannot be read: {error}") from None
+            raise ValueError(f"{self.images.name(index)} cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)
 class Activity:
     """What the slots do on a data set: active is one whose prototype is the nearest of some cell (equation 6)."""
 
-    pictures: int
+    images: int
     usage: Tensor
-    """K integers: in how many pictures each slot is active."""
+    """K integers: in how many images each slot is active."""
     histogram: Tensor
-    """K + 1 integers: how many pictures have 0, 1, ..., K active slots."""
+    """K + 1 integers: how many images have 0, 1, ..., K active slots."""
     in_views: float
     """Slots active in a view, on average."""
     pairs: float
-    """Slots active in both views of a picture, on average: the positive pairs of the slot loss."""
+    """Slots active in both views of an image, on average: the positive pairs of the slot loss."""
     examples: Tensor
-    """K x E numbers of pictures, the most similar segment first; -1 where there are no more."""
+    """K x E numbers of images, the most similar segment first; -1 where there are no more."""
 
 
 @torch.inference_mode()
-def watch(
-    model: Any, data: PicturesAndViews, accelerator: Accelerator, *, batch_size: int, workers: int
-) -> Activity:
-    """Look at all pictures, those of this process, and add up what all processes saw.
+def watch(model: Any, data: ImagesAndViews, accelerator: Accelerator, *, batch_size: int, workers: int) -> Activity:
+    """Look at all images, those of this process, and add up what all processes saw.
 
     Args:
         model: of :func:`load_prototypes`, on the accelerator's device.
-        data: the pictures.
+        data: the images.
         accelerator: says device, precision and share.
         batch_size: of each process.
-        workers: that load pictures for each process.
+        workers: that load images for each process.
 
     Returns:
         The same on all processes.
@@ -149,7 +147,7 @@ def watch(
             return similarities(model, images)
 
     for batch in command.stream(data, _stack, accelerator, batch_size=batch_size, workers=workers):
-        whole = scores(standardize(model, batch["picture"]))
+        whole = scores(standardize(model, batch["image"]))
         active = active_slots(whole)
         usage += active.sum(0)
         histogram += active.sum(1).bincount(minlength=number + 1)
@@ -169,7 +167,7 @@ def watch(
         for mine in (nearest, examples)
     )
     return Activity(
-        pictures=len(data),
+        images=len(data),
         usage=usage.cpu(),
         histogram=histogram.cpu(),
         in_views=int(in_views) / 2 / len(data),
@@ -192,7 +190,7 @@ def _segment_similarity(scores: Tensor) -> Tensor:
 
 
 def _first(similarity: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """The E largest similarities of each row and their pictures, the smaller numbers first where they are equal."""
+    """The E largest similarities of each row and their images, the smaller numbers first where they are equal."""
     numbers = numbers.where(similarity > -torch.inf, -1)
     order = numbers.argsort(dim=1, stable=True)
     order = order.gather(1, similarity.gather(1, order).argsort(dim=1, descending=True, stable=True))
@@ -206,8 +204,8 @@ def main(settings: Settings) -> None:
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     model = load_prototypes(settings.model).to(accelerator.device)
     with accelerator.main_process_first():
-        pictures = open_pictures(settings.data, settings.split, settings.image_column)
-    data = PicturesAndViews(pictures, model, settings.seed)
+        images = open_images(settings.data, settings.split, settings.image_column)
+    data = ImagesAndViews(images, model, settings.seed)
     found = watch(model, data, accelerator, batch_size=settings.batch_size, workers=settings.workers)
     if accelerator.is_main_process:
         report(settings, model, data, found)

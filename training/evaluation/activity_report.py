@@ -1,4 +1,4 @@
-"""The activity of slots as tables, JSON and pictures.
+"""The activity of slots as tables, JSON and images.
 
 Dimensions: K prototypes, E examples.
 """
@@ -18,7 +18,7 @@ from training.evaluation.models import similarities, standardize
 __all__ = ["report"]
 
 EXTREMES = 5  # slots named at either end
-BATCH = 512  # pictures, in which the paper counts the negatives
+BATCH = 512  # images, in which the paper counts the negatives
 
 
 def report(settings: Any, model: Any, data: Any, found: Any) -> None:
@@ -27,15 +27,15 @@ def report(settings: Any, model: Any, data: Any, found: Any) -> None:
     Args:
         settings: of the command.
         model: that was watched.
-        data: the pictures.
+        data: the images.
         found: the :class:`Activity`.
     """
     usage = found.usage.tolist()
     live = sorted((k for k, count in enumerate(usage) if count), key=lambda k: -usage[k])
     most, least = live[:EXTREMES], live[EXTREMES:][: -EXTREMES - 1 : -1]
     numbers = {
-        "pictures": found.pictures,
-        "active_slots": sum(usage) / found.pictures,
+        "images": found.images,
+        "active_slots": sum(usage) / found.images,
         "dead_slots": len(usage) - len(live),
         "active_slots_of_a_view": found.in_views,
         "positive_pairs": found.pairs,
@@ -52,7 +52,7 @@ def report(settings: Any, model: Any, data: Any, found: Any) -> None:
         most_active=most,
         least_active=least,
         usage=usage,
-        pictures_by_active_slots=found.histogram.tolist(),
+        images_by_active_slots=found.histogram.tolist(),
     )
     if settings.figures:
         settings.figures.mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def report(settings: Any, model: Any, data: Any, found: Any) -> None:
         blocks = {"most active": most, "least active, of those that ever are": least}
         drawn = {
             title: {
-                f"prototype {k}, in {usage[k]:,} of {found.pictures:,}": _segments(
+                f"prototype {k}, in {usage[k]:,} of {found.images:,}": _segments(
                     model, data, k, found.examples[k].tolist()
                 )
                 for k in slots
@@ -81,7 +81,7 @@ def _protocol(model: Any, data: Any) -> dict[str, Any]:
         "preprocessing": data.config,
         "cells": list(cells),
         "active": "argmax of cosine similarities in at least one cell, without centre and temperature",
-        "views": f"two of {side} x {side} as in pre-training, one pair a picture, drawn from (seed, number)",
+        "views": f"two of {side} x {side} as in pre-training, one pair an image, drawn from (seed, number)",
         "network": "teacher, in eval mode, for both views",
     }
 
@@ -92,7 +92,7 @@ def _print(settings: Any, usage: list[int], numbers: dict[str, Any], most: list[
     for name, value in numbers.items():
         table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:,.2f}")
     show(table)
-    table = Table("most active", "pictures", "least active", "pictures")
+    table = Table("most active", "images", "least active", "images")
     for i in range(len(most)):
         pair = [most[i], least[i]] if i < len(least) else [most[i]]
         table.add_row(*(cell for k in pair for cell in (str(k), f"{usage[k]:,}")))
@@ -100,12 +100,12 @@ def _print(settings: Any, usage: list[int], numbers: dict[str, Any], most: list[
 
 
 def _segments(model: Any, data: Any, slot: int, numbers: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pictures, uint8 S x S x 3, and which of their pixels are a slot's, S x S booleans: its cells, smoothed."""
+    """Images, uint8 S x S x 3, and which of their pixels are a slot's, S x S booleans: its cells, smoothed."""
     drawn = []
-    for picture in (data.whole(number) for number in numbers if number >= 0):
+    for image in (data.whole(number) for number in numbers if number >= 0):
         with torch.inference_mode():
-            scores = similarities(model, standardize(model, picture[None]))
+            scores = similarities(model, standardize(model, image[None]))
         cells = (scores.argmax(1, keepdim=True) == slot).float()
-        inside = F.interpolate(cells, picture.shape[1:], mode="bilinear", align_corners=False)[0, 0] > 0.5
-        drawn.append((picture.permute(1, 2, 0).numpy(), inside.cpu().numpy()))
+        inside = F.interpolate(cells, image.shape[1:], mode="bilinear", align_corners=False)[0, 0] > 0.5
+        drawn.append((image.permute(1, 2, 0).numpy(), inside.cpu().numpy()))
     return drawn

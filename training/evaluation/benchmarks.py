@@ -1,4 +1,4 @@
-"""What can be segmented and measured: COCO-Stuff-27, the embedded scenes, or any folder of pictures and masks."""
+"""What can be segmented and measured: COCO-Stuff-27, the embedded scenes, or any folder of images and masks."""
 
 import json
 import lzma
@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training import scenes
-from training.evaluation.labeled import CenterSquare, LabeledPictures
-from training.evaluation.metrics import IGNORE
+from training.data import scenes
+from training.data.masks import IGNORE, CenterSquare, LabeledImages
 
 __all__ = ["COCO_STUFF", "Benchmark", "coco_stuff", "coco_stuff_classes", "curated", "open_benchmark"]
 
@@ -22,11 +21,11 @@ MAPS = ("stuffthingmaps/{split}", "annotations/{split}", "annotations/stuffthing
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Labelled pictures, and what their labels mean."""
+    """Labelled images, and what their labels mean."""
 
-    pictures: LabeledPictures
+    images: LabeledImages
     size: int | None
-    """Side of the centre square that a picture is cut to, in pixels; None for whole pictures."""
+    """Side of the centre square that an image is cut to, in pixels; None for whole images."""
     classes: tuple[str, ...] | None = None
     """Their names; None for as many as the masks show."""
     kinds: dict[str, Sequence[int]] = field(default_factory=dict)
@@ -34,7 +33,7 @@ class Benchmark:
     palette: np.ndarray | None = None
     """Colours of the classes, uint8 C x 3."""
     listed: int | None = None
-    """How many pictures the protocol names; None where it names none."""
+    """How many images the protocol names; None where it names none."""
     missing: tuple[str, ...] = ()
     """Those of them that were not found."""
 
@@ -43,22 +42,20 @@ def open_benchmark(data: str, *, masks: Path | None, names: Path | None, split: 
     """Open what ``--data`` names.
 
     Args:
-        data: "scenes", "coco-stuff:" and the folder of COCO, or a folder of pictures.
-        masks: folder of masks, for a folder of pictures.
-        names: file of class names, one a line, for a folder of pictures.
+        data: "scenes", "coco-stuff:" and the folder of COCO, or a folder of images.
+        masks: folder of masks, for a folder of images.
+        names: file of class names, one a line, for a folder of images.
         split: "val" or "train", of COCO.
-        size: side of the centre square; None takes 320 for COCO and whole pictures elsewhere.
+        size: side of the centre square; None takes 320 for COCO and whole images elsewhere.
 
     Raises:
         ValueError: it cannot be opened, in one sentence.
     """
     is_folder = data != SCENES and not data.startswith(COCO_STUFF)
     if is_folder == (masks is None):
-        raise ValueError(
-            "--masks names the masks of a folder of pictures: give it with --data FOLDER, and only then"
-        )
+        raise ValueError("--masks names the masks of a folder of images: give it with --data FOLDER, and only then")
     if names and not is_folder:
-        raise ValueError("--classes names the classes of a folder of pictures, the other data have their own")
+        raise ValueError("--classes names the classes of a folder of images, the other data have their own")
     if data == SCENES:
         return _scenes(size)
     if data.startswith(COCO_STUFF):
@@ -75,8 +72,8 @@ def _scenes(size: int | None) -> Benchmark:
     """The held-out part of the embedded scenes; of the training part one is drawn, since it takes one."""
     held_out = scenes.prepare(train=1)
     labels = {i: i for i in range(len(scenes.CLASSES))}
-    pictures = LabeledPictures(held_out.val_images, held_out.val_masks, labels=labels, transform=_square(size))
-    return Benchmark(pictures, size, scenes.CLASSES, palette=scenes.PALETTE)
+    images = LabeledImages(held_out.val_images, held_out.val_masks, labels=labels, transform=_square(size))
+    return Benchmark(images, size, scenes.CLASSES, palette=scenes.PALETTE)
 
 
 def _folder(images: Path, masks: Path, names: Path | None, size: int | None) -> Benchmark:
@@ -88,7 +85,7 @@ def _folder(images: Path, masks: Path, names: Path | None, size: int | None) -> 
         if not 0 < len(classes) <= IGNORE:
             raise ValueError(f"{names} has {len(classes)} names: one a line, 1 to {IGNORE} of them")
         labels = {i: i for i in range(len(classes))}
-    return Benchmark(LabeledPictures(images, masks, labels=labels, transform=_square(size)), size, classes)
+    return Benchmark(LabeledImages(images, masks, labels=labels, transform=_square(size)), size, classes)
 
 
 def coco_stuff_classes() -> tuple[tuple[str, ...], dict[str, Sequence[int]], dict[int, int]]:
@@ -103,13 +100,13 @@ def coco_stuff_classes() -> tuple[tuple[str, ...], dict[str, Sequence[int]], dic
 
 
 def curated(split: str) -> list[str]:
-    """Names of the pictures of COCO's "val" or "train" that COCO-Stuff-27 is measured on, without ending."""
+    """Names of the images of COCO's "val" or "train" that COCO-Stuff-27 is measured on, without ending."""
     with lzma.open(FACTS / f"cocostuff27_{split}.txt.xz", "rt") as lines:
         return lines.read().split()
 
 
 def coco_stuff(root: Path, split: str = "val", size: int = 320) -> Benchmark:
-    """COCO-Stuff-27: the curated pictures that are there, with the maps of things and stuff.
+    """COCO-Stuff-27: the curated images that are there, with the maps of things and stuff.
 
     Args:
         root: of COCO: ``val2017/*.jpg``, and ``stuffthingmaps/val2017/*.png`` or ``annotations/val2017/*.png``.
@@ -117,18 +114,18 @@ def coco_stuff(root: Path, split: str = "val", size: int = 320) -> Benchmark:
         size: of the centre square in pixels, 320 in the protocol.
 
     Raises:
-        ValueError: a folder is missing, or all of the pictures are.
+        ValueError: a folder is missing, or all of the images are.
     """
-    images, maps = (_first_of(root, places, f"{split}2017") for places in (IMAGES, MAPS))
+    folder, maps = (_first_of(root, places, f"{split}2017") for places in (IMAGES, MAPS))
     names = curated(split)
-    there = {path.stem for path in images.glob("*.jpg")} & {path.stem for path in maps.glob("*.png")}
+    there = {path.stem for path in folder.glob("*.jpg")} & {path.stem for path in maps.glob("*.png")}
     found = [name for name in names if name in there]
     if not found:
-        raise ValueError(f"none of the {len(names):,} listed pictures is in {images} with its map in {maps}")
+        raise ValueError(f"none of the {len(names):,} listed images is in {folder} with its map in {maps}")
     classes, kinds, labels = coco_stuff_classes()
-    pictures = LabeledPictures(images, maps, names=found, labels=labels, transform=CenterSquare(size))
+    images = LabeledImages(folder, maps, names=found, labels=labels, transform=CenterSquare(size))
     missing = tuple(name for name in names if name not in there)
-    return Benchmark(pictures, size, classes, kinds, listed=len(names), missing=missing)
+    return Benchmark(images, size, classes, kinds, listed=len(names), missing=missing)
 
 
 def _first_of(root: Path, places: Sequence[str], split: str) -> Path:

@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from slotcon_hub.cpu import keep_freed_memory
 from slotcon_hub.distributed import share
-from slotcon_hub.memory import keep_freed_memory
-from training.stop import loading
+from training.engine.signals import loading
 
 __all__ = ["check_outputs", "check_positive", "run", "stream", "write"]
 
@@ -125,7 +125,7 @@ def stream(
     loader = DataLoader(
         _Caught(data), batch_sampler=batches, collate_fn=functools.partial(_join, join=join), **loading(workers)
     )
-    for batch in tqdm(loader, "pictures", unit="batch", disable=not accelerator.is_main_process, leave=False):
+    for batch in tqdm(loader, "images", unit="batch", disable=not accelerator.is_main_process, leave=False):
         if isinstance(batch, Exception):
             raise batch
         yield batch

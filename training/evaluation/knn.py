@@ -19,9 +19,9 @@ TEMPERATURE = 0.07
 def knn(
     train: Features, test: Features, accelerator: Accelerator, *, ks: tuple[int, ...] = KS, chunk: int = 256
 ) -> dict[int, float]:
-    """Classify by the votes of the k most similar training pictures, weighted by exp(cosine / 0.07).
+    """Classify by the votes of the k most similar training images, weighted by exp(cosine / 0.07).
 
-    Of classes with equal votes the first is taken. A training set of fewer than k pictures votes as a whole. Each
+    Of classes with equal votes the first is taken. A training set of fewer than k images votes as a whole. Each
     process classifies its share on its device, and all learn the whole accuracy.
 
     Args:
@@ -29,7 +29,7 @@ def knn(
         test: what is classified.
         accelerator: says the device, and which of the processes this is.
         ks: numbers of neighbours.
-        chunk: test pictures compared at a time; bounds the memory, moves no result.
+        chunk: test images compared at a time; bounds the memory, moves no result.
 
     Returns:
         Top-1 accuracy in [0, 1] for each k.

@@ -50,7 +50,7 @@ def linear(
     """Train a linear classifier, and measure it.
 
     Args:
-        features: epoch to training features, in the same order of pictures.
+        features: epoch to training features, in the same order of images.
         test: what is classified.
         epochs: passes over the training features.
         base_lr: learning rate of a batch of 256.
@@ -108,9 +108,7 @@ def protocol(probe: LinearProbe) -> dict[str, Any]:
         "learning_rate": f"{probe.base_lr} x batch / 256",
         "schedule": "cosine to 0, constant in an epoch",
         "initialization": "weights N(0, 0.01), biases 0",
-        "training_pictures": "random resized crops and flips, new in each epoch"
-        if probe.augment
-        else "centre crops",
+        "training_images": "random resized crops and flips, new in each epoch" if probe.augment else "centre crops",
     }
 
 

@@ -11,9 +11,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-__all__ = ["IGNORE", "Segmentation", "confusion_matrix", "score", "score_part"]
+from training.data.masks import IGNORE
 
-IGNORE = 255
+__all__ = ["Segmentation", "confusion_matrix", "score", "score_part"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The models that are evaluated: any of timm's, or what a run exported, with weights or not at all.
 
-Dimensions: B pictures, K prototypes, h x w cells of the map.
+Dimensions: B images, K prototypes, h x w cells of the map.
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
-from slotcon_hub import inference
-from slotcon_hub.layers import PrototypeNetwork
-from slotcon_hub.prototype_model import SlotConPrototypes
+from slotcon_hub.concepts import inference
+from slotcon_hub.models.layers import PrototypeNetwork
+from slotcon_hub.models.prototype_model import SlotConPrototypes
 
 __all__ = ["load", "load_prototypes", "similarities", "standardize"]
 
@@ -41,7 +41,7 @@ def load_prototypes(name: str) -> SlotConPrototypes:
     """Make a prototype model with its weights that returns the map of similarities, in eval mode.
 
     Args:
-        name: as for :func:`slotcon_hub.inference.load_prototypes`.
+        name: as for :func:`slotcon_hub.concepts.inference.load_prototypes`.
 
     Raises:
         ValueError: there is no such model, or it has no weights or no prototypes.
@@ -52,11 +52,11 @@ def load_prototypes(name: str) -> SlotConPrototypes:
         raise ValueError(" ".join(str(error).split())) from None
 
 
-def standardize(model: Any, pictures: Tensor) -> Tensor:
+def standardize(model: Any, images: Tensor) -> Tensor:
     """uint8 B x 3 x H x W to float32, on the model's device, with its mean and deviation."""
     device = next(model.parameters()).device
     mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
-    return normalize(pictures.to(device).float() / 255, mean, std)
+    return normalize(images.to(device).float() / 255, mean, std)
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ __all__ = ["Probe", "run"]
 
 @dataclass(frozen=True)
 class Probe:
-    """A comparison of frozen timm models on labelled pictures.
+    """A comparison of frozen timm models on labelled images.
 
     Raises:
         ValueError: a number is impossible.
@@ -35,11 +35,11 @@ class Probe:
     test_split: str = "validation"
     """Split that is measured."""
     baseline: bool = False
-    """Measure each model with random weights too, and BatchNorm statistics of the pictures."""
+    """Measure each model with random weights too, and BatchNorm statistics of the images."""
     batch_size: int = 64
-    """Pictures that a process takes at a time."""
+    """Images that a process takes at a time."""
     workers: int = 2
-    """Processes that load pictures, for each process."""
+    """Processes that load images, for each process."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of the models; the probes are in float32."""
     output: Path | None = None
@@ -53,7 +53,7 @@ class Probe:
 
 
 Measure = Callable[[Any, Labeled, Labeled, Accelerator, Any], dict[str, float]]
-"""Accuracies in [0, 1] by name, of a model on pictures to learn from and to measure, with the settings."""
+"""Accuracies in [0, 1] by name, of a model on images to learn from and to measure, with the settings."""
 
 
 def run(
@@ -108,7 +108,7 @@ def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, flo
 
 def _report(probe: str, settings: Probe, results: dict[str, dict[str, float]], protocol: dict[str, Any]) -> None:
     print(
-        f"{probe} on {settings.data}: {protocol['train']:,} pictures to learn from, {protocol['test']:,} measured, "
+        f"{probe} on {settings.data}: {protocol['train']:,} images to learn from, {protocol['test']:,} measured, "
         f"{protocol['classes']} classes"
     )
     columns = list(next(iter(results.values())))

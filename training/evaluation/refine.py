@@ -1,7 +1,7 @@
-"""Sharper groups: similarity maps that follow the edges of the picture, by a guided filter.
+"""Sharper groups: similarity maps that follow the edges of the image, by a guided filter.
 
 The supplementary (G) names the coarse map as what limits the method. The filter is that of He, Sun and Tang,
-"Guided Image Filtering" (TPAMI 2013), with a colour picture as the guide.
+"Guided Image Filtering" (TPAMI 2013), with a colour image as the guide.
 
 Dimensions: P prototypes, h x w cells of the map, H x W pixels, r radius of a window of 2 r + 1 pixels a side.
 """
@@ -20,7 +20,7 @@ def guided_filter(guide: Tensor, maps: Tensor, radius: int, eps: float) -> Tenso
     """Replace maps by what is locally linear in a guide: ``q = a . guide + b``, a and b averaged over windows.
 
     In each window a and b minimise the sum over its pixels of ``(a . guide + b - map)^2 + eps |a|^2``. At the
-    border of the picture, windows are what is left of them.
+    border of the image, windows are what is left of them.
 
     Args:
         guide: 3 x H x W in [0, 1].
@@ -44,7 +44,7 @@ def guided_filter(guide: Tensor, maps: Tensor, radius: int, eps: float) -> Tenso
 
 
 def _box(maps: Tensor, radius: int) -> Tensor:
-    """Mean over the pixels of each window that lie in the picture; N x H x W."""
+    """Mean over the pixels of each window that lie in the image; N x H x W."""
     return _mean_along_rows(_mean_along_rows(maps, radius).mT, radius).mT
 
 
@@ -57,21 +57,21 @@ def _mean_along_rows(maps: Tensor, radius: int) -> Tensor:
     return (sums[..., end] - sums[..., first]) / (end - first)
 
 
-def refine(scores: Tensor, picture: Tensor, groups: Tensor) -> Tensor:
-    """Assign pixels anew, by similarities filtered with the picture as the guide, windows two cells wide.
+def refine(scores: Tensor, image: Tensor, groups: Tensor) -> Tensor:
+    """Assign pixels anew, by similarities filtered with the image as the guide, windows two cells wide.
 
     Only prototypes that some pixel has without the filter take part: the memory does not grow with their number,
     and none appears out of nothing.
 
     Args:
         scores: K x h x w similarities.
-        picture: uint8 3 x H x W.
+        image: uint8 3 x H x W.
         groups: H x W, the prototype of each pixel without the filter.
 
     Returns:
         H x W prototype numbers.
     """
-    guide = picture.to(scores) / 255
+    guide = image.to(scores) / 255
     size = guide.shape[1:]
     radius = max(round(size[0] / scores.shape[1]), round(size[1] / scores.shape[2]), 1)
     best = torch.full(size, -torch.inf, device=scores.device)

@@ -2,7 +2,7 @@
 
 ``python -m training.evaluation.segmentation --model slotcon_r50_proto.cocostuff27 --data coco-stuff:/data/coco``
 
-Dimensions: B pictures, K prototypes, C classes, H x W pixels, h x w cells of the map.
+Dimensions: B images, K prototypes, C classes, H x W pixels, h x w cells of the map.
 """
 
 import itertools
@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from slotcon_hub.segments import group_map
+from slotcon_hub.concepts.segments import group_map
+from training.data.masks import IGNORE, LabeledImages
 from training.evaluation import command
 from training.evaluation.benchmarks import open_benchmark
-from training.evaluation.labeled import LabeledPictures
-from training.evaluation.metrics import IGNORE, Segmentation, confusion_matrix, score
+from training.evaluation.metrics import Segmentation, confusion_matrix, score
 from training.evaluation.models import load_prototypes, similarities, standardize
 from training.evaluation.refine import refine
 from training.evaluation.segmentation_report import Example, report
@@ -41,30 +41,30 @@ class Settings:
     """Prototype model with weights, such as slotcon_r50_proto, or the folder of a run."""
     data: str
     """"scenes" for the held-out embedded ones, coco-stuff:FOLDER for COCO-Stuff-27 in a folder of COCO, or any
-    folder of pictures, with --masks."""
+    folder of images, with --masks."""
     masks: Path | None = None
-    """Folder of 8-bit PNGs, named as the pictures: a pixel is the number of its class, or 255 for none."""
+    """Folder of 8-bit PNGs, named as the images: a pixel is the number of its class, or 255 for none."""
     classes: Path | None = None
-    """Text file of class names, one a line, for a folder of pictures; without it, classes are what masks show."""
+    """Text file of class names, one a line, for a folder of images; without it, classes are what masks show."""
     split: Literal["val", "train"] = "val"
     """Of COCO."""
     size: int | None = None
-    """Short side in pixels that pictures are resized to, and side of the central square that is measured; without
-    it, 320 for COCO-Stuff-27 and whole pictures for other data."""
+    """Short side in pixels that images are resized to, and side of the central square that is measured; without
+    it, 320 for COCO-Stuff-27 and whole images for other data."""
     refine: bool = False
-    """Filter the similarities with the picture as a guide, too, and report both."""
+    """Filter the similarities with the image as a guide, too, and report both."""
     batch_size: int = 16
-    """Pictures that a process takes at a time."""
+    """Images that a process takes at a time."""
     workers: int = 2
-    """Processes that load pictures, for each process."""
+    """Processes that load images, for each process."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of backbone and projector; similarities are in float32."""
     output: Path | None = None
     """JSON file of the numbers, the protocol and the settings."""
     figures: Path | None = None
-    """Folder for the pictures confusion.png and examples.png."""
+    """Folder for the images confusion.png and examples.png."""
     shown: int = 8
-    """Pictures in examples.png."""
+    """Images in examples.png."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
@@ -72,47 +72,47 @@ class Settings:
 
 
 @torch.inference_mode()
-def segment(model: nn.Module, pictures: Tensor) -> Tensor:
+def segment(model: nn.Module, images: Tensor) -> Tensor:
     """Give every pixel the prototype that is most similar to it (equation 1 of the supplementary).
 
     Args:
         model: a prototype model with ``global_pool=''``, in eval mode.
-        pictures: uint8 B x 3 x H x W.
+        images: uint8 B x 3 x H x W.
 
     Returns:
         B x H x W prototype numbers.
     """
-    return group_map(model(standardize(model, pictures)), (pictures.shape[2], pictures.shape[3]))[0]
+    return group_map(model(standardize(model, images)), (images.shape[2], images.shape[3]))[0]
 
 
 def evaluate(
     model: nn.Module,
-    pictures: Iterable[tuple[Tensor, Tensor]],
+    images: Iterable[tuple[Tensor, Tensor]],
     groups: int,
     classes: int,
     match: Sequence[int] | None = None,
 ) -> Segmentation:
-    """Segment labelled pictures one by one, and measure over all of their pixels together as ``score`` does."""
+    """Segment labelled images one by one, and measure over all of their pixels together as ``score`` does."""
     confusion = torch.zeros(groups, classes, dtype=torch.long)
-    for picture, truth in pictures:
-        prediction = segment(model, picture[None])[0].cpu()
+    for image, truth in images:
+        prediction = segment(model, image[None])[0].cpu()
         confusion += confusion_matrix(prediction, truth, groups, classes)
     return score(confusion, match)
 
 
 def _by_size(samples: list[tuple[int, tuple[Tensor, Tensor]]]) -> list[tuple[tuple[int, ...], Tensor, Tensor]]:
-    """Stack the pictures and masks that are of one size: numbers, B x 3 x H x W, B x H x W."""
+    """Stack the images and masks that are of one size: numbers, B x 3 x H x W, B x H x W."""
     sizes: dict[torch.Size, list[tuple[int, Tensor, Tensor]]] = {}
-    for number, (picture, truth) in samples:
-        sizes.setdefault(truth.shape, []).append((number, picture, truth))
+    for number, (image, truth) in samples:
+        sizes.setdefault(truth.shape, []).append((number, image, truth))
     lists = (zip(*same, strict=True) for same in sizes.values())
-    return [(numbers, torch.stack(pictures), torch.stack(truths)) for numbers, pictures, truths in lists]
+    return [(numbers, torch.stack(images), torch.stack(truths)) for numbers, images, truths in lists]
 
 
 @torch.inference_mode()
 def count(
     model: Any,
-    pictures: LabeledPictures,
+    images: LabeledImages,
     classes: int,
     accelerator: Accelerator,
     *,
@@ -121,17 +121,17 @@ def count(
     batch_size: int,
     workers: int,
 ) -> tuple[dict[str, Tensor], list[Example]]:
-    """Segment all pictures, those of this process, and add up the counts of all.
+    """Segment all images, those of this process, and add up the counts of all.
 
     Args:
         model: of ``load_prototypes``, on the accelerator's device.
-        pictures: with their classes.
+        images: with their classes.
         classes: C.
         accelerator: says device, precision and share.
         refined: filter the similarities, too.
-        shown: pictures that are kept as examples.
+        shown: images that are kept as examples.
         batch_size: of each process.
-        workers: that load pictures for each process.
+        workers: that load images for each process.
 
     Returns:
         K x C counts under "plain" and, if asked for, "refined", and the examples to be drawn; on all processes.
@@ -140,21 +140,21 @@ def count(
     confusions = {"plain": torch.zeros(groups, classes, dtype=torch.long, device=device)}
     if refined:
         confusions["refined"] = confusions["plain"].clone()
-    wanted = set(np.linspace(0, len(pictures) - 1, shown).astype(int).tolist())
+    wanted = set(np.linspace(0, len(images) - 1, shown).astype(int).tolist())
     examples = []
-    batches = command.stream(pictures, _by_size, accelerator, batch_size=batch_size, workers=workers)
-    for numbers, images, truths in itertools.chain.from_iterable(batches):
+    batches = command.stream(images, _by_size, accelerator, batch_size=batch_size, workers=workers)
+    for numbers, batch, truths in itertools.chain.from_iterable(batches):
         with accelerator.autocast():
-            scores = similarities(model, standardize(model, images))
-        found = {"plain": group_map(scores, (images.shape[2], images.shape[3]))[0]}
+            scores = similarities(model, standardize(model, batch))
+        found = {"plain": group_map(scores, (batch.shape[2], batch.shape[3]))[0]}
         if refined:
-            each = zip(scores, images.to(device), found["plain"], strict=True)
+            each = zip(scores, batch.to(device), found["plain"], strict=True)
             found["refined"] = torch.stack([refine(*one) for one in each])
         for name, prediction in found.items():
             confusions[name] += confusion_matrix(prediction, truths.to(device), groups, classes)
         for i in (i for i, number in enumerate(numbers) if number in wanted):
             maps = {name: prediction[i].cpu() for name, prediction in found.items()}
-            examples.append(Example(numbers[i], images[i], truths[i], maps))
+            examples.append(Example(numbers[i], batch[i], truths[i], maps))
     counts = {name: accelerator.reduce(confusion, "sum").cpu() for name, confusion in confusions.items()}
     return counts, sorted(gather_object(examples), key=lambda example: example.number)
 
@@ -175,7 +175,7 @@ def main(settings: Settings) -> None:
     classes = len(benchmark.classes) if benchmark.classes else IGNORE
     counts, examples = count(
         model,
-        benchmark.pictures,
+        benchmark.images,
         classes,
         accelerator,
         refined=settings.refine,
@@ -188,4 +188,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    command.run("segmentation", "Segment pictures by prototypes, and compare with their masks.", Settings, main)
+    command.run("segmentation", "Segment images by prototypes, and compare with their masks.", Settings, main)

@@ -1,4 +1,4 @@
-"""The numbers of a segmentation as tables, JSON and pictures.
+"""The numbers of a segmentation as tables, JSON and images.
 
 Dimensions: K prototypes, C classes.
 """
@@ -11,24 +11,24 @@ from rich import print as show
 from rich.table import Column, Table
 from torch import Tensor
 
-from slotcon_hub.drawing import colors
+from slotcon_hub.concepts.drawing import colors
+from training.data.masks import IGNORE
 from training.evaluation import command
 from training.evaluation.benchmarks import Benchmark
-from training.evaluation.figures import draw_confusion
-from training.evaluation.metrics import IGNORE, Segmentation, score, score_part
-from training.report import draw_groups, matched_colors
+from training.evaluation.figures import draw_confusion, draw_groups, matched_colors
+from training.evaluation.metrics import Segmentation, score, score_part
 
 __all__ = ["Example", "report"]
 
-FIRST = 10  # missing pictures that are named
+FIRST = 10  # missing images that are named
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture to be drawn."""
+    """An image to be drawn."""
 
     number: int
-    picture: Tensor
+    image: Tensor
     """uint8 3 x H x W."""
     truth: Tensor
     """H x W classes."""
@@ -69,10 +69,10 @@ def report(
 
 
 def _protocol(benchmark: Benchmark, model: Any, classes: int) -> dict[str, Any]:
-    used = len(benchmark.pictures)
+    used = len(benchmark.images)
     size = benchmark.size
     return {
-        "pictures": used,
+        "images": used,
         **({"listed": benchmark.listed, "missing": len(benchmark.missing)} if benchmark.listed else {}),
         **({"first_missing": benchmark.missing[:FIRST]} if benchmark.missing else {}),
         "prototypes": model.num_classes,
@@ -81,7 +81,7 @@ def _protocol(benchmark: Benchmark, model: Any, classes: int) -> dict[str, Any]:
         "mean": model.pretrained_cfg["mean"],
         "std": model.pretrained_cfg["std"],
         "assignment": "argmax of cosine similarities, resized bilinearly to the pixels (align_corners=False)",
-        "matching": "Hungarian, one to one, most matched pixels, one confusion matrix for all pictures",
+        "matching": "Hungarian, one to one, most matched pixels, one confusion matrix for all images",
         "ignored_label": IGNORE,
     }
 
@@ -111,16 +111,16 @@ def _numbers(
 
 def _print(settings: Any, protocol: dict[str, Any], numbers: dict[str, dict[str, Any]]) -> None:
     plain = numbers["plain"]
-    pictures = f"{protocol['pictures']:,} pictures"
+    images = f"{protocol['images']:,} images"
     if "listed" in protocol:
-        pictures = f"{protocol['pictures']:,} of {protocol['listed']:,} listed pictures"
+        images = f"{protocol['images']:,} of {protocol['listed']:,} listed images"
     print(
-        f"{settings.model} on {settings.data}: {pictures}, {protocol['prototypes']} prototypes, "
+        f"{settings.model} on {settings.data}: {images}, {protocol['prototypes']} prototypes, "
         f"{protocol['classes']} classes"
     )
     if "first_missing" in protocol:
         names = ", ".join(protocol["first_missing"][:3])
-        print(f"{protocol['missing']:,} listed pictures are missing, or their maps: {names}, ...")
+        print(f"{protocol['missing']:,} listed images are missing, or their maps: {names}, ...")
     whole = Table("%", *(Column(name if len(numbers) > 1 else "", justify="right") for name in numbers))
     for name in (name for name, value in plain.items() if isinstance(value, float)):
         label = name.replace("_", " ").replace("miou", "mIoU")
@@ -154,7 +154,7 @@ def _draw_examples(
     of_class = np.zeros((IGNORE + 1, 3), np.uint8)
     of_class[: len(names)] = palette
     rows = {
-        "pictures": [example.picture.permute(1, 2, 0).numpy() for example in examples],
+        "images": [example.image.permute(1, 2, 0).numpy() for example in examples],
         "true classes": [of_class[example.truth.numpy()] for example in examples],
     }
     shown = {c for example in examples for c in example.truth.unique().tolist()}

@@ -13,17 +13,17 @@ import pytest
 import timm
 import torch
 import yaml
+from checkpoint_files import one_sentence
 from hub_server import HubServer
 from PIL import Image
-from test_convert import one_sentence
 from torch import nn
 
-from slotcon_hub import store, weights
-from slotcon_hub.export import save_backbone, save_model
+from slotcon_hub.models.saving import save_backbone, save_model
 from slotcon_hub.publishing.cards import check, render
+from slotcon_hub.weights import store, table
 
 ROOT = Path(__file__).parents[3]
-NAMES = [row.name for row in weights.ROWS]
+NAMES = [row.name for row in table.ROWS]
 SECTIONS = ["How to load it", "Training", "Results", "Limits and biases", "Licences", "Costs", "Citation"]
 
 # Runs the blocks of each card one after the other, and compares the shapes in their comments.
@@ -84,13 +84,13 @@ def test_the_committed_cards_are_up_to_date(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_of_the_table_is_whole(name):
-    row = weights.find(*name.split("."))
+    row = table.find(*name.split("."))
     assert row is not None
     card, results = published(name), (*row.results, *row.backbone.results)
     assert sections(card) == [section for section in SECTIONS if results or section != "Results"]
     assert "$" not in card
     assert f"for {row.epochs} epochs, with {row.prototypes} prototypes" in card
-    for word in (row.data, row.pictures, row.recipe, row.command, row.cost, "research and education"):
+    for word in (row.data, row.images, row.recipe, row.command, row.cost, "research and education"):
         assert word in card
     assert f"{16 if 'nano' in name else 32} times coarser" in card
     reported = sum(
@@ -139,13 +139,13 @@ def test_the_model_index_names_its_source():
 
 
 def test_a_measured_result_tells_its_command(monkeypatch):
-    measured = weights.Result(
+    measured = table.Result(
         "ADE20K val", "mIoU", 12.34, "prototypes, matched", untrained=5.6, command="python x.py"
     )
-    row = weights.find("slotcon_r50_proto", "in1k_100ep")
+    row = table.find("slotcon_r50_proto", "in1k_100ep")
     assert row is not None
     changed = replace(row, results=(measured,), licence="apache-2.0")
-    monkeypatch.setattr(weights, "ROWS", tuple(changed if r is row else r for r in weights.ROWS))
+    monkeypatch.setattr(table, "ROWS", tuple(changed if r is row else r for r in table.ROWS))
     card = render(row.name, repo_id="me/mine")
     line = "| ADE20K val | mIoU | 12.3 | 5.6 | prototypes, matched | measured with this package: `python x.py` |"
     assert line in card
@@ -155,7 +155,7 @@ def test_a_measured_result_tells_its_command(monkeypatch):
     assert "license_name" not in facts
     (entry,) = facts["model-index"][0]["results"]
     assert entry["source"] == {"name": "measured with this package", "url": "https://huggingface.co/me/mine"}
-    monkeypatch.setattr(weights, "ROWS", (replace(changed, results=(replace(measured, metric="PQ"),)),))
+    monkeypatch.setattr(table, "ROWS", (replace(changed, results=(replace(measured, metric="PQ"),)),))
     with pytest.raises(ValueError, match="the Hub's id of ADE20K val or PQ is unknown: add it to"):
         render(row.name)
 
@@ -225,8 +225,8 @@ BAD = {
         "library_name is 'tim': make",
     ),
     "task": (
-        lambda card: card.replace("pipeline_tag: image-", "pipeline_tag: picture-"),
-        "pipeline_tag is 'picture-",
+        lambda card: card.replace("pipeline_tag: image-", "pipeline_tag: photo-"),
+        "pipeline_tag is 'photo-",
     ),
     "tag": (lambda card: card.replace("- slotcon\n", "- sloton\n"), "a tag 'sloton': use one of"),
     "no tags": (lambda card: re.sub("tags:\n(- .*\n)*", "", card, count=1), "tags are None: make them a list"),
@@ -267,17 +267,17 @@ def zeros(name: str) -> nn.Module:
 def test_every_line_of_code_runs(tmp_path):
     """On a stand-in Hub with a repository for each backbone and each of its prototype models."""
     pytest.importorskip("transformers")
-    Image.effect_noise((320, 240), 50).convert("RGB").save(tmp_path / "picture.jpg")
+    Image.effect_noise((320, 240), 50).convert("RGB").save(tmp_path / "image.jpg")
     names = ["slotcon_r50.coco_800ep", "slotcon_r50_proto.coco_800ep"]
     names += ["slotcon_nano.imagenette_20ep", "slotcon_nano_proto.imagenette_20ep"]
     with HubServer() as hub:
         for name in names:
-            hub.add_repo(weights.repository(name), saved(zeros(name), tmp_path / name))
+            hub.add_repo(table.repository(name), saved(zeros(name), tmp_path / name))
         env = {**hub.environment(tmp_path / "home"), "SLOTCON_HUB_HOME": str(tmp_path / "store")}
         done = subprocess.run(
             [sys.executable, "-c", RUN, str(ROOT), *(str(ROOT / "model_cards" / f"{name}.md") for name in names)],
             cwd=tmp_path,
-            env={**env, "SLOTCON_HUB_ORG": weights.ORGANISATION},  # vouches for them
+            env={**env, "SLOTCON_HUB_ORG": table.ORGANISATION},  # vouches for them
             capture_output=True,
             text=True,
             timeout=200,

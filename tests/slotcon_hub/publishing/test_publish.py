@@ -12,19 +12,20 @@ import pytest
 import timm
 import torch
 from hub_repositories import Repository
-from hub_server import HubServer
+from hub_server import CLIENT_WARNING, HubServer
 from huggingface_hub import close_session
 from PIL import Image
-from test_hub_server import CLIENT_WARNING
 from tiny import fill_store
 
-from slotcon_hub import __version__, store
+from slotcon_hub import __version__
 from slotcon_hub.cli import main
-from slotcon_hub.hub import reason
+from slotcon_hub.files import sha256
 from slotcon_hub.publishing import parity
 from slotcon_hub.publishing.publish import _changes as changes
 from slotcon_hub.publishing.release import CARD, FILES, PREVIEW, build, snippet
 from slotcon_hub.publishing.verify import verify_folder
+from slotcon_hub.weights import store
+from slotcon_hub.weights.hub import reason
 
 pytestmark = pytest.mark.filterwarnings(CLIENT_WARNING)
 NAME, PROTO, R50 = "slotcon_nano.mine", "slotcon_nano_proto.mine", "slotcon_r50.coco_800ep"
@@ -79,7 +80,7 @@ def test_it_arrives_in_one_commit_with_a_tag(hub, tmp_path, capsys):
     folder = build(NAME, tmp_path / "local")
     assert all(blob.content == (folder / file).read_bytes() for file, blob in head.files.items() if file in FILES)
     out = capsys.readouterr().out
-    for told in (f"{hub.url}/{REPO}", VERSION, head.oid, store.sha256(folder / store.WEIGHTS), snippet(NAME, REPO)):
+    for told in (f"{hub.url}/{REPO}", VERSION, head.oid, sha256(folder / store.WEIGHTS), snippet(NAME, REPO)):
         assert told in out
     assert main(["verify", f"{REPO}@{VERSION}"]) == 0
 
@@ -304,7 +305,7 @@ for code, tensors in json.loads(sys.argv[1]):
     names = {}
     exec(code, names)
     expected = load_file(tensors)
-    x = expected["pictures"]
+    x = expected["images"]
     with torch.no_grad():
         found = names["model"].eval()(x), names["auto_model"].eval()(x), names["backbone"].eval()(x)
     torch.testing.assert_close(found[0], expected["output"])

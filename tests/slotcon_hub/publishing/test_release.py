@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from checkpoint_files import flip, one_sentence
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from test_convert import one_sentence
-from test_pretrained import flip
 from timm.data import resolve_data_config
 from tiny import fill_store
 from torch import nn
 
-from slotcon_hub import store
-from slotcon_hub.loading import load
+from slotcon_hub.export.targets import save_as
+from slotcon_hub.files import sha256
+from slotcon_hub.models.loading import load
 from slotcon_hub.publishing import parity
 from slotcon_hub.publishing.release import CARD, FILES, PREVIEW, build
-from slotcon_hub.targets import save_as
+from slotcon_hub.weights import store
 
 ROOT = Path(__file__).parents[3]
 R18, NANO, PROTO = "slotcon_r18.mine", "slotcon_nano.mine", "slotcon_nano_proto.mine"
@@ -69,15 +69,15 @@ def test_its_tensors_are_what_the_model_makes(nets, tmp_path):
     folder = build(PROTO, tmp_path / "model")
     tensors = load_file(folder / parity.FILE)
     assert {name: tuple(value.shape) for name, value in tensors.items()} == {
-        "pictures": (2, 3, 64, 64),
+        "images": (2, 3, 64, 64),
         "map": (2, 256, 4, 4),
         "output": (2, 64),
     }
     with torch.no_grad():
-        torch.testing.assert_close(nets[PROTO].forward_features(tensors["pictures"]), tensors["map"])
-        torch.testing.assert_close(nets[PROTO](tensors["pictures"]), tensors["output"])
+        torch.testing.assert_close(nets[PROTO].forward_features(tensors["images"]), tensors["map"])
+        torch.testing.assert_close(nets[PROTO](tensors["images"]), tensors["output"])
     record = json.loads((folder / store.RECORD).read_text())
-    assert record == {file: store.sha256(folder / file) for file in (store.WEIGHTS, store.CONFIG, parity.FILE)}
+    assert record == {file: sha256(folder / file) for file in (store.WEIGHTS, store.CONFIG, parity.FILE)}
 
 
 def test_the_tensors_of_2048_channels_are_few(tmp_path):
@@ -94,8 +94,8 @@ def test_the_same_name_gives_the_same_bytes(tmp_path):
 def test_a_preview_is_shown_below_the_title(tmp_path, kind):
     Image.new("RGB", (8, 6), "red").save(tmp_path / f"scene.{kind}")
     folder = build(NANO, tmp_path / "model", preview=tmp_path / f"scene.{kind}")
-    with Image.open(folder / PREVIEW) as picture:
-        assert (picture.format, picture.size) == ("PNG", (8, 6))
+    with Image.open(folder / PREVIEW) as image:
+        assert (image.format, image.size) == ("PNG", (8, 6))
     assert PREVIEW in json.loads((folder / store.RECORD).read_text())
     plain = (build(NANO, tmp_path / "plain") / CARD).read_text()
     card = (folder / CARD).read_text()
@@ -107,15 +107,15 @@ def test_a_preview_is_shown_below_the_title(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["absent", "text", "gif", "cut"])
-def test_what_is_no_picture_leaves_no_folder(tmp_path, kind):
-    path = tmp_path / "picture.png"
+def test_what_is_no_image_leaves_no_folder(tmp_path, kind):
+    path = tmp_path / "image.png"
     if kind == "text":
-        path.write_text("a picture")
+        path.write_text("an image")
     if kind in ("gif", "cut"):
         Image.effect_noise((64, 64), 50).save(path, "GIF" if kind == "gif" else "PNG")
     if kind == "cut":
         path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"picture\.png cannot be read as a PNG or JPEG picture") as error:
+    with pytest.raises(ValueError, match=r"image\.png cannot be read as a PNG or JPEG image") as error:
         build(NANO, tmp_path / "model", preview=path)
     one_sentence(error.value)
     assert not (tmp_path / "model").exists()

@@ -10,17 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_files import flip
 from hub_server import HubServer
 from huggingface_hub import close_session
 from safetensors.torch import load_file, save_file
-from test_pretrained import flip
 from tiny import fill_store
 
-from slotcon_hub import store, weights
 from slotcon_hub.cli import main
+from slotcon_hub.files import sha256
 from slotcon_hub.publishing import parity
 from slotcon_hub.publishing.release import CARD, FILES, build
 from slotcon_hub.publishing.verify import verify_folder, verify_repository
+from slotcon_hub.weights import store, table
 
 NAME, PROTO, REPO = "slotcon_nano.mine", "slotcon_nano_proto.mine", "org/model"
 CHECKS = ["files", "sha256", "config", "card", "parity"]
@@ -55,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def record_again(folder: Path) -> None:
     """As somebody would who wants to hide a change."""
     record = json.loads((folder / store.RECORD).read_text())
-    (folder / store.RECORD).write_text(json.dumps({file: store.sha256(folder / file) for file in record}))
+    (folder / store.RECORD).write_text(json.dumps({file: sha256(folder / file) for file in record}))
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -138,7 +139,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "parity",
         r"is \(2, 256\) instead of \(1, 256\)",
     ),
-    "tensors without pictures": (lambda f: edit_tensors(f, lambda t: t.pop("pictures")), "parity", "instead of"),
+    "tensors without images": (lambda f: edit_tensors(f, lambda t: t.pop("images")), "parity", "instead of"),
 }
 
 
@@ -158,10 +159,10 @@ def test_damage_is_named(folder, capsys, damage):
 
 
 def test_the_table_is_asked(built, monkeypatch):
-    digest = store.sha256(built[NAME] / store.WEIGHTS)
+    digest = sha256(built[NAME] / store.WEIGHTS)
     for known, ok in ((digest, True), ("0" * 64, False), (None, True)):
-        row = replace(weights.ROWS[0], architecture="slotcon_nano", tag="mine", sha256=known)
-        monkeypatch.setattr(weights, "ROWS", (row,))
+        row = replace(table.ROWS[0], architecture="slotcon_nano", tag="mine", sha256=known)
+        monkeypatch.setattr(table, "ROWS", (row,))
         (check,) = [check for check in verify_folder(built[NAME]) if check.what == "sha256"]
         assert check.ok == ok
         assert ok or "not the weights that slotcon_hub knows as slotcon_nano.mine" in check.found

@@ -1,4 +1,4 @@
-"""Slot activity against loops over pictures, cells and views; in one process and in two."""
+"""Slot activity against loops over images, cells and views; in one process and in two."""
 
 import dataclasses
 import json
@@ -10,34 +10,34 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from slotcon_hub.pictures import ImageFiles, decode
-from training import color
-from training.evaluation.activity import PicturesAndViews, Settings, main, watch
+from slotcon_hub.images import ImageFiles, decode
+from training.data import color
+from training.data.views import TwoViews, stack
+from training.evaluation.activity import ImagesAndViews, Settings, main, watch
 from training.evaluation.models import load_prototypes
-from training.views import TwoViews, stack
 
-PICTURES, PROTOTYPES = 11, 15
+IMAGES, PROTOTYPES = 11, 15
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         size = {4: (5, 3), 5: (700, 600)}.get(i, (70 + i, 90 - 3 * i))  # of large ones, views are read reduced
         tones = rng.integers(0, 256, (size[0] // 20 + 1, size[1] // 20 + 1, 3))
-        picture = tones.repeat(20, 0).repeat(20, 1)[: size[0], : size[1]] * 0.8 + rng.integers(0, 50, (*size, 3))
-        Image.fromarray(picture.astype(np.uint8)).save(folder / f"{i:02}.png")
+        image = tones.repeat(20, 0).repeat(20, 1)[: size[0], : size[1]] * 0.8 + rng.integers(0, 50, (*size, 3))
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{i:02}.png")
     return folder
 
 
-def slow_activity(data: PicturesAndViews, net: torch.nn.Module) -> dict[str, list]:
-    """Active prototypes of pictures and views, cell by cell, and the similarity of each segment."""
+def slow_activity(data: ImagesAndViews, net: torch.nn.Module) -> dict[str, list]:
+    """Active prototypes of images and views, cell by cell, and the similarity of each segment."""
     mean, std = (torch.tensor(net.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     found = {"active": [], "views": [], "segments": {}}
     for index in range(len(data)):
         sample = data[index]
-        images = [(sample["picture"] / 255 - mean) / std]
+        images = [(sample["image"] / 255 - mean) / std]
         images += [color.apply(sample["views"][[v]], sample["color"][[v]])[0] for v in (0, 1)]
         sets = []
         for number, image in enumerate(images):
@@ -58,10 +58,10 @@ def slow_activity(data: PicturesAndViews, net: torch.nn.Module) -> dict[str, lis
 
 def test_activity_equals_loops(prototypes, folder):
     net = load_prototypes(str(prototypes))
-    data = PicturesAndViews(ImageFiles(folder), net, seed=3)
+    data = ImagesAndViews(ImageFiles(folder), net, seed=3)
     found = watch(net, data, Accelerator(cpu=True), batch_size=4, workers=0)
     slow = slow_activity(data, net)
-    assert found.pictures == PICTURES
+    assert found.images == IMAGES
     assert found.usage.tolist() == [sum(k in active for active in slow["active"]) for k in range(PROTOTYPES)]
     numbers = [len(active) for active in slow["active"]]
     assert found.histogram.tolist() == [numbers.count(n) for n in range(PROTOTYPES + 1)]
@@ -75,18 +75,18 @@ def test_activity_equals_loops(prototypes, folder):
 
 def test_views_are_keyed_by_seed_and_number(prototypes, folder):
     net = load_prototypes(str(prototypes))
-    first, again, other = (PicturesAndViews(ImageFiles(folder), net, seed)[2]["views"] for seed in (0, 0, 1))
+    first, again, other = (ImagesAndViews(ImageFiles(folder), net, seed)[2]["views"] for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.shape == (2, 3, 64, 64)
 
 
-def test_views_are_those_of_pre_training_of_large_pictures_too(prototypes, folder):
+def test_views_are_those_of_pre_training_of_large_images_too(prototypes, folder):
     views, data = TwoViews(64), (folder / "05.png").read_bytes()
     draws = {seed: views.draw(700, 600, np.random.default_rng([seed, 5])) for seed in range(9)}
     seed = next(seed for seed, drawn in draws.items() if drawn.reduction > 1)
     expected = stack([views.cut(decode(data, reduction=draws[seed].reduction), draws[seed])])
-    found = PicturesAndViews(ImageFiles(folder), load_prototypes(str(prototypes)), seed)[5]
+    found = ImagesAndViews(ImageFiles(folder), load_prototypes(str(prototypes)), seed)[5]
     assert torch.equal(found["views"], expected["views"][:, 0])
     assert torch.equal(found["color"], expected["color"][:, 0])
 
@@ -101,9 +101,9 @@ def test_the_numbers_that_are_reported(prototypes, folder, here, tmp_path, capsy
     usage = found["usage"]
     live = sorted(count for count in usage if count)
     assert len(live) > 7
-    assert found["pictures"] == sum(found["pictures_by_active_slots"]) == PICTURES
+    assert found["images"] == sum(found["images_by_active_slots"]) == IMAGES
     assert found["dead_slots"] == PROTOTYPES - len(live)
-    assert found["active_slots"] == pytest.approx(sum(usage) / PICTURES)
+    assert found["active_slots"] == pytest.approx(sum(usage) / IMAGES)
     assert [usage[k] for k in found["most_active"]] == live[::-1][:5]
     assert [usage[k] for k in found["least_active"]] == live[: min(5, len(live) - 5)]
     assert not set(found["most_active"]) & set(found["least_active"])
@@ -126,8 +126,8 @@ def test_half_precision_changes_little(prototypes, folder, here, tmp_path):
     assert found[1]["settings"]["mixed_precision"] == "bf16"
 
 
-def test_a_damaged_picture_is_named(prototypes, here, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+def test_a_damaged_image_is_named(prototypes, here, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.jpg cannot be read: cannot identify image file"):
         here(main, settings(prototypes, tmp_path))
 
@@ -140,4 +140,4 @@ def test_a_table_and_its_options(prototypes, folder, here, tmp_path):
     table.cast_column("photo", datasets.Image()).to_parquet(tmp_path / "validation" / "validation-0.parquet")
     options = {"split": "validation", "image_column": "photo", "output": tmp_path / "found.json"}
     here(main, settings(prototypes, tmp_path, **options))
-    assert json.loads((tmp_path / "found.json").read_text())["pictures"] == 3
+    assert json.loads((tmp_path / "found.json").read_text())["images"] == 3

@@ -62,12 +62,12 @@ def test_coco_is_found_in_the_usual_places(tmp_path, split, images, maps):
     write_coco(tmp_path, images, maps, [*names[3:6], "999999999999"])
     (tmp_path / maps / f"{names[4]}.png").unlink()
     found = coco_stuff(tmp_path, split, 32)
-    assert [path.stem for path, _ in found.pictures.files] == [names[3], names[5]]
+    assert [path.stem for path, _ in found.images.files] == [names[3], names[5]]
     assert found.listed == len(names)
     assert len(found.missing) == len(names) - 2
     assert found.missing[:4] == (*names[:3], names[4])
-    picture, truth = found.pictures[0]
-    assert (picture.shape, truth.shape) == ((3, 32, 32), (32, 32))
+    image, truth = found.images[0]
+    assert (image.shape, truth.shape) == ((3, 32, 32), (32, 32))
     with Image.open(tmp_path / maps / f"{names[3]}.png") as labels:
         fine = np.array(labels)[4::8, 4::8]  # 40 x 48 to 32 x 38, of which the columns 3 to 35
     classes = coco_stuff_classes()[2] | {255: 255}
@@ -81,7 +81,7 @@ def test_other_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"there is no folder .*stuffthingmaps/val2017, nor "):
         coco_stuff(tmp_path)
     write_coco(tmp_path, "val2017", "stuffthingmaps/val2017", ["999999999999"])
-    with pytest.raises(ValueError, match="none of the 2,175 listed pictures is in "):
+    with pytest.raises(ValueError, match="none of the 2,175 listed images is in "):
         coco_stuff(tmp_path)
 
 
@@ -92,7 +92,7 @@ def opened(data: str, **options: object) -> object:
 def test_options_fit_the_data(tmp_path):
     masks, names = tmp_path / "masks", tmp_path / "names.txt"
     for wrong in ({"data": "scenes", "masks": masks}, {"data": "coco-stuff:x", "masks": masks}, {"data": "x"}):
-        with pytest.raises(ValueError, match="--masks names the masks of a folder of pictures"):
+        with pytest.raises(ValueError, match="--masks names the masks of a folder of images"):
             opened(**wrong)
     with pytest.raises(ValueError, match="--classes names the classes of a folder"):
         opened("scenes", names=names)

@@ -1,4 +1,4 @@
-"""The commands launched in two processes: every picture counts once, and all numbers are those of one."""
+"""The commands launched in two processes: every image counts once, and all numbers are those of one."""
 
 import json
 
@@ -8,12 +8,12 @@ from PIL import Image
 
 from training.evaluation import activity, segmentation
 
-PICTURES = 7  # neither processes nor batches divide them
+IMAGES = 7  # neither processes nor batches divide them
 
 
 def test_two_processes_give_the_numbers_of_one(prototypes, here, tmp_path):
     rng = np.random.default_rng(0)
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         for name, shape in (("images", (40 + i // 3, 50, 3)), ("masks", (40 + i // 3, 50))):
             (tmp_path / name).mkdir(exist_ok=True)
             pixels = rng.integers(0, 4 if name == "masks" else 256, shape)

@@ -43,32 +43,32 @@ def test_the_filter_equals_least_squares(radius, eps):
 
 @pytest.fixture
 def scene():
-    """An edge that lies inside a cell, and similarities that know it only to a cell: scores, picture, truth."""
+    """An edge that lies inside a cell, and similarities that know it only to a cell: scores, image, truth."""
     truth = (torch.arange(64) >= 28).long().expand(32, 64)
-    picture = torch.where(truth[None] == 1, 200, 60).expand(3, -1, -1) + torch.randint(-9, 9, (3, 32, 64))
+    image = torch.where(truth[None] == 1, 200, 60).expand(3, -1, -1) + torch.randint(-9, 9, (3, 32, 64))
     share = F.avg_pool2d(truth[None].float(), 16)
-    return torch.cat([1 - share, share, torch.full_like(share, 0.1)]), picture.byte(), truth
+    return torch.cat([1 - share, share, torch.full_like(share, 0.1)]), image.byte(), truth
 
 
-def plain(scores, picture):
-    return F.interpolate(scores[None], picture.shape[1:], mode="bilinear", align_corners=False)[0].argmax(0)
+def plain(scores, image):
+    return F.interpolate(scores[None], image.shape[1:], mode="bilinear", align_corners=False)[0].argmax(0)
 
 
 def test_groups_move_to_the_edge(scene):
-    scores, picture, truth = scene
-    before = plain(scores, picture)
-    after = refine(scores, picture, before)
+    scores, image, truth = scene
+    before = plain(scores, image)
+    after = refine(scores, image, before)
     assert (before != truth).float().mean() > 0.01
     assert torch.equal(after, truth)
 
 
 def test_absent_prototypes_stay_absent_and_chunks_do_not_matter(monkeypatch):
     torch.manual_seed(1)
-    scores, picture = torch.rand(12, 3, 4), torch.randint(0, 256, (3, 30, 41), dtype=torch.uint8)
+    scores, image = torch.rand(12, 3, 4), torch.randint(0, 256, (3, 30, 41), dtype=torch.uint8)
     scores[5:] -= 1
-    before = plain(scores, picture)
-    after = refine(scores, picture, before)
+    before = plain(scores, image)
+    after = refine(scores, image, before)
     assert set(after.unique().tolist()) <= set(before.unique().tolist()) <= set(range(5))
     assert not torch.equal(before, after)
     monkeypatch.setattr(module, "VALUES", 1)
-    assert torch.equal(refine(scores, picture, before), after)
+    assert torch.equal(refine(scores, image, before), after)

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from training import scenes
+from training.data import scenes
+from training.data.masks import LabeledImages
 from training.evaluation.benchmarks import coco_stuff_classes, curated
-from training.evaluation.labeled import LabeledPictures
 from training.evaluation.models import load_prototypes
 from training.evaluation.segmentation import Settings, evaluate, main, segment
 
@@ -25,7 +25,7 @@ CLASSES, PROTOTYPES = 6, 15
 
 
 class Columns(nn.Module):
-    """Scores B x 2 x 1 x 2: the left half of a picture is group 0, the right half group 1."""
+    """Scores B x 2 x 1 x 2: the left half of an image is group 0, the right half group 1."""
 
     pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}  # noqa: RUF012
 
@@ -51,14 +51,14 @@ def test_evaluate_a_folder(tmp_path):
         truth = np.repeat([[3, 3, 1, 1]], 4, axis=0).astype(np.uint8)
         Image.fromarray(truth[:, ::-1] if flip else truth).save(tmp_path / "masks" / f"{i}.png")
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "images" / f"{i}.jpg")
-    found = evaluate(Columns(), LabeledPictures(tmp_path / "images", tmp_path / "masks"), 2, 4)
+    found = evaluate(Columns(), LabeledImages(tmp_path / "images", tmp_path / "masks"), 2, 4)
     assert found.pixel_accuracy == pytest.approx(2 / 3)
     assert found.match == [3, 1]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Pictures of many sizes, tiny ones among them; class 4 occurs nowhere, some pixels have no class."""
+    """Images of many sizes, tiny ones among them; class 4 occurs nowhere, some pixels have no class."""
     folder = tmp_path_factory.mktemp("folder")
     rng = np.random.default_rng(0)
     for i, (height, width) in enumerate(SIZES):
@@ -78,16 +78,16 @@ def settings(prototypes: Path, folder: Path, output: Path | None = None, **other
 
 
 def slow_counts(model: Path, folder: Path, autocast: bool = False) -> np.ndarray:
-    """The confusion matrix, picture after picture, of maps that timm's model gives."""
+    """The confusion matrix, image after image, of maps that timm's model gives."""
     net = load_prototypes(str(model))
     mean, std = torch.tensor(net.pretrained_cfg["mean"]), torch.tensor(net.pretrained_cfg["std"])
     total = 0
     for i in range(len(SIZES)):
         with (
-            Image.open(folder / "images" / f"{i}.png") as picture,
+            Image.open(folder / "images" / f"{i}.png") as image,
             Image.open(folder / "masks" / f"{i}.png") as mask,
         ):
-            pixels, truth = torch.tensor(np.array(picture)), np.array(mask)
+            pixels, truth = torch.tensor(np.array(image)), np.array(mask)
         images = ((pixels / 255 - mean) / std).permute(2, 0, 1)[None]
         with torch.no_grad():
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -117,7 +117,7 @@ def test_a_folder_in_one_process(prototypes, folder, here, tmp_path, capsys, pre
         "iou": found["plain"]["per_class"][4]["iou"],
         "accuracy": None,
     }
-    assert found["protocol"]["pictures"] == len(SIZES)
+    assert found["protocol"]["images"] == len(SIZES)
     assert found["protocol"]["pixels"] == "all"
     assert found["plain"]["majority_accuracy"] >= found["plain"]["pixel_accuracy"]
     assert "refined" not in found
@@ -172,7 +172,7 @@ def test_coco_stuff_reports_things_stuff_and_what_is_missing(prototypes, here, t
     here(main, Settings(str(prototypes), data, size=32, workers=0, output=output, figures=tmp_path / "figures"))
     found = json.loads(output.read_text())
     protocol, plain = found["protocol"], found["plain"]
-    assert (protocol["pictures"], protocol["listed"], protocol["missing"]) == (2, 2175, 2173)
+    assert (protocol["images"], protocol["listed"], protocol["missing"]) == (2, 2175, 2173)
     assert protocol["first_missing"][0] == curated("val")[0]
     assert [one["name"] for one in plain["per_class"]] == list(coco_stuff_classes()[0])
     ious = [one["iou"] for one in plain["per_class"]]
@@ -185,7 +185,7 @@ def test_coco_stuff_reports_things_stuff_and_what_is_missing(prototypes, here, t
     assert plain["things_pixel_accuracy"] == pytest.approx(hits / counts[:, :12].sum())
     assert "majority_accuracy" not in plain  # 15 prototypes for 27 classes
     assert len(matched) == len(set(matched)) == PROTOTYPES
-    assert "2 of 2,175 listed pictures" in " ".join(capsys.readouterr().out.split())
+    assert "2 of 2,175 listed images" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "figures" / "confusion.png").is_file()
 
 
@@ -244,7 +244,7 @@ def test_an_error_in_a_worker_is_one_sentence_too(prototypes, folder, here, tmp_
 def test_a_backbone_is_refused(here, folder, tmp_path):
     import timm
 
-    from slotcon_hub.export import save_model
+    from slotcon_hub.export.teacher import save_model
 
     save_model(timm.create_model("resnet10t", num_classes=0), tmp_path / "backbone", 32)
     with pytest.raises(ValueError, match=r"backbone holds no prototypes"):

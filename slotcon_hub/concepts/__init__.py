@@ -1,0 +1,1 @@
+"""What prototypes stand for: segments, their ranking, and pages to look at."""

@@ -1,0 +1,143 @@
+"""A prototype model by name, the images as it takes them, and the dense maps that it makes of them.
+
+Dimensions: B images, K prototypes, D channels, h x w cells of the map, H x W pixels, S side of a crop.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, normalize, resize
+
+from slotcon_hub.concepts.segments import Segment, describe_segments, group_map
+from slotcon_hub.concepts.stopwatch import Stopwatch
+from slotcon_hub.models.layers import PrototypeNetwork
+from slotcon_hub.models.loading import load
+from slotcon_hub.models.prototype_model import SlotConPrototypes
+
+__all__ = ["CenterCrop", "dense_maps", "load_prototypes", "segment_image"]
+
+_LONGEST = 4  # times its short side that an image is cut to before it is resized
+
+
+def load_prototypes(name: str) -> SlotConPrototypes:
+    """A prototype model with its weights, in eval mode, that returns the map of similarities.
+
+    Args:
+        name: what :func:`slotcon_hub.models.loading.load` takes, such as ``slotcon_r50_proto.coco_800ep``; or the
+            folder of a run that has ended, or of its export.
+
+    Raises:
+        ValueError: there are no such weights, or they are of no prototype model.
+        RuntimeError: they are not to be had.
+        OSError: a file is absent.
+    """
+    architecture = name.partition(".")[0]
+    if timm.is_model(architecture) and not architecture.endswith("_proto"):
+        proto = f"{architecture}_proto"
+        other = name.replace(architecture, proto) if timm.is_model(proto) else "such as slotcon_r50_proto"
+        raise ValueError(f"{name} is a backbone without prototypes: use a *_proto model, {other}")
+    folder = Path(name.removeprefix("local-dir:"))
+    inside = (folder / "export" / "prototypes", folder / "prototypes")
+    model: Any = load(next((str(place) for place in inside if place.is_dir()), name), global_pool="")
+    if not isinstance(model, SlotConPrototypes) or not model.num_classes:
+        raise ValueError(f"{name} holds no prototypes: name the export/prototypes of a run, or a *_proto model")
+    config: Any = model.pretrained_cfg
+    if model.num_classes != config["num_classes"]:  # timm would then have left them random
+        raise ValueError(f"{name} contradicts itself: its configuration names two numbers of prototypes")
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The middle of an image, as a model is evaluated: the short side resized, then a square cut out."""
+
+    resize: int
+    """Short side, in pixels."""
+    side: int
+    """S, in pixels."""
+    interpolation: str
+    """Of the resizing, antialiased: "bicubic" or "bilinear"."""
+
+    @classmethod
+    def of(cls, model: SlotConPrototypes) -> "CenterCrop":
+        """As a model's configuration says: for 224 pixels and the usual share of 0.875, of a short side of 256."""
+        config = resolve_model_data_config(model)
+        side = config["input_size"][-1]
+        return cls(math.floor(side / config["crop_pct"]), side, config["interpolation"])
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 3 x H x W to uint8 3 x S x S."""
+        height, width = image.shape[1:]
+        # What a strip has beyond the crop's reach must not be resized: it could be of any length.
+        strip = [min(height, _LONGEST * width), min(width, _LONGEST * height)]
+        resized = resize(
+            center_crop(image, strip), [self.resize], InterpolationMode(self.interpolation), antialias=True
+        )
+        return center_crop(resized, [self.side, self.side])
+
+
+@torch.inference_mode()
+def dense_maps(
+    model: SlotConPrototypes, images: Tensor, precision: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Projections and similarities of all cells, in float32.
+
+    Args:
+        model: in eval mode.
+        images: uint8 B x 3 x H x W.
+        precision: of the layers: float32, or bfloat16 by autocast.
+
+    Returns:
+        B x D x h x w projections, and B x K x h x w similarities in [-1, 1].
+    """
+    device = next(model.parameters()).device
+    config = resolve_model_data_config(model)
+    images = normalize(images.to(device).float() / 255, config["mean"], config["std"])
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        dense = PrototypeNetwork.forward(model, images)
+    return dense.z, dense.scores
+
+
+def segment_image(
+    model: SlotConPrototypes,
+    image: Tensor,
+    *,
+    size: int | None = None,
+    precision: torch.dtype = torch.float32,
+    watch: Stopwatch | None = None,
+) -> tuple[Tensor, list[Segment]]:
+    """Divide a whole image into segments.
+
+    Args:
+        model: in eval mode.
+        image: uint8 3 x H x W.
+        size: short side, in pixels, that a larger image is shrunk to for the network.
+        precision: of the network, float32 or bfloat16.
+        watch: counts the seconds of "network" and "segments".
+
+    Returns:
+        H x W prototype numbers, and the segments, the largest first.
+
+    Raises:
+        ValueError: the model takes images of one size only.
+    """
+    config: Any = model.pretrained_cfg
+    if config.get("fixed_input_size"):
+        side = config["input_size"][-1]
+        raise ValueError(f"the model takes images of {side} x {side} pixels only: use one that is convolutional")
+    watch = watch or Stopwatch(next(model.parameters()).device)
+    height, width = image.shape[1:]
+    if size is not None and size < min(height, width):
+        image = resize(image, [size], InterpolationMode(CenterCrop.of(model).interpolation), antialias=True)
+    with watch.measure("network"):
+        scores = dense_maps(model, image[None], precision)[1]
+    with watch.measure("segments"):
+        groups, similarities = group_map(scores, (height, width))
+        return groups[0].cpu(), describe_segments(groups[0], similarities[0])

@@ -1,0 +1,1 @@
+"""The networks, and models by name: registered with timm, loaded, saved, imported."""

@@ -1,0 +1,154 @@
+"""Any timm model as the backbone f: made without its head, and asked for its map.
+
+Dimensions: B images, C channels, H x W cells, S pixels an image's side.
+"""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+
+__all__ = ["ask", "averaging", "check_trainable", "create_backbone", "evaluating", "intermediate_map"]
+
+_SIDE = 64  # pixels of the image that a backbone is asked with, unless it insists on another size
+
+
+def create_backbone(name: str, size: int | None = None) -> nn.Module:
+    """Make a timm model without its head.
+
+    Args:
+        name: of a timm model.
+        size: S of the images it is for, in pixels; models whose parameters depend on it, such as vision
+            transformers, are made for it, and so that they take other sizes too where they can.
+
+    Raises:
+        ValueError: timm has no such model, or cannot make it without a head or for this size.
+    """
+    headless: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
+    try:
+        if size is not None:
+            with torch.device("meta"):  # only to see what it must know
+                model: Any = timm.create_model(name, **headless)
+            if model.pretrained_cfg.get("fixed_input_size"):
+                headless["img_size"] = size
+                if "dynamic_img_size" in inspect.signature(type(model)).parameters:
+                    headless["dynamic_img_size"] = True
+        return timm.create_model(name, **headless)
+    except (RuntimeError, OSError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"timm cannot make the backbone {name!r} ({error}): timm.list_models() names those there are"
+        ) from None
+
+
+@torch.no_grad()
+def ask(backbone: nn.Module) -> tuple[int, bool]:
+    """Ask a backbone, with one small image, for its B x C x H x W map.
+
+    Args:
+        backbone: put back into its mode afterwards.
+
+    Returns:
+        C, and whether the map is what the backbone returns; if not, :func:`intermediate_map` has it.
+
+    Raises:
+        ValueError: there is no map, or the backbone cannot take the images that it is made for.
+    """
+    image = _image(backbone)
+    with evaluating(backbone):
+        try:
+            features = backbone(image)
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+            size, reason = " x ".join(map(str, image.shape[2:])), str(error) or type(error).__name__
+            raise ValueError(
+                f"the backbone cannot take images of {size} pixels ({reason.splitlines()[0]}): take another "
+                "size, or another backbone"
+            ) from None
+        layout = getattr(backbone, "output_fmt", "NCHW")
+        if isinstance(features, Tensor) and features.dim() == 4 and layout == "NCHW":
+            return features.shape[1], True
+        try:
+            return intermediate_map(backbone, image).shape[1], False
+        except (AttributeError, AssertionError, TypeError):  # it has no such method, or one without a norm
+            found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
+    raise ValueError(
+        f"the backbone returns {found}: SlotCon needs one that returns a B x C x H x W map, or whose tokens timm "
+        "can put in the place of their cells"
+    )
+
+
+def intermediate_map(backbone: nn.Module, images: Tensor) -> Tensor:
+    """B x C x H x W map of the last layer, after the final norm, of timm's models of tokens or of channels last.
+
+    Class and register tokens are left out.
+    """
+    ask_for: Any = backbone.forward_intermediates
+    return ask_for(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
+
+
+def check_trainable(backbone: nn.Module, returns_map: bool) -> None:
+    """Make sure that training reaches all of a backbone.
+
+    Args:
+        backbone: its parameters without ``requires_grad`` do not count.
+        returns_map: what :func:`ask` said.
+
+    Raises:
+        ValueError: its map does not depend on some parameters, which would stay random, and for whose gradients
+            several processes would wait in vain.
+    """
+    probe = copy.deepcopy(backbone).train().eval()  # train() empties what some models keep in eval mode
+    trained = {name: p for name, p in probe.named_parameters() if p.requires_grad}
+    if not trained:
+        return
+    with torch.enable_grad():
+        features = probe(_image(probe)) if returns_map else intermediate_map(probe, _image(probe))
+        gradients = torch.autograd.grad(features.sum(), list(trained.values()), allow_unused=True)
+    idle = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
+    if idle:
+        named = ", ".join(idle[:3]) + ", ..." * (len(idle) > 3)
+        raise ValueError(
+            f"the map of the backbone does not depend on {len(idle)} of its {len(trained)} parameters ({named}), "
+            "which would stay random: choose another backbone"
+        )
+
+
+def averaging(backbone: nn.Module) -> dict[str, Any]:
+    """Arguments with which timm makes a headless model again so that it averages its map.
+
+    A transformer would by itself pool with its class token, which no loss of SlotCon has seen, or put a norm of
+    its own behind the average. Models that return a map, or average by themselves, need nothing.
+    """
+    if ask(backbone)[1]:
+        return {}
+    accepted = inspect.signature(type(backbone)).parameters
+    norms = {norm: False for norm in ("fc_norm", "use_fc_norm") if norm in accepted}
+    if not norms and "global_pool" in accepted and accepted["global_pool"].default == "avg":
+        return {}
+    return {"global_pool": "avg", **norms}
+
+
+def _image(backbone: nn.Module) -> Tensor:
+    """A black image of a size that the backbone takes."""
+    channels, *size = get_model_input_config(backbone)["input_size"]
+    if not getattr(backbone, "pretrained_cfg", {}).get("fixed_input_size"):
+        size = [_SIDE, _SIDE]
+    weight = next(backbone.parameters(), torch.zeros(()))
+    return weight.new_zeros(1, channels, *size)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into eval mode, and each of its parts back into its own mode afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():  # from the whole to its parts
+            part.train(training)

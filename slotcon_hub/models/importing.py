@@ -1,0 +1,108 @@
+"""A checkpoint of any kind into the local store: read without running code, converted, verified, put away.
+
+Dimensions: K prototypes, D embedding channels.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from slotcon_hub.models.saving import save_model
+from slotcon_hub.weights import store, table
+from slotcon_hub.weights.reader import State, dimensions, read_teacher
+from slotcon_hub.weights.resolve import check
+
+__all__ = ["Imported", "import_checkpoint", "resolve"]
+
+_SIDE = 64  # of the image that a model is tried on, in pixels
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came into the store."""
+
+    kind: str
+    """What the checkpoint held, as :func:`slotcon_hub.convert.recognise` names it."""
+    folders: dict[str, Path]
+    """The store's folder for each ``<architecture>.<tag>``."""
+
+
+def import_checkpoint(checkpoint: str | Path, name: str) -> Imported:
+    """Put the teacher of a checkpoint into the local store: the backbone, and the prototypes where it has them.
+
+    Args:
+        checkpoint: an authors' full checkpoint, a backbone-only file, a file of safetensors with the state of a
+            :class:`SlotCon` or of what is exported from it, or the folder of a run, a checkpoint or an export.
+        name: ``<architecture>.<tag>``, or an architecture of the table for its default tag.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: there is no such name, or the checkpoint is damaged, unsafe, of another architecture, of other
+            dimensions than the published weights of this name, or not finite. The store is then as it was.
+        OSError: it cannot be written to.
+    """
+    architecture, tag = resolve(name)
+    teacher = read_teacher(checkpoint, architecture)
+    nets = {f"{architecture}.{tag}": _filled(timm.create_model(architecture), teacher.backbone, architecture)}
+    if teacher.whole is not None:
+        nets[f"{architecture}_proto.{tag}"] = _prototypes(f"{architecture}_proto", tag, teacher.whole)
+    entries = {name: partial(_save, net, teacher.side) for name, net in nets.items()}
+    return Imported(teacher.kind, dict(zip(entries, store.add(entries), strict=True)))
+
+
+def resolve(name: str) -> tuple[str, str]:
+    """Split a name into the architecture of a backbone and a tag; ``_proto`` in it makes no difference.
+
+    Raises:
+        ValueError: there is no such architecture, or it has no default tag.
+    """
+    architecture, _, tag = name.partition(".")
+    architecture = architecture.removesuffix("_proto")
+    if not architecture.startswith("slotcon_") or not timm.is_model(f"{architecture}_proto"):
+        known = sorted(m.removesuffix("_proto") for m in timm.list_models("slotcon_*_proto"))
+        raise ValueError(f"there is no architecture {architecture!r}: use one of {', '.join(known)}")
+    if not tag:
+        row = table.find(architecture)
+        if row is None:
+            raise ValueError(f"{architecture} has no default tag: add one of yours, such as {architecture}.mine")
+        tag = row.tag
+    store.folder(f"{architecture}.{tag}")  # refuses what is no name
+    return architecture, tag
+
+
+def _prototypes(architecture: str, tag: str, state: State) -> nn.Module:
+    """The prototype model of a state, with the state's own dimensions; the table's rows are held to theirs."""
+    row = table.find(architecture, tag)
+    dims = dimensions(state)
+    if row is not None:
+        expected = {"num_classes": row.prototypes, "out_dim": 256, "hidden_dim": 4096}
+        for argument, size in expected.items():
+            if dims[argument] != size:
+                what = {"num_classes": "prototypes", "out_dim": "embedding channels"}.get(
+                    argument, "hidden channels"
+                )
+                raise ValueError(
+                    f"the published {row.name} has {size} {what} and this checkpoint {dims[argument]}: choose the "
+                    f"name that it is of, or one of your own, such as {architecture.removesuffix('_proto')}.mine"
+                )
+    return _filled(timm.create_model(architecture, **dims), state, architecture)
+
+
+@torch.no_grad()
+def _filled(net: nn.Module, state: State, architecture: str) -> nn.Module:
+    """The network with exactly these weights, tried on an image."""
+    check(state, {key: tuple(value.shape) for key, value in net.state_dict().items()}, architecture)
+    net.load_state_dict(state)
+    output = net.eval()(torch.linspace(-2, 2, 3 * _SIDE * _SIDE).view(1, 3, _SIDE, _SIDE))
+    if not torch.isfinite(output).all():
+        raise ValueError(f"these weights of {architecture} are damaged: an image gives values that are not finite")
+    return net
+
+
+def _save(net: Any, side: int | None, folder: Path) -> None:
+    save_model(net, folder, side)

@@ -1,0 +1,104 @@
+"""A timm model as a folder that timm loads: ``model.safetensors`` and ``config.json``."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import get_model_args, save_for_hf
+from torch import nn
+
+from slotcon_hub.models.backbone import averaging
+from slotcon_hub.weights.architectures import plain_timm
+
+__all__ = ["origin", "plain", "save_backbone", "save_model"]
+
+_INPUT = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
+_INPUT |= {"num_classes", "first_conv", "classifier", "fixed_input_size"}
+_PREPROCESSING: dict[str, Any] = {  # of pre-training, whatever the architecture's own weights had
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+}
+
+
+def origin(backbone: Any) -> tuple[str, dict[str, Any]]:
+    """The timm architecture of a backbone, and the arguments it was made with."""
+    if not hasattr(backbone, "pretrained_cfg"):
+        raise ValueError(f"the backbone, {type(backbone).__name__}, is no timm model: only those can be exported")
+    usual = {"num_classes": (0,), "global_pool": ("", "avg"), "in_chans": (3,)}
+    args = {k: v for k, v in get_model_args(backbone).items() if v not in usual.get(k, ())}
+    return backbone.pretrained_cfg["architecture"], args
+
+
+def _stated(net: Any) -> dict[str, Any]:
+    """The preprocessing in a model's configuration."""
+    return {key: net.pretrained_cfg[key] for key in ("input_size", *_PREPROCESSING)}
+
+
+def plain(backbone: nn.Module) -> tuple[Any, dict[str, Any]]:
+    """The same network as a model of timm's own, pooled by the mean of its map, in eval mode, and its arguments."""
+    architecture, args = origin(backbone)
+    name, plain_args = plain_timm(architecture)
+    args = {**plain_args, **args, **averaging(backbone)}
+    net = timm.create_model(name, num_classes=0, **args)
+    try:
+        net.load_state_dict(backbone.state_dict())
+    except RuntimeError:
+        raise ValueError(
+            f"{name} cannot be exported, since the pooling that timm gives it has parameters of its own, which "
+            "SlotCon does not train: choose another backbone"
+        ) from None
+    return net.eval(), args
+
+
+def save_backbone(backbone: Any, folder: Path, input_size: int | None = None) -> None:
+    """Write a backbone so that timm loads it without this package, and transformers where it is a usual network.
+
+    Args:
+        backbone: a timm model without a classifier; ours come under timm's own names.
+        folder: made if it does not exist.
+        input_size: as in :func:`save_model`.
+
+    Raises:
+        ValueError: it is not a timm model, or has other parameters when it pools.
+    """
+    net, args = plain(backbone)
+    net.pretrained_cfg = {**net.pretrained_cfg, **_stated(backbone)}
+    save_model(net, folder, input_size, args)
+
+
+def save_model(
+    net: Any, folder: Path, input_size: int | None = None, model_args: dict[str, Any] | None = None
+) -> None:
+    """Write ``model.safetensors`` and ``config.json``, which ``timm.create_model("local-dir:<folder>")`` loads.
+
+    Of the preprocessing alone timm's configuration speaks for our weights; tag, licence and so on are those of
+    timm's own weights for this architecture.
+
+    Args:
+        net: a timm model.
+        folder: made if it does not exist.
+        input_size: side in pixels of the views that it was just trained on, which are preprocessed as all are in
+            pre-training; by default, size and preprocessing are those that the model itself states.
+        model_args: in place of timm's list of the arguments that the model was made with.
+    """
+    given = _stated(net) if input_size is None else _PREPROCESSING | {"input_size": (3, input_size, input_size)}
+    save_for_hf(
+        net.to(memory_format=torch.contiguous_format),
+        str(folder),
+        safe_serialization=True,
+        data_config=given | {"input_size": (net.in_chans, *given["input_size"][1:])},
+    )
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["pretrained_cfg"] = {k: v for k, v in config["pretrained_cfg"].items() if k in _INPUT}
+    if model_args is not None:
+        del config["model_args"]
+        config |= {"model_args": model_args} if model_args else {}
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    shutil.copymode(path, folder / "model.safetensors")  # safetensors keeps its files to their owner

@@ -1,0 +1,1 @@
+"""The objective of SlotCon: what a batch of view pairs costs."""

@@ -1,0 +1,223 @@
+"""SlotCon: joint learning of a backbone and semantic prototypes (Wen et al., NeurIPS 2022, arXiv 2205.15288).
+
+Dimensions: B images on this process, K prototypes, D embedding channels, H x W cells, S pixels a view's side.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from slotcon_hub import distributed
+from slotcon_hub import functional as SF
+from slotcon_hub.models.backbone import check_trainable, create_backbone
+from slotcon_hub.models.layers import Dense, PrototypeNetwork, SlotPredictor
+from slotcon_hub.objective.image_loss import ImageLoss
+from slotcon_hub.objective.slot_loss import SlotLoss, slot_loss
+
+__all__ = ["SlotCon", "SlotConConfig", "SlotConOutput"]
+
+Pair = tuple[Tensor, Tensor]
+Align = Literal["assignments", "projections"]
+
+
+@dataclass(frozen=True)
+class SlotConConfig:
+    """What defines the objective; the defaults are those of the COCO recipe.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    num_prototypes: int = 256
+    """K, about the number of semantic categories one expects in the data; at least 2."""
+    hidden_dim: int = 4096
+    """Channels of the hidden layers of projector and predictor."""
+    out_dim: int = 256
+    """D, channels of projections, slots and prototypes."""
+    student_temp: float = 0.1
+    """Temperature of the student's grouping prediction."""
+    teacher_temp: float = 0.07
+    """Temperature of the teacher's grouping target, and of the soft assignments that form the slots."""
+    contrast_temp: float = 0.2
+    """Temperature of the contrast between slots."""
+    group_loss_weight: float = 0.5
+    """Weight of the grouping loss; the slot loss has the rest."""
+    teacher_momentum: float = 0.99
+    """Share of itself that the teacher keeps at the first step; it rises to 1 on a cosine."""
+    center_momentum: float = 0.9
+    """Share of itself that the centre of the teacher's scores keeps in a step."""
+    slot_loss: SlotLoss = "contrastive"
+    """Contrast each slot with all others, or regress it on the teacher's alone (ablation)."""
+    align: Align = "assignments"
+    """What is cut to the region that both views show: the scores, or already the projections, so that slots come
+    from that region alone (ablation)."""
+    image_loss_weight: float = 0.0
+    """Weight of a contrast between whole images, beside the two losses (ablation); 0 leaves it out. The paper
+    states none; 1 takes MoCo v3's loss as it is."""
+
+    def __post_init__(self) -> None:
+        if self.num_prototypes < 2:
+            raise ValueError(f"num_prototypes={self.num_prototypes} leaves nothing to group: use at least 2")
+        for name in ("hidden_dim", "out_dim", "student_temp", "teacher_temp", "contrast_temp"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        for name in ("group_loss_weight", "teacher_momentum", "center_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if not self.image_loss_weight >= 0:
+            raise ValueError(f"image_loss_weight={self.image_loss_weight} must not be negative")
+        for name, choices in (("slot_loss", get_args(SlotLoss)), ("align", get_args(Align))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(choices)}")
+
+
+@dataclass
+class SlotConOutput:
+    """Losses of a step, and the statistics that show whether it goes well (supplementary D). All are tensors."""
+
+    loss: Tensor
+    """Scalar: ``group_loss_weight * group_loss + (1 - group_loss_weight) * slot_loss``, and
+    ``image_loss_weight * image_loss`` where there is one."""
+    group_loss: Tensor
+    """Scalar: pixel-level deep clustering, sum of both directions."""
+    slot_loss: Tensor
+    """Scalar: group-level contrast or regression, sum of both directions."""
+    image_loss: Tensor | None
+    """Scalar: contrast between whole images, sum of both directions; None where the configuration has none."""
+    active_slots: Tensor
+    """Scalar: teacher slots active in a view, mean over images and views of this process."""
+    positive_pairs: Tensor
+    """Scalar: slots active in both views of an image, mean over images and directions of this process."""
+    excluded_terms: Tensor
+    """Scalar: K - positive_pairs, the terms of an image that the slot loss leaves out."""
+    usage: Tensor
+    """K integers: teacher views of this process in which each slot is active."""
+
+
+class _Grouped(NamedTuple):
+    """A view after grouping."""
+
+    slots: Tensor
+    """B x K x D."""
+    scores: Tensor
+    """B x K x H x W raw scores of the cells that the slots are made of."""
+    aligned: Tensor
+    """B x K x H x W raw scores of the region that both views show."""
+
+
+class SlotCon(nn.Module):
+    """Student, teacher and slot predictor; the forward computes the losses of a batch of view pairs."""
+
+    center: Tensor
+
+    def __init__(self, backbone: nn.Module | str, config: SlotConConfig | None = None) -> None:
+        """Build the student around a backbone, and the teacher as its copy.
+
+        Args:
+            backbone: a module that maps B x 3 x S x S to B x C x H x W, or a timm model without its head that
+                has such a map inside, as :func:`slotcon_hub.models.backbone.create_backbone` makes it, or its name.
+            config: of the objective.
+
+        Raises:
+            ValueError: there is no such timm model, or the backbone has no map that depends on all of it.
+        """
+        super().__init__()
+        self.config = config = config or SlotConConfig()
+        if isinstance(backbone, str):
+            backbone = create_backbone(backbone)
+        dims = config.hidden_dim, config.out_dim
+        self.student = PrototypeNetwork(backbone, config.num_prototypes, *dims)
+        check_trainable(backbone, self.student.returns_map)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.predictor = SlotPredictor(config.out_dim, config.hidden_dim)
+        self.register_buffer("center", torch.zeros(1, config.num_prototypes))
+        self.image_loss = ImageLoss(self.student.channels, *dims) if config.image_loss_weight else None
+
+    def forward(self, views: Pair, boxes: Pair, flips: Pair) -> SlotConOutput:
+        """Compute the losses; in train mode also move the centre, and BatchNorm's running statistics.
+
+        Args:
+            views: two of B x 3 x S x S, normalised images.
+            boxes: two of B x 4, the region that both views show, ``(x1, y1, x2, y2)`` in each view's own unit
+                square, after its flip.
+            flips: two of B booleans, true where the view was mirrored.
+        """
+        students = [self.student(view) for view in views]
+        with torch.no_grad():
+            teachers = [self.teacher(view) for view in views]
+
+        with torch.autocast(views[0].device.type, enabled=False):
+            s1, s2 = (self._group(self.student, *view) for view in zip(students, boxes, flips, strict=True))
+            t1, t2 = (self._group(self.teacher, *view) for view in zip(teachers, boxes, flips, strict=True))
+            group = self._grouping_loss(s1, t2) + self._grouping_loss(s2, t1)
+            if self.training:
+                self._update_center(teachers)
+            active = torch.stack([SF.active_slots(view.scores) for view in (s1, s2, t1, t2)])
+
+        config = self.config
+        slots = (s1.slots, s2.slots), (t1.slots, t2.slots)
+        slot = slot_loss(self.predictor, *slots, active, config.slot_loss, config.contrast_temp)
+        loss = config.group_loss_weight * group + (1 - config.group_loss_weight) * slot
+        image = None
+        if self.image_loss is not None:
+            image = self.image_loss([view.features for view in students], [view.features for view in teachers])
+            loss = loss + config.image_loss_weight * image
+
+        pairs = (active[:2] & active[2:].flip(0)).sum(-1, dtype=loss.dtype).mean()
+        return SlotConOutput(
+            loss=loss,
+            group_loss=group.detach(),
+            slot_loss=slot.detach(),
+            image_loss=None if image is None else image.detach(),
+            active_slots=active[2:].sum(-1, dtype=loss.dtype).mean(),
+            positive_pairs=pairs,
+            excluded_terms=config.num_prototypes - pairs,
+            usage=active[2:].sum(dim=(0, 1)),
+        )
+
+    def _group(self, network: PrototypeNetwork, view: Dense, box: Tensor, flip: Tensor) -> _Grouped:
+        """Group a view's cells into slots, and align it with the other view."""
+        z, scores = view.z, view.scores
+        if self.config.align == "projections":
+            z = SF.align(z, box, flip)
+            scores = aligned = network.prototypes(z)
+        else:
+            aligned = SF.align(scores, box, flip)
+        slots = SF.group_slots(z, SF.assign(scores, self.config.teacher_temp))
+        return _Grouped(slots, scores, aligned)
+
+    def _grouping_loss(self, student: _Grouped, teacher: _Grouped) -> Tensor:
+        """Grouping loss of one direction: the teacher's view teaches the student's."""
+        temps = {"student_temp": self.config.student_temp, "teacher_temp": self.config.teacher_temp}
+        return SF.grouping_loss(student.aligned, teacher.aligned, self.center, **temps)
+
+    @torch.no_grad()
+    def _update_center(self, teachers: list[Dense]) -> None:
+        """Move the centre towards the mean of the teacher's raw scores over cells, views and processes.
+
+        They are those of whole views, whatever is aligned: a mean over the data, not over pairs of views.
+        """
+        batch = torch.stack([view.scores.mean(dim=(0, 2, 3)) for view in teachers]).mean(dim=0)
+        self.center.lerp_(distributed.mean(batch)[None], 1 - self.config.center_momentum)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher's parameters towards the student's: ``teacher <- m teacher + (1 - m) student``.
+
+        Once per optimisation step, before the forward. Buffers are not averaged: the teacher's BatchNorm
+        statistics come from its own forwards. Nothing moves in eval mode.
+
+        Args:
+            momentum: m in [0, 1]; see :func:`slotcon_hub.functional.teacher_momentum`.
+        """
+        if not self.training:
+            return
+        teacher: list[Tensor] = list(self.teacher.parameters())
+        student: list[Tensor] = list(self.student.parameters())
+        if self.image_loss is not None:
+            teacher += self.image_loss.teacher.parameters()
+            student += self.image_loss.student.parameters()
+        torch._foreach_lerp_(teacher, student, 1 - momentum)

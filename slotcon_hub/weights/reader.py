@@ -1,0 +1,177 @@
+"""Checkpoints of unknown origin: the one reader of their files, and the teacher inside.
+
+Dimensions: K prototypes, D embedding channels.
+"""
+
+import argparse
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from slotcon_hub.convert import (
+    Kind,
+    from_backbone_only,
+    from_official,
+    named_values,
+    prototypes_backbone,
+    recognise,
+    teacher_prototypes,
+)
+from slotcon_hub.weights.architectures import plain_timm
+from slotcon_hub.weights.store import CONFIG, WEIGHTS
+
+__all__ = ["State", "Teacher", "dimensions", "read_checkpoint", "read_teacher"]
+
+State = dict[str, Tensor]
+_SLOTCON = ("student.", "teacher.", "predictor.", "center", "image_loss.")
+# Arguments of a model that its weights show, or that make no difference to them.
+_SHOWN = ("num_classes", "hidden_dim", "out_dim", "in_chans", "global_pool")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What is released of a checkpoint."""
+
+    kind: Kind
+    """Of the checkpoint, as :func:`slotcon_hub.convert.recognise` names it."""
+    backbone: State
+    """In timm's names."""
+    whole: State | None
+    """Backbone, projector and prototypes, as a prototype model names them; None for a backbone alone."""
+    side: int | None
+    """Of the images that it is for, in pixels, where a configuration beside the file says so."""
+
+
+def read_teacher(checkpoint: str | Path, architecture: str) -> Teacher:
+    """Read a checkpoint of any kind, without running code in it, and take the teacher out.
+
+    Args:
+        checkpoint: an authors' full checkpoint, a backbone-only file, a file of safetensors with the state of a
+            :class:`SlotCon` or of what is exported from it, or the folder of a run, a checkpoint or an export.
+        architecture: of the backbone that it is meant for; names and shapes of its weights are not compared.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is damaged, unsafe, no checkpoint of SlotCon, or of another network where its configuration
+            shows it but its weights do not, as with strides.
+    """
+    path = _file(Path(checkpoint))
+    config = _config(path)
+    _refuse_variants(path, config, architecture)
+    return Teacher(*_teacher(read_checkpoint(path)), _side(config))
+
+
+def dimensions(whole: State) -> dict[str, Any]:
+    """Tell the arguments of a prototype model from its weights: ``num_classes``, ``out_dim`` and ``hidden_dim``.
+
+    Raises:
+        ValueError: projector or prototypes are absent.
+    """
+    dims = {}
+    for argument, key, axis in (
+        ("num_classes", "prototypes.weight", 0),
+        ("out_dim", "prototypes.weight", 1),
+        ("hidden_dim", "projector.mlp.0.weight", 0),
+    ):
+        value = whole.get(key)
+        if not isinstance(value, Tensor) or value.dim() <= axis or not value.shape[axis]:
+            raise ValueError(f"these weights are not those of a prototype model: {key} is absent or no matrix")
+        dims[argument] = value.shape[axis]
+    return dims
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """Read a checkpoint without running any code in it.
+
+    Of a pickle, tensors, plain containers and the ``argparse.Namespace`` of the authors' files are all that is
+    accepted.
+
+    Args:
+        path: a file of safetensors, by its name, or else one written by ``torch.save``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds anything else, such as code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged, or no safetensors file ({error}): get it again") from None
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises anything
+        refused = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words advise to run the code
+        reason = f"it holds {refused[1]}" if refused else "it is damaged, or something else"
+        raise ValueError(
+            f"{path} is not a checkpoint of tensors and plain values, so it was not loaded ({reason}); "
+            "download it again, and if it comes from somebody you do not know, leave it"
+        ) from None
+
+
+def _file(path: Path) -> Path:
+    """A file, or the one that counts in a folder."""
+    if not path.is_dir():
+        return path
+    exports = (path / "export" / "prototypes", path / "prototypes")
+    steps = sorted(path.glob("checkpoints/step-*"), reverse=True) + sorted(path.glob("step-*"), reverse=True)
+    places = [folder / WEIGHTS for folder in (*exports, path, *steps)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"the folder {path} holds neither {WEIGHTS} nor an export nor checkpoints of a run")
+    return found
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """timm's configuration beside a file of weights; an empty one where there is none."""
+    try:
+        config = json.loads((path.parent / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _side(config: dict[str, Any]) -> int | None:
+    try:
+        return int(config["pretrained_cfg"]["input_size"][-1])
+    except (KeyError, TypeError, ValueError, IndexError):
+        return None
+
+
+def _refuse_variants(path: Path, config: dict[str, Any], architecture: str) -> None:
+    """Refuse an export whose network differs from the architecture where weights do not show it, as in strides."""
+    args = config.get("model_args")
+    told = {k: v for k, v in args.items() if k not in _SHOWN} if isinstance(args, dict) else {}
+    plain = json.loads(json.dumps(plain_timm(architecture)[1]))
+    if other := {k: v for k, v in told.items() if plain.get(k) != v}:
+        said = ", ".join(f"{k}={v!r}" for k, v in other.items())
+        raise ValueError(
+            f"{path.parent} is of a network made with {said}, which {architecture} is not: load it from where it "
+            f'is, with timm.create_model("local-dir:{path.parent}", pretrained=True)'
+        )
+
+
+def _teacher(checkpoint: Any) -> tuple[Kind, State, State | None]:
+    """The kind of a checkpoint, its teacher's backbone, and its whole teacher if it has prototypes."""
+    kind = recognise(checkpoint)
+    if kind == "backbone":
+        return kind, from_backbone_only(checkpoint), None
+    state = {name.removeprefix("module."): value for name, value in named_values(checkpoint).items()}
+    if kind == "official":
+        state = from_official(state)
+    if kind != "prototypes":
+        if unknown := [name for name in state if not name.startswith(_SLOTCON)]:
+            raise ValueError(f"{unknown[0]!r} is not part of a SlotCon: is this checkpoint one?")
+        state = teacher_prototypes(state)
+    return kind, prototypes_backbone(state), state

@@ -1,0 +1,141 @@
+"""Where ``pretrained=True`` finds weights, and the check that keeps a wrong file from giving a random model."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from timm.models import resolve_pretrained_cfg
+from torch import Tensor
+
+from slotcon_hub.convert import prototypes_backbone
+from slotcon_hub.files import sha256
+from slotcon_hub.weights import store, table
+from slotcon_hub.weights.hub import reason
+
+__all__ = ["check", "checkpoint_filter_fn", "locate"]
+
+_OWN_SOURCES = ("file", "state_dict", "url")
+
+
+def locate(
+    architecture: str, cfg: Any = None, overlay: dict[str, Any] | None = None, cache_dir: Any = None
+) -> dict[str, Any] | None:
+    """Find the weights that a configuration of timm's asks for: in the local store, in this package, on the Hub.
+
+    Args:
+        architecture: of timm's registry.
+        cfg: ``pretrained_cfg`` of ``timm.create_model``: a tag, a configuration, or None for the default.
+        overlay: ``pretrained_cfg_overlay``; a source named there is the caller's own and stays.
+        cache_dir: of the Hub's client.
+
+    Returns:
+        The overlay with the file; the given one where the weights are no row of ours, which timm loads itself.
+
+    Raises:
+        RuntimeError: none of them has them.
+        ValueError: the file is not the one that was recorded or published.
+    """
+    found = resolve_pretrained_cfg(architecture, cfg, overlay)
+    if found.source == "local-dir" and found.file and (Path(found.file) / store.RECORD).exists():
+        store.verified(Path(found.file))
+    row = table.find(architecture, found.tag) if found.tag else None
+    if row is None or found.source or any(getattr(found, key) for key in _OWN_SOURCES):
+        return overlay
+    if found.hf_hub_id != table.repository(row.name) or (overlay or {}).get("hf_hub_id"):
+        return overlay
+    if entry := store.find(row.name):
+        file = store.verified(entry)
+    elif own := table.packaged(row):
+        file = _packaged(row, own)
+    else:
+        file = _download(row, cache_dir)
+    return {**(overlay or {}), "file": str(file)}
+
+
+def _packaged(row: table.Weights, file: Path) -> Path:
+    if not file.is_file() or sha256(file) != row.packaged_sha256:
+        raise ValueError(
+            f"{file} is not the {row.name} that came with slotcon_hub (its SHA-256 differs): reinstall the package"
+        )
+    return file
+
+
+def _download(row: table.Weights, cache_dir: Any) -> Path:
+    repository = table.repository(row.name)
+    if not table.trusted(row):
+        raise RuntimeError(
+            f"the weights {row.name} are not in the local store ({store.home()}), and not published on the Hub "
+            f"yet: {_import(row)}, or name an organisation that has published them, in SLOTCON_HUB_ORG"
+        )
+    try:
+        path = Path(hf_hub_download(repository, store.WEIGHTS, cache_dir=cache_dir))
+    except Exception as error:  # the client lets those of its HTTP library through, which differs by version
+        raise RuntimeError(
+            f"the weights {row.name} are neither in the local store ({store.home()}) nor to be had from the Hub "
+            f"({repository}: {reason(error)}): {_import(row)}, or connect to the Hub, without HF_HUB_OFFLINE"
+        ) from error
+    # The client checks sizes only, and files a large file under the SHA-256 that the Hub tells.
+    told = path.resolve().name
+    expected = row.sha256 or (told if re.fullmatch("[0-9a-f]{64}", told) else None)
+    if expected and sha256(path) != expected:
+        raise ValueError(
+            f"{path.resolve()} is not the published {row.name} (its SHA-256 differs): remove it, which makes the "
+            "next call download it again"
+        )
+    return path
+
+
+def _import(row: table.Weights) -> str:
+    return f"run `slotcon-hub import CHECKPOINT {row.name}` (the authors' checkpoints: {row.origin})"
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Refuse weights that would leave a part of the model random or useless, as timm loads them.
+
+    timm loads without strictness when the number of classes differs from the checkpoint's; only the classifier
+    may then be absent. It adapts the channels of the first convolution after this check. A backbone takes its part
+    of the weights of a prototype model.
+
+    Raises:
+        ValueError: a key is absent or unknown, a tensor has another shape, or a value that is not finite.
+    """
+    cfg = model.pretrained_cfg
+    classifier, first = f"{cfg['classifier']}.", f"{cfg['first_conv']}.weight"
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.startswith(classifier)}
+    if first in shapes:
+        outputs, _, *kernel = shapes[first]
+        shapes[first] = (outputs, cfg["input_size"][0], *kernel)
+    if not any(k.startswith("backbone.") for k in shapes) and any(k.startswith("backbone.") for k in state_dict):
+        state_dict = prototypes_backbone(state_dict)
+    inside = {k: v for k, v in state_dict.items() if not k.startswith(classifier)}
+    check(inside, shapes, cfg["architecture"])
+    _check_finite(state_dict, cfg["architecture"])
+    return state_dict
+
+
+def check(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:
+    """Compare weights with the names and shapes of a network, and look for values that are not finite.
+
+    Raises:
+        ValueError: a key is absent or unknown, a tensor has another shape, or a value that is not finite.
+    """
+    refused = f"these weights are not those of {architecture}: "
+    if differing := sorted(shapes.keys() ^ state.keys()):
+        absent = len(shapes.keys() - state.keys())
+        named = ", ".join(differing[:3]) + ", ..." * (len(differing) > 3)
+        raise ValueError(f"{refused}{absent} keys are absent and {len(differing) - absent} unknown ({named})")
+    for key, shape in shapes.items():
+        value = state[key]
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{refused}{key} is {found} instead of {shape}")
+    _check_finite(state, architecture)
+
+
+def _check_finite(state: Mapping[str, Any], architecture: str) -> None:
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            raise ValueError(f"these weights of {architecture} are damaged: {key} holds values that are not finite")

@@ -1,0 +1,128 @@
+"""The local store of weights: folders that timm loads, with the SHA-256 of what is in them."""
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from slotcon_hub.files import sha256
+
+__all__ = ["CONFIG", "RECORD", "WEIGHTS", "add", "find", "folder", "home", "names", "verified"]
+
+WEIGHTS, CONFIG, RECORD = "model.safetensors", "config.json", "sha256.json"
+_NAME = re.compile(r"slotcon_[a-z0-9_]+\.[A-Za-z0-9][A-Za-z0-9_.-]*")
+_ATTEMPTS = 100  # to put an entry in its place while others do the same
+
+
+def home() -> Path:
+    """The store's folder: ``SLOTCON_HUB_HOME``, or one among the user's data. It need not exist."""
+    if chosen := os.environ.get("SLOTCON_HUB_HOME"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        data = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    else:
+        data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser() / "slotcon_hub"
+
+
+def folder(name: str) -> Path:
+    """Where the weights of this name, ``<architecture>.<tag>``, are or would be.
+
+    Raises:
+        ValueError: it is no such name.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of weights: use architecture and tag, such as slotcon_r50.mine")
+    return home() / name
+
+
+def find(name: str) -> Path | None:
+    """The folder of the weights of this name, unverified; None if the store lacks them.
+
+    Raises:
+        ValueError: it is no name of weights.
+    """
+    path = folder(name)
+    return path if path.is_dir() else None
+
+
+def names() -> list[str]:
+    """The names of all weights in the store, sorted."""
+    try:
+        return sorted(path.name for path in home().iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def verified(path: Path) -> Path:
+    """Compare the weights in a folder of the store with the SHA-256 that was recorded when they came.
+
+    Returns:
+        The file of weights, a safetensors file.
+
+    Raises:
+        ValueError: a file is absent or not what was put there.
+    """
+    again = f"remove {path} and import the checkpoint again"
+    try:
+        recorded = json.loads((path / RECORD).read_bytes())
+        for file in (WEIGHTS, CONFIG):
+            if sha256(path / file) != recorded[file]:
+                raise ValueError(f"{path / file} is not what was put into the store (its SHA-256 differs): {again}")
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
+        raise ValueError(f"the entry {path.name} of the store is incomplete: {again}") from None
+    return path / WEIGHTS
+
+
+def add(entries: Mapping[str, Callable[[Path], None]]) -> list[Path]:
+    """Put weights into the store, in place of those of the same names; all are written before the first moves in.
+
+    Args:
+        entries: for each name a function that writes ``model.safetensors`` and ``config.json`` into a folder.
+
+    Returns:
+        The folders.
+
+    Raises:
+        ValueError: a name is none of weights.
+        OSError: the disk is full, or the store is not ours to write to; what it held stays.
+    """
+    targets = {name: folder(name) for name in entries}
+    home().mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=home()))
+    try:
+        for name, write in entries.items():
+            staging = scratch / name
+            staging.mkdir()
+            write(staging)
+            record = {file: sha256(staging / file) for file in (WEIGHTS, CONFIG)}
+            (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+            for path in staging.iterdir():  # on the disk before the name says so
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+        for name, target in targets.items():
+            _move(scratch / name, target, scratch / f"old-{name}")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return list(targets.values())
+
+
+def _move(new: Path, target: Path, old: Path) -> None:
+    """Rename a folder over another, which no system does at once, while other processes may do the same."""
+    aside: Path | None = None
+    for attempt in range(_ATTEMPTS):
+        with suppress(OSError):  # there is nothing, or somebody else was first to put it aside
+            aside = target.rename(old.with_name(f"{old.name}-{attempt}"))
+        try:
+            new.rename(target)
+            return
+        except OSError:
+            if attempt + 1 == _ATTEMPTS:
+                if aside is not None:
+                    aside.rename(target)
+                raise

@@ -1,0 +1,198 @@
+"""The published weights, as rows: where they come from, what is known of them, where they are found."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+__all__ = ["ORGANISATION", "ROWS", "Result", "Weights", "find", "packaged", "repository", "trusted"]
+
+ORGANISATION = os.environ.get("SLOTCON_HUB_ORG") or "slotcon"
+"""Owner of the repositories on the Hub; ``SLOTCON_HUB_ORG`` names another, before the first import."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number of an evaluation, and where it comes from."""
+
+    dataset: str
+    """Evaluated on; ``slotcon_hub/publishing/card_metadata.py`` knows its id on the Hub."""
+    metric: str
+    """The same of the metric, such as "box AP"."""
+    value: float
+    """In per cent."""
+    protocol: str
+    """What was evaluated, and how, in a few words."""
+    untrained: float | None = None
+    """The same from random weights, where it is known."""
+    command: str | None = None
+    """What measured it with this package; None for a number that the authors report in their paper."""
+
+    @property
+    def source(self) -> str:
+        """Who says so."""
+        return "reported by the authors" if self.command is None else "measured with this package"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One set of weights of an architecture, named ``<architecture>.<tag>``."""
+
+    architecture: str
+    """Of timm's registry."""
+    tag: str
+    """Data and length of the pre-training."""
+    data: str
+    """What it was pre-trained on, without labels."""
+    images: str
+    """How many."""
+    datasets: tuple[str, ...]
+    """The Hub's ids of these data."""
+    epochs: int
+    """Of pre-training."""
+    prototypes: int
+    """K of the pre-training; a backbone alone does not hold them."""
+    command: str
+    """This package's command for the pre-training."""
+    recipe: str
+    """Its settings, in a sentence or two."""
+    cost: str
+    """What it takes, in a sentence or two, and who says so."""
+    results: tuple[Result, ...] = ()
+    """Of these very weights; those of a backbone are not repeated where it has prototypes on top."""
+    sha256: str | None = None
+    """Of ``model.safetensors`` on the Hub; None until it is published."""
+    packaged_sha256: str | None = None
+    """Of the file that comes with this package; None where there is none."""
+    # The authors' page names no licence for the weights alone, so none is claimed here. They were made for research
+    # from images whose own terms apply: COCO's are Flickr's, ImageNet's allow non-commercial research only.
+    licence: str = "other"
+    """As the Hub spells it."""
+    origin: str = "https://github.com/CVMI-Lab/SlotCon"
+    """The authors' page, with their checkpoints; of weights that come with this package, that of the data."""
+    paper: str = "arXiv:2205.15288"
+    """Whose recipe it is."""
+
+    @property
+    def name(self) -> str:
+        """``<architecture>.<tag>``, for ``timm.create_model``."""
+        return f"{self.architecture}.{self.tag}"
+
+    @property
+    def has_prototypes(self) -> bool:
+        """Whether projector and prototypes are part of the network."""
+        return self.architecture.endswith("_proto")
+
+    @property
+    def backbone(self) -> "Weights":
+        """The row of the backbone alone; of a backbone, itself."""
+        alone = find(self.architecture.removesuffix("_proto"), self.tag)
+        assert alone is not None, f"{self.name} has no row without prototypes"
+        return alone
+
+
+_RECIPE = (
+    "Batches of 512 images, two views of 224 px of each; LARS, learning rate 2.0 after 5 epochs of warm-up, then "
+    "a cosine to 1e-6; weight decay 1e-5; the teacher's momentum rises from 0.99 to 1."
+)
+_COST = (
+    "The authors report 2 min 23 s an epoch and 16.0 GB a GPU for COCO train2017 at batch 1024, on 8 GeForce RTX "
+    "3090 with mixed precision (supplementary E). These weights were trained at batch 512. Pre-training takes "
+    "several GPUs for long, and causes emissions accordingly; it is done once."
+)
+_DETECTOR = "Mask R-CNN R50-FPN 1x on the backbone, all fine-tuned"
+_FCN = "FCN on the backbone, all fine-tuned"
+
+
+def _authors(
+    tag: str, data: str, images: str, dataset: str, epochs: int, prototypes: int, box_ap: float, mask_ap: float
+) -> Weights:
+    return Weights(
+        "slotcon_r50",
+        tag,
+        data,
+        images,
+        (dataset,),
+        epochs,
+        prototypes,
+        command=f"accelerate launch training/pretrain.py {tag} --data IMAGES",
+        recipe=_RECIPE,
+        cost=_COST,
+        results=(
+            Result("COCO val2017", "box AP", box_ap, _DETECTOR),
+            Result("COCO val2017", "mask AP", mask_ap, _DETECTOR),
+        ),
+    )
+
+
+_IN1K = ("ImageNet-1k", "1,281,167", "ILSVRC/imagenet-1k")
+_COCO = _authors("coco_800ep", "COCO train2017", "118,287", "coco", 800, 256, 41.0, 37.0)
+_SEGMENTATION = (
+    Result("Cityscapes val", "mIoU", 76.2, _FCN, untrained=65.3),
+    Result("PASCAL VOC 2012 val", "mIoU", 71.6, _FCN, untrained=39.5),
+    Result("ADE20K val", "mIoU", 39.0, _FCN),
+)
+_PUBLISHED = (  # the first of an architecture is its default
+    replace(_COCO, results=_COCO.results + _SEGMENTATION),
+    _authors("cocoplus_800ep", "COCO train+unlabeled2017", "about 241,690", "coco", 800, 256, 41.8, 37.8),
+    _authors("in1k_100ep", *_IN1K, 100, 2048, 41.4, 37.2),
+    _authors("in1k_200ep", *_IN1K, 200, 2048, 41.8, 37.8),
+)
+_NANO = Weights(
+    "slotcon_nano",
+    "imagenette_20ep",
+    "Imagenette",
+    "9,469",
+    ("frgfm/imagenette",),
+    20,
+    64,
+    command="accelerate launch training/pretrain.py imagenette_20ep --data IMAGENETTE",
+    recipe="Images with a short side of 160 px, in batches of 64, two views of 96 px of each; LARS, learning "
+    "rate 2.0 after 1 epoch of warm-up, then a cosine to 1e-6; weight decay 1e-5; temperature of the targets 0.04; "
+    "the teacher's momentum rises from 0.97 to 1. The file holds the weights in half precision.",
+    cost="About an hour on two cores of an x86-64 CPU.",
+    results=(
+        Result(
+            "Imagenette validation",
+            "top-1 accuracy",
+            60.5,
+            "20 nearest neighbours of frozen features",
+            untrained=42.6,
+            command="python -m training.evaluation.knn --models slotcon_nano --data IMAGENETTE --baseline",
+        ),
+    ),
+    packaged_sha256="5e230ee9ce82c3363911d38af92c3a8f2c4616850236fcfaa0ae1034deb9c251",
+    licence="apache-2.0",
+    origin="https://github.com/fastai/imagenette",
+)
+_BACKBONES = (_NANO, *_PUBLISHED)
+ROWS = (*_BACKBONES, *(replace(row, architecture=f"{row.architecture}_proto", results=()) for row in _BACKBONES))
+
+
+def find(architecture: str, tag: str | None = None) -> Weights | None:
+    """The row of an architecture with a tag, by default its first; None where there is no such row."""
+    rows = (row for row in ROWS if row.architecture == architecture and tag in (None, "", row.tag))
+    return next(rows, None)
+
+
+def repository(name: str) -> str:
+    """The Hub's id of the weights of this name."""
+    return f"{ORGANISATION}/{name}"
+
+
+def trusted(row: Weights) -> bool:
+    """Whether the Hub is asked for these weights: their SHA-256 is known, or the user has named the organisation.
+
+    A name on the Hub belongs to whoever takes it first, so that without either nobody vouches for what is there.
+    """
+    return row.sha256 is not None or bool(os.environ.get("SLOTCON_HUB_ORG"))
+
+
+def packaged(row: Weights) -> Path | None:
+    """The file of these weights in this package; None if it does not come with it.
+
+    One file serves a backbone and its prototype model: the whole teacher, in half precision.
+    """
+    if row.packaged_sha256 is None:
+        return None
+    teacher = f"{row.architecture.removesuffix('_proto')}_proto.{row.tag}.safetensors"
+    return Path(__file__).parent / "packaged" / teacher

@@ -1,0 +1,86 @@
+"""The small model's weights, which come with the package."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from slotcon_hub.weights import store, table
+from training.tools.package import package
+
+NANO, PROTO = "slotcon_nano", "slotcon_nano_proto"
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def the_file() -> Path:
+    path = table.packaged(table.find(NANO))
+    assert path is not None
+    return path
+
+
+def test_both_models_load_from_one_small_file():
+    assert the_file().stat().st_size <= 4e6
+    assert table.packaged(table.find(PROTO)) == the_file()
+    state = load_file(the_file())
+    assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float16}
+    whole = timm.create_model(PROTO, pretrained=True, global_pool="").eval()
+    assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in whole.state_dict().items())
+    part = timm.create_model(NANO, pretrained=True).eval()
+    assert all(torch.equal(v, whole.backbone.state_dict()[k]) for k, v in part.state_dict().items())
+    with torch.no_grad():
+        assert whole(torch.zeros(1, 3, 64, 96)).shape == (1, 64, 4, 6)
+        assert part(torch.zeros(1, 3, 64, 96)).shape == (1, 256)
+
+
+@pytest.mark.parametrize("kwargs", [{"num_classes": 5}, {"in_chans": 1}, {"features_only": True}], ids=str)
+def test_they_load_as_timm_is_asked(kwargs):
+    expected = load_file(the_file())["backbone.layer4.0.conv2.weight"]
+    for name, key in ((NANO, "layer4.0.conv2.weight"), (PROTO, "backbone.layer4.0.conv2.weight")):
+        found = timm.create_model(name, pretrained=True, **kwargs).state_dict()
+        matching = [v for k, v in found.items() if k.endswith(key.removeprefix("backbone."))]
+        assert [torch.equal(v, expected.float()) for v in matching] == [True]
+
+
+def test_a_file_that_was_changed_is_refused(tmp_path, monkeypatch):
+    changed = shutil.copy(the_file(), tmp_path)
+    state = load_file(changed)
+    state["prototypes.weight"][0, 0] += 1
+    save_file(state, changed)
+    for file in (Path(changed), tmp_path / "absent.safetensors"):
+        monkeypatch.setattr(table, "packaged", lambda row, file=file: file)
+        with pytest.raises(ValueError, match=r"SHA-256 differs.: reinstall the package"):
+            timm.create_model(NANO, pretrained=True, num_classes=5)
+
+
+def test_weights_of_the_store_come_first(tmp_path):
+    state = {k: v.float() for k, v in load_file(the_file()).items()}
+    state["backbone.bn1.bias"] = torch.ones_like(state["backbone.bn1.bias"])
+    save_file(state, tmp_path / "own.safetensors")
+    from slotcon_hub.models.importing import import_checkpoint
+
+    import_checkpoint(tmp_path / "own.safetensors", f"{NANO}.mine")
+    assert store.names() == [f"{NANO}.mine", f"{PROTO}.mine"]
+    assert timm.create_model(NANO, pretrained=True).bn1.bias.ne(1).any()
+
+
+def test_a_run_is_packaged_in_half_precision(tmp_path):
+    export = tmp_path / "run" / "export" / "prototypes"
+    export.mkdir(parents=True)
+    state = {"prototypes.weight": torch.randn(3, 4), "backbone.bn1.num_batches_tracked": torch.tensor(7)}
+    save_file(state, export / store.WEIGHTS)
+    path = package(tmp_path / "run", "slotcon_nano.mine", tmp_path / "packaged")
+    assert path.name == "slotcon_nano_proto.mine.safetensors"
+    found = load_file(path)
+    assert torch.equal(found["prototypes.weight"], state["prototypes.weight"].half())
+    assert found["backbone.bn1.num_batches_tracked"] == 7
+    save_file({"prototypes.weight": torch.tensor([1e9])}, export / store.WEIGHTS)
+    with pytest.raises(ValueError, match="too large for half precision"):
+        package(tmp_path / "run", "slotcon_nano.mine", tmp_path / "packaged")

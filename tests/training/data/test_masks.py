@@ -1,0 +1,132 @@
+"""Labelled images as they lie on the disk: read exactly, or refused by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from training.data.masks import CenterSquare, LabeledImages
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two images with masks, one a folder deeper, of odd sizes."""
+    rng = np.random.default_rng(0)
+    for name, size in {"a": (5, 7), "deep/b": (33, 1)}.items():
+        for folder, shape in (("images", (*size, 3)), ("masks", size)):
+            path = tmp_path / folder / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 9, shape).astype(np.uint8)).save(path)
+    return tmp_path / "images", tmp_path / "masks"
+
+
+def test_images_and_masks_are_paired_by_name(folders):
+    data = LabeledImages(*folders)
+    assert len(data) == 2
+    for (image, truth), name in zip(data, ("a.png", "deep/b.png"), strict=True):
+        for found, folder in ((image.permute(1, 2, 0), folders[0]), (truth, folders[1])):
+            with Image.open(folder / name) as pil_image:
+                assert np.array_equal(found.numpy(), np.array(pil_image))
+
+
+def test_labels_become_classes(folders):
+    plain, mapped = (LabeledImages(*folders, labels=m) for m in (None, {i: i // 3 for i in range(9)}))
+    assert torch.equal(mapped[0][1], plain[0][1] // 3)
+
+
+def test_a_palette_and_unlabelled_pixels(folders):
+    labels = Image.fromarray(np.array([[3, 255]], dtype=np.uint8))
+    labels.putpalette(bytes(range(256)) * 3)
+    labels.save(folders[1] / "a.png")
+    Image.new("RGB", (2, 1)).save(folders[0] / "a.png")
+    assert LabeledImages(*folders, labels={3: 1})[0][1].tolist() == [[1, 255]]
+
+
+def rename(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "a.png").rename(folders[1] / "c.png")
+
+
+def lose(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "a.png").unlink()
+
+
+def double(folders: tuple[Path, Path]) -> None:
+    Image.new("RGB", (7, 5)).save(folders[0] / "a.jpg")
+
+
+def empty(folders: tuple[Path, Path]) -> None:
+    for path in folders[0].rglob("*.png"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (rename, r"1 of 2 files have no mask of their name in .*masks: the first is .*images/a\.png"),
+        (lose, r"1 of 2 files have no image of their name in .*images: the first is .*masks/a\.png"),
+        (double, r"a\.png and .*a\.jpg share a name"),
+        (empty, r"images holds no .*\.png"),
+    ],
+)
+def test_unpaired_files_are_refused(folders, harm, sentence):
+    harm(folders)
+    with pytest.raises(ValueError, match=sentence):
+        LabeledImages(*folders)
+
+
+def write_mask(pixels: object, dtype: object = np.uint8) -> object:
+    return lambda folders: Image.fromarray(np.array(pixels, dtype=dtype)).save(folders[1] / "a.png")
+
+
+def cut_short(folder: int) -> object:
+    def harm(folders: tuple[Path, Path]) -> None:
+        data = (folders[folder] / "a.png").read_bytes()
+        (folders[folder] / "a.png").write_bytes(data[: len(data) // 2])
+
+    return harm
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (write_mask(np.full((5, 7), 200)), r"masks/a\.png has the unknown label 200: known are 0 to 8, and 255"),
+        (write_mask(np.zeros((7, 5))), r"masks/a\.png is 5 x 7 but 7 x 5 pixels in the image"),
+        (write_mask(np.zeros((5, 7, 3))), r"masks/a\.png cannot be read as a mask: it holds RGB"),
+        (write_mask(np.zeros((5, 7)), np.uint16), r"masks/a\.png cannot be read as a mask: it holds I;16"),
+        (cut_short(0), r"images/a\.png cannot be read: OSError"),
+        (cut_short(1), r"masks/a\.png cannot be read as a mask: "),
+    ],
+)
+def test_what_cannot_be_measured_is_named(folders, harm, sentence):
+    harm(folders)
+    with pytest.raises(ValueError, match=sentence):
+        LabeledImages(*folders, labels={i: i for i in range(9)})[0]
+
+
+@pytest.mark.parametrize("size", [(20, 33), (47, 31), (9, 4), (1, 3), (16, 16)])
+def test_the_middle_is_cut_as_by_pillow(size):
+    rng = np.random.default_rng(0)
+    pixels, labels = (rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((*size, 3), size))
+    image, truth = tv_tensors.Image(torch.tensor(pixels).permute(2, 0, 1)), tv_tensors.Mask(torch.tensor(labels))
+    image, truth = CenterSquare(16)(image, truth)
+    height, width = (int(16 * side / min(size)) for side in size)
+    top, left = round((height - 16) / 2), round((width - 16) / 2)
+    box = (left, top, left + 16, top + 16)
+    expected = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR).crop(box)
+    assert np.abs(image.permute(1, 2, 0).numpy().astype(int) - np.array(expected)).max() <= 1
+    expected = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST).crop(box)
+    assert np.array_equal(truth.numpy(), np.array(expected))
+
+
+def test_a_transform_of_torchvision_moves_image_and_mask_together(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / folder / "0.png")
+    data = LabeledImages(tmp_path / "images", tmp_path / "masks", transform=v2.RandomCrop(4))
+    seen = [data[0] for _ in range(5)]
+    assert all(torch.equal(image[0], mask) and mask.shape == (4, 4) for image, mask in seen)
+    assert len({mask.sum().item() for _, mask in seen}) > 1

@@ -1,0 +1,138 @@
+"""Images with a label for each pixel, read strictly: what is missing or unknown ends in a sentence that names it.
+
+Dimensions: H x W pixels of an image.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+
+from slotcon_hub.images import ImageFiles, decode
+
+__all__ = ["IGNORE", "CenterSquare", "LabeledImages"]
+
+IGNORE = 255
+"""The label of a pixel without a class."""
+
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
+    """Images, uint8 3 x H x W, each with the mask of its name, uint8 H x W: classes, and 255 for none."""
+
+    def __init__(
+        self,
+        images: Path,
+        masks: Path,
+        *,
+        names: Sequence[str] | None = None,
+        labels: Mapping[int, int] | None = None,
+        transform: Transform | None = None,
+    ) -> None:
+        """List the files: images at any depth of a folder, and PNGs at the same places of another.
+
+        Args:
+            images: folder of images.
+            masks: folder of masks.
+            names: JPEGs to take, without ending; None takes all images, and wants an image for each mask too.
+            labels: those that a mask may hold beside 255, to the classes that they mean; None takes labels for
+                classes.
+            transform: of image and mask together, as those of ``torchvision.transforms.v2`` are.
+
+        Raises:
+            ValueError: there are no images, or an image or a mask stands alone.
+        """
+        if names is None:
+            found, truths = _by_name(images, ""), _by_name(masks, ".png")
+            _demand_partners(found, truths, masks, "mask")
+            _demand_partners(truths, found, images, "image")
+            self.files = [(found[name], truths[name]) for name in sorted(found)]
+        else:
+            self.files = [(images / f"{name}.jpg", masks / f"{name}.png") for name in names]
+        self.known = labels or {label: label for label in range(IGNORE)}
+        self.table = torch.full((IGNORE + 1,), -1)
+        self.table[list(self.known)] = torch.tensor(list(self.known.values()))
+        self.table[IGNORE] = IGNORE
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Read an image and its mask.
+
+        Raises:
+            ValueError: a file cannot be read, a label is unknown, or the two differ in size; it names the file.
+        """
+        path, mask = self.files[index]
+        try:
+            image = decode(path.read_bytes())
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from None
+        truth = self._truth(mask)
+        if image.shape[1:] != truth.shape:
+            sizes = " but ".join(f"{width} x {height}" for height, width in (truth.shape, image.shape[1:]))
+            raise ValueError(f"{mask} is {sizes} pixels in the image: masks and images must be of one size")
+        return self.transform(tv_tensors.Image(image), tv_tensors.Mask(truth)) if self.transform else (image, truth)
+
+    def _truth(self, path: Path) -> Tensor:
+        try:
+            with Image.open(path) as image:
+                if image.mode not in ("L", "P"):
+                    raise ValueError(f"it holds {image.mode}, not one 8-bit label a pixel (grey or palette)")
+                labels = pil_to_tensor(image)[0]
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read as a mask: {error}") from None
+        truth = self.table[labels.long()]
+        if (truth < 0).any():
+            raise ValueError(
+                f"{path} has the unknown label {int(labels[truth < 0].min())}: "
+                f"known are {min(self.known)} to {max(self.known)}, and {IGNORE} for pixels without one"
+            )
+        return truth.byte()
+
+
+def _by_name(folder: Path, ending: str) -> dict[str, Path]:
+    """The images with an ending below a folder, by their path in it without the ending."""
+    files: dict[str, Path] = {}
+    for path in map(Path, ImageFiles(folder).paths):
+        name = str(path.relative_to(folder).with_suffix(""))
+        if not path.name.lower().endswith(ending):
+            continue
+        if name in files:
+            raise ValueError(f"{path} and {files[name]} share a name: keep one of them")
+        files[name] = path
+    return files
+
+
+def _demand_partners(files: dict[str, Path], partners: dict[str, Path], folder: Path, what: str) -> None:
+    alone = sorted(files.keys() - partners.keys())
+    if alone:
+        raise ValueError(
+            f"{len(alone)} of {len(files)} files have no {what} of their name in {folder}: "
+            f"the first is {files[alone[0]]}"
+        )
+
+
+@dataclass(frozen=True)
+class CenterSquare:
+    """The middle of an image: its short side resized, then a square; bilinear, and nearest for the labels."""
+
+    size: int
+    """Pixels of a side."""
+
+    def __call__(self, image: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        """3 x H x W and H x W to 3 x size x size and size x size, the same part of both."""
+        image = resize(image, [self.size], InterpolationMode.BILINEAR, antialias=True)
+        truth = resize(truth[None], [self.size], InterpolationMode.NEAREST_EXACT)
+        square = [self.size, self.size]
+        return center_crop(image, square), center_crop(truth, square)[0]

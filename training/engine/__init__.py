@@ -1,0 +1,1 @@
+"""A resumable run of any task: launch, checkpoints, metrics, signals."""

@@ -1,0 +1,234 @@
+"""What one sees of a run while it runs: progress bar, ``metrics.jsonl``, Accelerate's trackers.
+
+Metrics stay on the device and are added up there; the host reads them once a line.
+"""
+
+import contextlib
+import json
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+from tqdm import tqdm
+
+from slotcon_hub import SlotConOutput
+
+__all__ = ["Diverged", "Monitor", "peak_memory"]
+
+_SCALARS = [f.name for f in fields(SlotConOutput) if f.name != "usage"]
+
+
+class Diverged(Exception):
+    """Loss or gradients are no longer numbers."""
+
+
+class Monitor:
+    """Collects the outputs of steps and writes a line of metrics every so often."""
+
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, steps: range, batch_size: int, log_every: int
+    ) -> None:
+        """Open the progress bar of the steps that are to be taken.
+
+        Args:
+            folder: of the run.
+            accelerator: whose processes the metrics are averaged over.
+            steps: of the run, from the one it starts at.
+            batch_size: of all processes, for images per second.
+            log_every: steps a line.
+        """
+        self.path, self.accelerator = folder / "metrics.jsonl", accelerator
+        self.batch_size, self.log_every = batch_size, log_every
+        main = accelerator.is_main_process
+        self.bar = tqdm(total=steps.stop, initial=steps.start, unit="step", disable=not main, dynamic_ncols=True)
+        if main and self.path.exists():
+            self._drop_lines_after(steps.start)
+        self.warned: set[str] = set()
+        self._reset()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside as waiting for data."""
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+
+    @contextlib.contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Leave the time inside out of the speed: what is looked at between steps is not training."""
+        before = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - before
+
+    def add(self, out: SlotConOutput, step: int) -> None:
+        """Add the output of a forward of the step with this number; nothing is read from the device."""
+        self.names = [name for name in _SCALARS if getattr(out, name) is not None]
+        values = torch.stack([getattr(out, name).detach().float() for name in self.names])
+        self.sums = values if self.sums is None else self.sums + values
+        self.usage = out.usage if self.usage is None else self.usage + out.usage
+        self.forwards += 1
+        number = torch.where(values.isfinite(), torch.inf, float(step))
+        self.broken = number if self.broken is None else self.broken.minimum(number)
+
+    def add_gradients(self, parameters: Iterable[Tensor], step: int) -> None:
+        """Add the norm of the gradients of the step with this number; nothing is read from the device."""
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.grad_norm = norm if self.grad_norm is None else self.grad_norm + norm
+        if self.accelerator.scaler is None:  # which leaves out steps whose gradients overflow
+            number = torch.where(norm.isfinite(), torch.inf, float(step))
+            self.overflow = number if self.overflow is None else self.overflow.minimum(number)
+
+    def step(self, step: int, values: dict[str, float], saving: bool) -> bool:
+        """Count a step; every ``log_every`` steps, after the last, and before a checkpoint, write a line.
+
+        Args:
+            step: steps behind us, this one included.
+            values: further ones for the line.
+            saving: a checkpoint is about to be written, which what is no number must prevent.
+
+        Returns:
+            Whether a line was written.
+
+        Raises:
+            Diverged: the loss is not finite, or without a gradient scaler, the gradients are not.
+        """
+        self.bar.update()
+        self.steps += 1
+        due = saving or step % self.log_every == 0 or step == self.bar.total
+        if due:
+            self._line(step, values)
+            self._reset()
+        return due
+
+    def close(self) -> None:
+        """Close the progress bar."""
+        self.bar.close()
+
+    def _reset(self) -> None:
+        self.sums: Tensor | None = None
+        self.usage: Tensor | None = None
+        self.broken: Tensor | None = None
+        self.grad_norm: Tensor | None = None
+        self.overflow: Tensor | None = None
+        self.forwards = self.steps = 0
+        self.waited, self.since = 0.0, time.perf_counter()
+
+    def _line(self, step: int, values: dict[str, float]) -> None:
+        assert self.sums is not None
+        assert self.usage is not None
+        mine = torch.cat([self.sums / self.forwards, self.sums.new_tensor([self.waited])])
+        everyone = self.accelerator.gather(mine[None]).cpu()
+        *means, _ = everyone.mean(0).tolist()
+        waited = everyone[:, -1].max().item()  # all wait for the one that waits for its images
+        usage = self.accelerator.reduce(self.usage, "sum").cpu().double()
+        seconds = time.perf_counter() - self.since
+        share = usage / usage.sum().clamp(min=1)
+        line = {
+            "step": step,
+            **dict(zip(self.names, means, strict=True)),
+            **values,
+            "dead_slots": int((usage == 0).sum()),
+            "usage_entropy": float(-(share * share.clamp(min=1e-12).log()).sum() / math.log(len(share))),
+            "images_per_second": self.steps * self.batch_size / seconds,
+            "data_wait": waited / seconds,
+            "memory_gb": peak_memory(self.accelerator.device),
+        }
+        overflow = math.inf if self.overflow is None else float(self.overflow)
+        if self.grad_norm is not None and math.isfinite(norm := float(self.grad_norm) / self.steps):
+            line["grad_norm"] = norm  # fp16 leaves out steps whose gradients overflow
+        if not math.isfinite(line["loss"]) or overflow < math.inf:
+            raise Diverged(
+                f"{self._blame(overflow)}: lower --base-lr, or use bf16 in place of fp16; the checkpoints are kept"
+            )
+        self._look(line, share)
+        self.bar.set_postfix(
+            loss=f"{line['loss']:.3f}", active=f"{line['active_slots']:.1f}", dead=line["dead_slots"]
+        )
+        self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=step)
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint may follow, and must not outlive its line
+
+    def _blame(self, overflow: float) -> str:
+        """What was first no number, gradients or which part of the loss, and in which step; of all processes.
+
+        Args:
+            overflow: the first step whose gradients were none; they are the same on all processes.
+        """
+        assert self.broken is not None
+        first = self.broken[None]
+        steps = self.accelerator.gather(first).amin(0).tolist()  # inf where all is well
+        step = min(steps)
+        if overflow < step:
+            return f"step {overflow:.0f} gave gradients that are no numbers"
+        parts = [name for name, at in zip(self.names, steps, strict=True) if at == step and name != "loss"]
+        return f"step {step:.0f} gave a loss that is no number, in {' and '.join(parts) or 'the sum'}"
+
+    def warn(self, step: int, what: str, wrong: bool, text: str) -> None:
+        """Say in words what goes wrong, and keep it in ``warnings.txt``: once, until it is well again.
+
+        Args:
+            step: at which it was looked at.
+            what: of its kind.
+            wrong: whether it is now.
+            text: what is said then.
+        """
+        if wrong and what not in self.warned and self.accelerator.is_main_process:
+            said = f"step {step}: {text}"
+            self.bar.write(f"warning: {said}")
+            with contextlib.suppress(OSError), self.path.with_name("warnings.txt").open("a") as file:
+                file.write(said + "\n")
+        (self.warned.add if wrong else self.warned.discard)(what)
+
+    def _look(self, line: dict[str, Any], share: Tensor) -> None:
+        step = line["step"]
+        most, number = (float(v) for v in share.max(0))
+        self.warn(
+            step,
+            "collapse onto one prototype",
+            most > 0.9,
+            f"prototype {number:.0f} takes {most:.0%} of all uses: the run has collapsed onto it; sharpen the "
+            "targets (--teacher-temp) or slow the teacher (--teacher-momentum)",
+        )
+        self.warn(
+            step,
+            "collapse of the views",
+            line["active_slots"] < 1.01,
+            f"a view has {line['active_slots']:.2f} active slots: every image is one group, so that nothing is "
+            "told apart; lower --base-lr or --teacher-temp",
+        )
+        self.warn(
+            step,
+            "starvation",
+            line["data_wait"] > 0.3,
+            f"{line['data_wait']:.0%} of the time goes into waiting for images: raise --workers, or put the "
+            "images on a faster disk",
+        )
+
+    def _drop_lines_after(self, step: int) -> None:
+        """Forget what was measured after the checkpoint that the run continues from, and a line cut short."""
+        whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        replacement = self.path.with_suffix(".new")
+        replacement.write_text("".join(line + "\n" for line in kept))
+        replacement.replace(self.path)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory that this process has used: of tensors on a GPU, else resident; GB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # of getrusage
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -1,0 +1,1 @@
+"""What pre-training of SlotCon adds to the engine."""

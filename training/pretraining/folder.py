@@ -1,0 +1,201 @@
+"""The folder of a run: its name, what it says of the run, and what it holds at the end."""
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from rich import print as show
+from rich.markup import escape
+from rich.table import Table
+
+from slotcon_hub import SlotCon
+from slotcon_hub.export.teacher import export
+from training.pretraining.curves import draw_curves
+from training.pretraining.preview import Showcase
+from training.pretraining.recipes import Recipe
+
+__all__ = ["before", "choose", "claim", "describe", "finish", "plain"]
+
+RUN = "run.json"
+
+BEGUN = {"lock", "run.new"}
+"""What is in the folder of a run that was killed before it had a ``run.json``."""
+
+STARTS = ("time", "revision", "versions", "python", "device", "processes", "threads", "mixed_precision")
+"""Facts that may be others each time that a run starts."""
+
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "huggingface-hub")
+
+
+def choose(name: str, recipe: Recipe) -> Path:
+    """Choose the folder of a run, on the main process for all; it is made when something is written.
+
+    Raises:
+        ValueError: it holds another run; on all processes alike.
+    """
+    folder = recipe.output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    problem = None
+    if folder.exists() and not folder.is_dir():
+        problem = f"{folder} is a file: choose another --output"
+    elif not recipe.resume and folder.is_dir() and any(folder.iterdir()):
+        problem = f"{folder} holds a run already: add --resume to continue it, or choose another --output"
+    elif recipe.resume and folder.is_dir() and not (folder / RUN).exists() and not _names(folder) <= BEGUN:
+        problem = f"{folder} holds something else than a run: choose another --output"
+    folder, problem = broadcast_object_list([(folder, problem)])[0]
+    if problem:
+        raise ValueError(problem)
+    return folder
+
+
+def claim(folder: Path, patience: int = 180) -> None:
+    """Keep other runs out of a folder for as long as this process lives, however it ends.
+
+    Args:
+        folder: of the run.
+        patience: seconds to wait for another process, which may be saving before it stops; or for a server of
+            files, which keeps the lock of a machine that is gone for 90 seconds or so.
+
+    Raises:
+        ValueError: that one does not end.
+    """
+    # Never closed: that would give the lock back. A lock of this kind is not inherited by workers, who may live on.
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    for second in range(patience + 1):
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except (BlockingIOError, PermissionError):
+            if second == 0:
+                print(f"waiting for the process that is training in {folder} to end", file=sys.stderr)
+            time.sleep(1)
+        except OSError as error:  # some network file systems know no locks
+            reason = f"{folder} cannot be locked ({error.strerror})"
+            print(f"warning: {reason}: make sure that no other process trains in it", file=sys.stderr)
+            return
+    raise ValueError(f"another process is still training in {folder}: stop it first, or choose another --output")
+
+
+def describe(
+    folder: Path, name: str, recipe: Recipe, images: int, accelerator: Accelerator, step: int | None = None
+) -> None:
+    """Print the resolved configuration, and save it with versions, machine and revision as ``run.json``.
+
+    Args:
+        folder: of the run.
+        name: of the recipe.
+        recipe: of the run.
+        images: their number.
+        accelerator: of the run.
+        step: that the run goes on from: what the file says stays, and this start joins the list ``resumed`` in it,
+            with the settings that are others now. None for a run that begins.
+    """
+    steps = recipe.epochs * recipe.steps_per_epoch(images)
+    settings = asdict(recipe)
+    facts = {
+        "recipe": name,
+        "settings": settings,
+        "images": images,
+        "steps": steps,
+        "peak_lr": recipe.peak_lr,
+        "processes": accelerator.num_processes,
+        "micro_batch": recipe.micro_batch(accelerator.num_processes),
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+        "device": _device_name(accelerator.device),
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+        "revision": _revision(),
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
+    facts = plain(facts)
+    kept = facts if step is None else _resumed(json.loads((folder / RUN).read_text()), facts, step)
+    new = (folder / RUN).with_suffix(".new")  # whole or not at all
+    new.write_text(json.dumps(kept, indent=2) + "\n")
+    new.replace(folder / RUN)
+    table = Table("setting", "value", title=escape(f"{name} in {folder}"), title_justify="left")
+    for key, value in {**settings, **{k: v for k, v in facts.items() if k != "settings"}}.items():
+        for inner, setting in value.items() if isinstance(value, dict) else [(key, value)]:
+            table.add_row(escape(str(inner)), escape(str(setting)))
+    show(table)
+
+
+def _resumed(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
+    """The facts of a run's first start, with a later one among those that it was resumed by."""
+    others = {k: v for k, v in now["settings"].items() if v != first["settings"].get(k)}
+    start = {"step": step, **{k: now[k] for k in STARTS}, "settings": others}
+    return {**first, "resumed": [*first.get("resumed", []), start]}
+
+
+def plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON gives them back."""
+    return json.loads(json.dumps(settings, default=str))
+
+
+def before(folder: Path, slotcon: SlotCon, showcase: Showcase) -> None:
+    """Measure a model without training, for comparison, and keep it as ``before.json``."""
+    found = showcase.measure(slotcon)
+    if found:
+        (folder / "before.json").write_text(json.dumps(asdict(found), indent=2) + "\n")
+
+
+def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, name: str) -> None:
+    """Write export, images and ``summary.json``, and print what a person wants to see."""
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    for left in folder.glob(".export-*"):  # by a kill in the middle
+        shutil.rmtree(left)
+    trained = f"Recipe {name}, {recipe.epochs} epochs, batch {recipe.batch_size}, views of {recipe.view_size} px."
+    export(slotcon, folder / "export", input_size=recipe.view_size, trained=trained)
+    found = showcase.measure(slotcon)
+    showcase.draw(slotcon, found, folder / "groups.png")
+    draw_curves(folder / "metrics.jsonl", folder / "curves.png")
+
+    table = Table("", "before", "after", title="\nresult", title_justify="left")
+    table.add_row("loss", "", f"{last['loss']:.3f}")
+    table.add_row("active slots per image", "", f"{last['active_slots']:.1f}")
+    summary = {"loss": last["loss"], "active_slots": last["active_slots"]}
+    if found:
+        start = json.loads((folder / "before.json").read_text())
+        for key, title in (("miou", "held-out mIoU"), ("pixel_accuracy", "held-out pixel accuracy")):
+            table.add_row(title, f"{start[key]:.3f}", f"{getattr(found, key):.3f}")
+        summary |= {"before": start, "after": asdict(found)}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    show(table)
+    for text, path in (("curves", "curves.png"), ("groups", "groups.png"), ("weights", "export")):
+        print(f"{text}: {folder / path}")
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+
+
+def _revision() -> str | None:
+    """The git revision of this checkout, with a mark if it was changed; None outside one."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+
+    def ask(*question: str) -> str:
+        command = [git, "-C", str(Path(__file__).parent), *question]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    revision = ask("rev-parse", "HEAD")
+    return f"{revision}-dirty" if revision and ask("status", "--porcelain") else revision or None

@@ -1,0 +1,229 @@
+"""Batches of view pairs: a run's plan of which images come when, and the loader that follows it.
+
+Every sample is drawn from (seed, epoch, index) and every order from (seed, epoch), whatever the number of
+processes, workers or interruptions; what a network draws, from (seed, step, rank).
+"""
+
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from slotcon_hub.images import EncodedImage
+from training.data.images import Images
+from training.data.streaming import deal
+from training.data.views import Pair, TwoCrops, TwoViews, stack
+from training.engine.signals import loading
+
+__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "collate", "make_loader", "seed_step"]
+
+SUBSTITUTES = 100  # images tried in the place of an unreadable one
+ORDERS, SAMPLES, STEPS = 0, 1, 2  # streams of random numbers that never meet
+PAUSES = (0.1, 0.5, 2)  # seconds between attempts to read an image
+LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+TOLERATED = 0.01  # share of the images that may be unreadable
+
+
+@dataclass
+class _Draft:
+    """A sample that is being made."""
+
+    rng: np.random.Generator
+    index: int
+    unreadable: list[int] = field(default_factory=list)
+    image: EncodedImage = field(init=False)
+    views: TwoCrops = field(init=False)
+
+
+class ViewPairs(Dataset[tuple[Pair, list[int]]]):
+    """Pairs of views of images, by (epoch, index)."""
+
+    def __init__(self, images: Images, views: TwoViews, seed: int) -> None:
+        """Take the images, how views are made of them, and the seed of all draws."""
+        self.images, self.views, self.seed = images, views, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Pair, list[int]]:
+        """The sample of an epoch and an image: its two views, and indices of images that could not be read.
+
+        In the place of an unreadable image comes another one, drawn from the same numbers; after a hundred of
+        them a black one, since such data end the run at its next line of metrics.
+        """
+        (sample,) = self.__getitems__([key])
+        return sample
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Pair, list[int]]]:
+        """The samples of a batch: first all is drawn, then made, so that either code stays in the caches."""
+        drafts = [_Draft(np.random.default_rng([self.seed, SAMPLES, *key]), key[1]) for key in keys]
+        for draft in drafts:
+            self._draw(draft)
+        return [self._make(draft) for draft in drafts]
+
+    def _draw(self, draft: _Draft) -> None:
+        """Draw the views of an image whose header can be read, or of none."""
+        while len(draft.unreadable) < SUBSTITUTES:
+            try:
+                draft.image = EncodedImage(self._read(draft.index))
+                draft.views = self.views.draw(draft.image.height, draft.image.width, draft.rng)
+                return
+            except OSError:
+                self._substitute(draft)
+
+    def _read(self, index: int) -> bytes:
+        """Read an image's bytes, again where that may help: a server of files may be away for a moment."""
+        for pause in PAUSES:
+            try:
+                return self.images.read(index)
+            except LASTING:
+                raise
+            except OSError as error:
+                if error.errno is None and not isinstance(error, TimeoutError):
+                    raise  # it is not of the system: there is no image
+                time.sleep(pause)
+        return self.images.read(index)
+
+    def _make(self, draft: _Draft) -> tuple[Pair, list[int]]:
+        while len(draft.unreadable) < SUBSTITUTES:
+            try:
+                pixels = draft.image.decode(reduction=draft.views.reduction)
+                return self.views.cut(pixels, draft.views), draft.unreadable
+            except OSError:
+                self._substitute(draft)
+                self._draw(draft)
+        black = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
+        return self.views.cut(black, self.views.draw(*black.shape[1:], draft.rng)), draft.unreadable
+
+    def _substitute(self, draft: _Draft) -> None:
+        draft.unreadable.append(draft.index)
+        draft.index = int(draft.rng.integers(len(self.images)))
+
+
+class TooManyUnreadable(Exception):
+    """So many images cannot be read that the data must be mended first."""
+
+
+class Unreadable:
+    """The images that a run could not read: named once, counted over all processes."""
+
+    def __init__(self, images: Images, accelerator: Accelerator, known: set[int]) -> None:
+        """Start with those that are known already; new ones join them."""
+        self.images, self.accelerator = images, accelerator
+        self.mine: set[int] = set()
+        self.all = known
+
+    def add(self, indices: list[int]) -> None:
+        """Note images that this process met."""
+        self.mine.update(indices)
+
+    def check(self) -> None:
+        """Name the new ones; all processes must call this together.
+
+        Raises:
+            TooManyUnreadable: they are more than 1 % of the images; on all processes alike.
+        """
+        met = set(gather_object(sorted(self.mine)))
+        for index in sorted(met - self.all):
+            self.accelerator.print(f"skipped, since it cannot be read: {self.images.name(index)}", file=sys.stderr)
+        self.all.update(met)
+        if len(self.all) > TOLERATED * len(self.images):
+            names = "\n  ".join(self.images.name(index) for index in sorted(self.all))
+            raise TooManyUnreadable(
+                f"{len(self.all)} of {len(self.images)} images cannot be read, more than {TOLERATED:.0%}: "
+                f"mend or remove them, then start again\n  {names}"
+            )
+
+
+class Steps(Sampler[list[tuple[int, int]]]):
+    """The (epoch, index) pairs of this process, micro-batch after micro-batch, for the steps of a whole run.
+
+    An epoch is a random order of all images, cut into global batches; what is left over is not seen. A global
+    batch is cut into equal micro-batches, which go to the processes in turn, and in each of them to its workers
+    in turn. Where images come in row groups, the order is one in which a worker reads whole ones.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        steps: range,
+        *,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        accumulation: int = 1,
+        groups: np.ndarray | None = None,
+        workers: int = 1,
+    ) -> None:
+        """Plan the steps.
+
+        Args:
+            length: number of images.
+            batch_size: of all processes together, in one optimisation step.
+            steps: step numbers, counted from the start of the run.
+            seed: of the orders.
+            rank: of this process.
+            processes: how many there are.
+            accumulation: micro-batches a process makes of its share.
+            groups: sizes of the row groups that the images come in; None if any order will do.
+            workers: of each process, for whom the groups are.
+        """
+        self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
+        self.rank, self.processes, self.accumulation = rank, processes, accumulation
+        self.groups, self.workers = groups, max(workers, 1)
+
+    def __len__(self) -> int:
+        """Number of micro-batches of this process."""
+        return len(self.steps) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield micro-batches."""
+        steps_per_epoch = self.length // self.batch_size
+        current, order = -1, np.empty(0, dtype=np.int64)
+        for step in self.steps:
+            epoch, place = divmod(step, steps_per_epoch)
+            if epoch != current:
+                current, order = epoch, self._order(epoch)
+            batch = order[place * self.batch_size :][: self.batch_size]
+            parts = np.split(batch, self.accumulation * self.processes)
+            for part in parts[self.rank :: self.processes]:
+                yield [(epoch, int(index)) for index in part]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, ORDERS, epoch])
+        if self.groups is None:
+            return rng.permutation(self.length)
+        steps, parts = self.length // self.batch_size, self.processes * self.accumulation
+        part = np.arange(steps * self.batch_size) // (self.batch_size // parts)
+        micro_batch, rank = np.divmod(part, self.processes)
+        worker = (epoch * steps * self.accumulation + micro_batch) % self.workers  # as DataLoader takes turns
+        return deal(self.groups, rank * self.workers + worker, rng)
+
+
+def collate(samples: list[tuple[Pair, list[int]]]) -> dict[str, Any]:
+    """Stack pairs of views, and join the indices that are ``unreadable``."""
+    pairs, unreadable = zip(*samples, strict=True)
+    return {**stack(pairs), "unreadable": list(itertools.chain(*unreadable))}
+
+
+def make_loader(pairs: ViewPairs, steps: Steps, workers: int) -> DataLoader[Any]:
+    """Load the micro-batches of a run; the workers live as long as it does."""
+    return DataLoader(
+        pairs,
+        batch_sampler=steps,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        **loading(workers),
+    )
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed what a network draws in a step, such as the paths it drops, so that nothing has to be remembered."""
+    sequence = np.random.SeedSequence([seed, STEPS, step, rank])
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))

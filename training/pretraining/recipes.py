@@ -1,0 +1,267 @@
+"""What a pre-training run is, as frozen values; one entry of ``RECIPES`` for each published run, and the demo.
+
+The arithmetic that the paper does by hand stands here beside the numbers: the learning rate follows the global
+batch (linear scaling, section 4.1), the steps follow the data.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from slotcon_hub import SlotConConfig
+from training.data.layouts import LayoutName
+from training.engine.optim import OptimizerName
+
+__all__ = ["RECIPES", "SCENES", "Recipe", "parse"]
+
+SCENES = "scenes"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A pre-training run: data, model, objective, optimisation, and what is kept of it.
+
+    Raises:
+        ValueError: for values that cannot work, naming the fix.
+    """
+
+    data: str | None = None
+    """Folder of images (searched at any depth), Parquet file, URL or folder of them, hf:<name> for a data set of
+    the Hugging Face Hub, or "scenes" for the embedded synthetic ones."""
+    split: str = "train"
+    """Split of a Hub data set, or of Parquet files named after theirs."""
+    image_column: str = "image"
+    """Column of a table that holds the images."""
+    streaming: bool = False
+    """Read a data set of the Hub, or Parquet files, as they are needed, and keep nothing of them on the disk."""
+    layout: LayoutName | None = None
+    """Data set that --data may be the folder of: its training images are then found below it, and counted. Any
+    other folder is taken whole, and so is every folder with None."""
+
+    backbone: str = "slotcon_r50"
+    """Any timm model that has a map: convolutional, or a transformer, which is made for the size of the views."""
+    slotcon: Annotated[SlotConConfig, tyro.conf.arg(name="")] = field(default_factory=SlotConConfig)
+
+    view_size: int = 224
+    """Side of a view, in pixels."""
+    min_crop: float = 0.08
+    """Smallest area of a crop, as a fraction of the image."""
+    geometric: bool = True
+    """Crop and flip the views independently; without it, both are one crop in two colours (ablation)."""
+
+    epochs: int = 800
+    """Passes over the data."""
+    batch_size: int = 512
+    """Images in an optimisation step, over all processes and accumulation steps."""
+    accumulation_steps: int = 1
+    """Micro-batches that a process makes of its share of the batch; the contrast sees one of them at a time, and
+    centre and BatchNorm move with each."""
+    optimizer: OptimizerName = "lars"
+    """LARS with trust coefficient 0.001, or SGD; momentum 0.9."""
+    base_lr: float = 1.0
+    """Peak learning rate for a batch of 256; the peak used is base_lr * batch_size / 256."""
+    weight_decay: float = 1e-5
+    """Of all parameters but biases and norms."""
+    warmup_epochs: float = 5
+    """Epochs in which the learning rate rises to its peak."""
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """Precision of the layers (losses stay in float32); None takes what accelerate is configured for."""
+    channels_last: bool = True
+    """Memory format of the network; the numbers stay the same."""
+    grad_checkpointing: bool = False
+    """Compute the student's activations again in the backward, in place of keeping them: less memory, more time,
+    the same numbers."""
+    compile: bool = False
+    """Compile student and teacher with torch.compile: a slow start, faster steps, slightly other rounding."""
+    seed: int = 0
+    """Of initialisation, order and augmentation."""
+
+    continue_from: Path | None = None
+    """Checkpoint to go on from in a new run: an authors' full one, or model.safetensors of a run. Student, teacher,
+    predictor and centre are its own; the optimiser's momentum starts anew."""
+    continue_at: int | None = None
+    """Epoch of the schedule to go on at: 0 starts a new one with these weights; None takes the checkpoint's, and 0
+    where it names none."""
+
+    output: Path | None = None
+    """Folder of the run; None makes runs/<recipe>-<date and time>."""
+    resume: bool = False
+    """Continue from the newest good checkpoint in --output; where there is none yet, start."""
+    workers: int = 8
+    """Processes that load images, for each training process."""
+    threads: int | None = None
+    """CPU threads of each process that trains on the CPU; None shares out all cores, where accelerate would take
+    one a process."""
+    log_every: int = 10
+    """Steps between two lines of metrics; a run asked to stop (SIGTERM, Ctrl-C) saves and ends at the next one."""
+    save_every: int = 5
+    """Epochs between two checkpoints; there is always one at the end."""
+    keep: int = 2
+    """Checkpoints kept, the newest ones."""
+    keep_every: int = 0
+    """Epochs between two checkpoints that are kept for good, besides; a multiple of --save-every, or 0 for none."""
+    show_every: int = 5
+    """Epochs between two images of the groups in the same images, slots/epoch-*.png; 0 draws none."""
+    probe: str | None = None
+    """Labelled images to classify by nearest neighbours at the same epochs: a folder with train and validation
+    parts of class folders, or of Parquet files, each of at most 100,000 images."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Accelerate's trackers, besides metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in ("view_size", "epochs", "accumulation_steps", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size={self.batch_size} leaves BatchNorm no variance: use at least 2")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} does not fit into epochs={self.epochs}: "
+                "shorten the warm-up, with --warmup-epochs"
+            )
+        if not 0 < self.min_crop <= 1:
+            raise ValueError(f"min_crop={self.min_crop} must be a fraction in (0, 1]")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads={self.threads} must be at least 1")
+        if self.show_every < 0:
+            raise ValueError(f"show_every={self.show_every} must not be negative; 0 draws none")
+        if self.probe and not self.show_every:
+            raise ValueError("--probe is measured every --show-every epochs: make that at least 1")
+        if self.keep_every < 0:
+            raise ValueError(f"keep_every={self.keep_every} must not be negative; 0 keeps none for good")
+        if self.keep_every % self.save_every:
+            raise ValueError(
+                f"keep_every={self.keep_every} is no multiple of save_every={self.save_every}: no checkpoint is "
+                "written at some of these epochs; change one of them"
+            )
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers} must not be negative; 0 loads in the training process")
+        if self.continue_at is not None and not 0 <= self.continue_at < self.epochs:
+            raise ValueError(f"continue_at={self.continue_at} must be an epoch from 0 to {self.epochs - 1}")
+        if self.continue_at is not None and self.continue_from is None:
+            raise ValueError("--continue-at needs --continue-from, the checkpoint to go on from")
+        if self.resume and self.output is None:
+            raise ValueError("--resume needs --output, the folder of the run to continue")
+
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate of the global batch."""
+        return self.base_lr * self.batch_size / 256
+
+    def micro_batch(self, processes: int) -> int:
+        """Images in one forward of one process.
+
+        Raises:
+            ValueError: the batch does not divide.
+        """
+        parts = processes * self.accumulation_steps
+        if self.batch_size % parts:
+            nearest = max(self.batch_size // parts, 1) * parts
+            steps = f" of {self.accumulation_steps} accumulation steps" if self.accumulation_steps > 1 else ""
+            raise ValueError(
+                f"batch_size={self.batch_size} does not divide over {processes} processes{steps}: "
+                f"use --batch-size {nearest}"
+            )
+        return self.batch_size // parts
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Optimisation steps in a pass over so many images; the rest of the last batch is left out.
+
+        Raises:
+            ValueError: there are fewer images than a batch takes.
+        """
+        if images < self.batch_size:
+            raise ValueError(
+                f"{images} images do not fill a batch: use --batch-size {images // 2 * 2} or less"
+                if images > 3
+                else f"{images} images are too few to pre-train on"
+            )
+        return images // self.batch_size
+
+
+COCO = Recipe(layout="coco")
+IN1K = replace(COCO, layout="imagenet", slotcon=SlotConConfig(num_prototypes=2048), save_every=1)  # epochs are long
+
+DEMO = Recipe(
+    data=SCENES,
+    backbone="slotcon_nano",
+    show_every=1,
+    # Some hundred steps in place of 180,000: sharper targets, a teacher that follows sooner, a higher rate.
+    slotcon=SlotConConfig(num_prototypes=16, hidden_dim=512, out_dim=128, teacher_temp=0.04, teacher_momentum=0.95),
+    view_size=96,
+    epochs=3,
+    batch_size=64,
+    base_lr=8.0,
+    warmup_epochs=0.5,
+    workers=1,
+    log_every=5,
+)
+
+RECIPES: dict[str, tuple[str, Recipe]] = {
+    "demo": (
+        "A small ResNet on synthetic scenes: minutes on two CPU cores, nothing to download.",
+        DEMO,
+    ),
+    "imagenette_20ep": (
+        "The small ResNet of the demo on Imagenette, 160 px (9,469 images): the weights that come with the "
+        "package. About an hour on two CPU cores.",
+        replace(
+            DEMO,
+            data=None,
+            slotcon=replace(DEMO.slotcon, num_prototypes=64, teacher_momentum=0.97),
+            epochs=20,
+            warmup_epochs=1,
+            save_every=2,
+            log_every=20,
+        ),
+    ),
+    "coco_800ep": (
+        "COCO train2017 (118,287 images). Reported: 41.0 box AP, 37.0 mask AP (Mask R-CNN R50-FPN 1x); "
+        "143 s an epoch and 16.0 GB a GPU on 8 x RTX 3090 at batch 1024.",
+        COCO,
+    ),
+    "cocoplus_800ep": (
+        "COCO train2017 + unlabeled2017 (241,690 images). Reported: 41.8 box AP, 37.8 mask AP.",
+        replace(COCO, layout="coco+"),
+    ),
+    "in1k_100ep": (
+        "ImageNet-1k train (1,281,167 images). Reported: 41.4 box AP, 37.2 mask AP.",
+        replace(IN1K, epochs=100),
+    ),
+    "in1k_200ep": (
+        "ImageNet-1k train (1,281,167 images). Reported: 41.8 box AP, 37.8 mask AP.",
+        replace(IN1K, epochs=200),
+    ),
+    "bdd100k_800ep": (
+        "BDD100K train (70,000 images). Reported: 73.9 mIoU on Cityscapes.",
+        replace(COCO, layout="bdd100k", slotcon=SlotConConfig(num_prototypes=64)),
+    ),
+    "cocostuff27": (
+        "COCO train2017 with 27 prototypes, for unsupervised segmentation. Reported: 42.36 pixel accuracy on "
+        "COCO-Stuff-27; its length is not stated, 800 epochs here.",
+        replace(COCO, slotcon=SlotConConfig(num_prototypes=27)),
+    ),
+}
+
+HELP = "usage: accelerate launch training/pretrain.py [recipe] [options]\n\nRecipes, each with its own --help:\n"
+
+
+def parse(argv: list[str]) -> tuple[str, Recipe]:
+    """Read the name of a recipe, the demo if there is none, and the options that override it.
+
+    Raises:
+        ValueError: an unknown recipe, or values that cannot work.
+    """
+    if argv[:1] in (["-h"], ["--help"]):
+        print(HELP + "".join(f"\n  {name}\n      {text}" for name, (text, _) in RECIPES.items()))
+        raise SystemExit(0)
+    name, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("demo", argv)
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
+    description, default = RECIPES[name]
+    recipe = tyro.cli(Recipe, default=default, args=options, prog=f"pretrain.py {name}", description=description)
+    if recipe.data is None:
+        raise ValueError(f"{name} needs images: add --data <folder>. {description}")
+    return name, recipe

@@ -1,0 +1,126 @@
+"""What is looked at while a run goes on: its groups in the same images, and a probe where there are labels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slotcon_hub.export.teacher import backbone_model
+from training.engine.errors import first_line
+from training.engine.metrics import Monitor
+from training.evaluation.features import Features, Labeled, extract
+from training.evaluation.knn import knn
+from training.pretraining.run import Run
+
+__all__ = ["Watch"]
+
+NEIGHBOURS = 20
+PROBED = 100_000  # images of a part: more take too long between epochs, and too much memory beside a training
+
+
+class Watch:
+    """Draws and probes the teacher every few epochs; nothing of the run depends on it."""
+
+    def __init__(self, run: Run) -> None:
+        """Open the labelled images, if the recipe names some.
+
+        Raises:
+            ValueError: they cannot be opened, or are too many.
+        """
+        self.run = run
+        probe, side = run.recipe.probe, run.recipe.view_size
+        with run.accelerator.main_process_first():
+            self.parts = [_Probed(probe, split, side) for split in ("train", "validation")] if probe else []
+        if (most := max(map(len, self.parts), default=0)) > PROBED:
+            raise ValueError(
+                f"--probe {probe} has {most:,} images in a split, and all are looked at every few epochs: give "
+                f"a selection of at most {PROBED:,}, and the whole to training.evaluation.knn when the run is done"
+            )
+
+    def due(self, step: int) -> bool:
+        """Whether this step ends an epoch that is looked at."""
+        every = self.run.recipe.show_every * self.run.steps_per_epoch
+        return every > 0 and step % every == 0
+
+    def look(self, step: int, monitor: Monitor) -> dict[str, float]:
+        """Draw the groups into ``slots/`` of the run's folder, and measure; all processes together.
+
+        What fails is left out, and the monitor says so.
+
+        Returns:
+            What was measured: ``knn``, accuracy in [0, 1] of 20 neighbours, where there are labels.
+        """
+        problem = self._draw(step) if self.run.accelerator.is_main_process else None
+        monitor.warn(step, "drawing", problem is not None, f"the groups could not be drawn: {problem}")
+        if not self.parts:
+            return {}
+        accuracy, problem = self._knn()
+        monitor.warn(step, "probe", problem is not None, f"no accuracy of the probe: {problem}")
+        return {} if accuracy is None else {"knn": accuracy}
+
+    def _draw(self, step: int) -> str | None:
+        """Draw, and return what went wrong."""
+        run = self.run
+        target = run.folder / "slots" / f"epoch-{step // run.steps_per_epoch:04d}.png"
+        try:
+            target.parent.mkdir(exist_ok=True)
+            run.showcase.draw(run.slotcon, None, target)
+        except Exception as error:  # of the disk, or of a GPU that is full
+            return first_line(error)
+        return None
+
+    def _knn(self) -> tuple[float | None, str | None]:
+        """Measure, and return the accuracy or what went wrong."""
+        run = self.run
+        try:
+            model = _Spared(backbone_model(run.slotcon).to(run.accelerator.device), run.recipe.view_size)
+            features = [extract(model, part, run.accelerator, workers=run.recipe.workers) for part in self.parts]
+            for part, found in zip(self.parts, features, strict=True):
+                if problem := _lacking(part, found):  # on all processes alike
+                    return None, model.problem or problem
+            return knn(*features, run.accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS], None
+        except Exception as error:
+            if run.accelerator.num_processes > 1:
+                raise  # the others wait for this process in the middle of it
+            return None, first_line(error)
+
+
+class _Probed(Labeled):
+    """Labelled images; one that cannot be read is of no numbers, so that all processes see it in its features."""
+
+    def __init__(self, data: str, split: str, side: int) -> None:
+        super().__init__(data, split)
+        self.side = side
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        try:
+            return super().__getitem__(index)
+        except (ValueError, OSError):
+            return index, torch.full((3, self.side, self.side), torch.nan)
+
+
+class _Spared(nn.Module):
+    """A backbone whose features are no numbers where it fails, so that no process waits for one that failed."""
+
+    def __init__(self, model: Any, side: int) -> None:
+        super().__init__()
+        self.model, self.num_features = model, model.num_features
+        self.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, side, side), "crop_pct": 0.875}
+        self.problem: str | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        try:
+            return self.model(images)
+        except RuntimeError as error:  # a full GPU is one
+            self.problem = first_line(error)
+            return images.new_full((len(images), self.num_features), torch.nan)
+
+
+def _lacking(part: _Probed, found: Features) -> str | None:
+    """Say so where images have no features; on all processes alike."""
+    none = (~found.values.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if not none:
+        return None
+    first = part.images.name(none[0])
+    reasons = "it cannot be read, or there was no memory for it"
+    return f"{len(none)} of {len(part)} images have no features, the first of them {first}: {reasons}"

@@ -1,0 +1,19 @@
+"""``python -m training.benchmark <subject> [options]``: each subject prints one table."""
+
+import tyro
+
+from training.tools.benchmark import data, step
+
+SUBJECTS = {"data": data.benchmark, "step": step.benchmark}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure a subject; what a user can cause ends in one sentence."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(SUBJECTS, args=argv, prog="python -m training.benchmark")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

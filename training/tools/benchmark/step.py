@@ -1,0 +1,290 @@
+"""A training step, part by part: milliseconds, arithmetic, memory, and what processes would send each other."""
+
+import gc
+import itertools
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import Literal
+
+import torch
+from accelerate import Accelerator, PartialState
+from rich import print as show
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from slotcon_hub import SlotCon
+from training.data.views import TwoViews
+from training.engine.metrics import peak_memory
+from training.engine.optim import make_optimizer
+from training.pretrain import backward, to_device
+from training.pretraining.model import accelerate, build, meet, wrap
+from training.pretraining.pairs import ViewPairs, collate
+from training.pretraining.recipes import RECIPES, Recipe
+from training.tools.benchmark.data import InMemory, make_images
+from training.tools.communication import COCO, traffic
+
+__all__ = ["benchmark"]
+
+WARMUP = 3  # steps that are not measured
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
+REPORTED = (  # supplementary A.1: global batch, seconds an epoch of COCO, GB a GPU
+    ("SlotCon, 8 x RTX 3090, as reported", 1024, 143, 16.0),
+    ("PixPro, likewise", 1024, 139, 15.1),
+    ("DenseCL, likewise", 256, 166, 7.9),
+)
+
+
+def benchmark(
+    recipe: str = "coco_800ep",
+    batch_sizes: tuple[int, ...] = (128,),
+    num_prototypes: tuple[int, ...] = (256,),
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None,
+    grad_checkpointing: bool = False,
+    compile: bool = False,
+    steps: int = 10,
+    gpus: int | None = None,
+) -> None:
+    """Print what each part of a training step costs, and how long an epoch of COCO takes at this speed.
+
+    A part ends when the device has done it, so that the parts together may take longer than the step, which is
+    measured without stopping. Loading images is left out. Launched by accelerate, all processes take the step
+    together.
+
+    Args:
+        recipe: whose network and views are measured, by its name.
+        batch_sizes: images on each process; each is measured.
+        num_prototypes: likewise.
+        mixed_precision: None takes bf16 on a GPU, and no on a CPU.
+        grad_checkpointing: compute the student's activations again in the backward.
+        compile: with torch.compile.
+        steps: that are measured, of each.
+        gpus: of the run whose traffic is computed; None takes the processes that there are, or 8 for one alone.
+
+    Raises:
+        ValueError: a number is too small, or there is no such recipe.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    gpus = gpus or (launched if launched > 1 else 8)
+    if min(*batch_sizes, *num_prototypes, gpus) < 2 or steps < 1:
+        raise ValueError("measure 1 step or more, of 2 images, 2 prototypes and the traffic of 2 GPUs or more")
+    results: list[Result] = []
+    published = RECIPES[recipe][1]
+    for prototypes, batch in itertools.product(num_prototypes, batch_sizes):
+        setting = replace(
+            published,
+            slotcon=replace(published.slotcon, num_prototypes=prototypes),
+            batch_size=batch * launched,
+            mixed_precision=mixed_precision or ("bf16" if torch.cuda.is_available() else "no"),
+            grad_checkpointing=grad_checkpointing,
+            compile=compile,
+            trackers=(),
+        )
+        processes = meet(setting)
+        try:
+            results.append(_measure(setting, processes, batch, steps, gpus))
+        except torch.OutOfMemoryError:
+            show(f"{batch} images with K = {prototypes} do not fit into the memory of the GPU")
+            continue
+        if processes.is_main_process:
+            _show_parts(results[-1])
+    if results and processes.is_main_process:
+        _show_all(results, processes.num_processes, gpus)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a recipe."""
+
+    recipe: Recipe
+    batch: int
+    """Images on a process."""
+    parts: dict[str, float]
+    """Milliseconds of each part, the device waited for at its end."""
+    step: float
+    """Milliseconds of a step, not waited for."""
+    arithmetic: dict[str, float]
+    """FLOPs of each part: of convolutions and products of matrices."""
+    rate: float
+    """FLOP/s of a large product of matrices."""
+    memory: float
+    """GB at the most."""
+    active: float
+    """Active slots a view."""
+    sent: float
+    """Bytes that a process sends in a step."""
+    keys: tuple[float, float]
+    """Bytes of the slots sent, and of all slots."""
+    machine: str
+
+
+def _measure(recipe: Recipe, processes: PartialState, batch: int, steps: int, gpus: int) -> Result:
+    device = processes.device
+    if device.type == "cuda":
+        gc.collect()  # Accelerate leaves a model in a cycle of references
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    trained = _Trained(recipe, processes, batch)
+    for _ in tqdm(range(WARMUP), "warming up", leave=False, disable=not processes.is_main_process):
+        active = trained.step()
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return 1000 * time.perf_counter()
+
+    start = clock()
+    for _ in tqdm(range(steps), "steps", leave=False, disable=not processes.is_main_process):
+        trained.step()
+    whole = (clock() - start) / steps
+    memory = peak_memory(device)
+    laps = [trained.parts(clock) for _ in range(steps)]
+    with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
+        arithmetic = trained.parts(counter.get_total_flops)
+    sent = traffic(trained.slotcon, batch=batch, active=float(active), processes=gpus)
+    return Result(
+        recipe=recipe,
+        batch=batch,
+        parts={part: median(lap[part] for lap in laps) for part in laps[0]},
+        step=whole,
+        arithmetic=arithmetic,
+        rate=_matrix_rate(device, DTYPES[trained.accelerator.mixed_precision], clock),
+        memory=memory,
+        active=float(active),
+        sent=sent.total,
+        keys=(sent.keys, sent.dense_keys),
+        machine=_machine(device),
+    )
+
+
+class _Trained:
+    """A model, and a batch that it is trained on again and again, as in pre-training."""
+
+    def __init__(self, recipe: Recipe, processes: PartialState, batch: int) -> None:
+        self.recipe = recipe
+        self.accelerator: Accelerator = accelerate(recipe)
+        self.slotcon: SlotCon = build(recipe, processes).train()
+        optimizer = make_optimizer(self.slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
+        self.model, self.optimizer = wrap(self.accelerator, self.slotcon, optimizer)
+        pairs = ViewPairs(InMemory(make_images(2 * recipe.view_size, 16)), TwoViews(recipe.view_size), seed=0)
+        views = collate([pairs[0, index % 16] for index in range(batch)])
+        cuda = processes.device.type == "cuda"  # where the loader hands over pinned memory
+        self.views = {key: v.pin_memory() if cuda else v for key, v in views.items() if isinstance(v, Tensor)}
+
+    def step(self, lap: Callable[[str], None] = lambda part: None) -> Tensor:
+        """Take a step, and name each part when it is over; return the active slots a view."""
+        inputs = to_device(self.views, self.accelerator.device, self.recipe.channels_last)
+        lap("views to the device, colours")
+        self.slotcon.update_teacher(0.99)
+        lap("teacher follows the student")
+        out = self.model(*inputs)
+        lap("slots and losses")
+        backward(self.accelerator, out.loss, self.slotcon, self.recipe.grad_checkpointing)
+        lap("backward")
+        get_total_norm([p.grad for p in self.slotcon.parameters() if p.grad is not None])
+        lap("norm of the gradients")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        lap("optimiser")
+        return out.active_slots
+
+    def parts(self, read: Callable[[], float]) -> dict[str, float]:
+        """Take a step, and say by how much a meter rose in each part of it."""
+        laps = _Laps(read)
+        networks: dict[str, nn.Module] = {"student": self.slotcon.student, "teacher": self.slotcon.teacher}
+        hooks = [n.register_forward_pre_hook(partial(laps.lap, "slots and losses")) for n in networks.values()]
+        hooks += [n.register_forward_hook(partial(laps.lap, f"{name}, forward")) for name, n in networks.items()]
+        self.step(laps.lap)
+        for hook in hooks:
+            hook.remove()
+        return laps.parts
+
+
+class _Laps:
+    """How much a meter rose, by the part that it rose in."""
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self.read, self.parts = read, {}
+        self.last = read()
+
+    @torch.compiler.disable
+    def lap(self, part: str, *_: object) -> None:
+        now = self.read()
+        self.parts[part] = self.parts.get(part, 0.0) + now - self.last
+        self.last = now
+
+
+def _matrix_rate(device: torch.device, dtype: torch.dtype, clock: Callable[[], float], rounds: int = 30) -> float:
+    """FLOP/s of the product of two large square matrices, the fastest of some."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    taken = []
+    for _ in range(rounds):
+        start = clock()
+        a @ b
+        taken.append(clock() - start)
+    return 2 * side**3 / min(taken) * 1000
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _show_parts(result: Result) -> None:
+    recipe = result.recipe
+    table = Table("part of a step", "ms", "share", "GFLOP", "TFLOP/s", "of the rate", title_justify="left")
+    extras = [", compiled"] * recipe.compile + [", gradient checkpointing"] * recipe.grad_checkpointing
+    table.title = (
+        f"{recipe.backbone}, {recipe.view_size} px, K = {recipe.slotcon.num_prototypes}, {result.batch} images, "
+        f"precision {recipe.mixed_precision}{''.join(extras)}"
+    )
+    table.caption = (
+        f"{result.machine}, torch {torch.__version__}; its rate for products of matrices: {result.rate / 1e12:.2f} "
+        f"TFLOP/s; {result.active:.1f} active slots a view"
+    )
+    waited = sum(result.parts.values())
+    parts = sorted(result.parts, key=lambda part: -result.parts[part])
+    rows = [(part, result.parts[part], result.arithmetic[part]) for part in parts]
+    for name, ms, flops in [*rows, ("whole, not stopped", result.step, sum(result.arithmetic.values()))]:
+        rate = flops / ms * 1000
+        of_rate = f"{rate / result.rate:.0%}"
+        table.add_row(name, f"{ms:.1f}", f"{ms / waited:.0%}", f"{flops / 1e9:.1f}", f"{rate / 1e12:.2f}", of_rate)
+    show(table)
+
+
+def _show_all(results: list[Result], processes: int, gpus: int) -> None:
+    speed = Table("", "K", "batch", "ms a step", "images/s", "s a COCO epoch", "GB a process")
+    sent = Table("K", "batch", "MB sent", "MB of keys", "in place of MB", "one part in", title_justify="left")
+    sent.title = f"what each of {gpus} GPUs would send in a step; keys: the active slots in place of all"
+    for result in results:
+        prototypes, batch = str(result.recipe.slotcon.num_prototypes), processes * result.batch
+        rate = 1000 * batch / result.step
+        measured = (f"{result.step:.0f}", f"{rate:,.4g}", f"{COCO / rate:,.0f}", f"{result.memory:.1f}")
+        speed.add_row(f"{processes} x {result.machine}", prototypes, str(batch), *measured)
+        keys, slots = result.keys
+        sizes = (f"{size / 1e6:,.1f}" for size in (result.sent, keys, slots))
+        sent.add_row(prototypes, str(gpus * result.batch), *sizes, f"{slots / keys:.0f}")
+    comparable = results[0].recipe.backbone == "slotcon_r50"
+    for name, batch, seconds, memory in REPORTED * comparable:
+        speed.add_row(
+            name,
+            "",
+            str(batch),
+            f"{1000 * batch * seconds / COCO:.0f}",
+            f"{COCO / seconds:.1f}",
+            str(seconds),
+            str(memory),
+        )
+    show(speed)
+    show(sent)

@@ -1,0 +1,113 @@
+"""Kill a run, resume it, and compare what comes out in the end with a run that nobody disturbed."""
+
+import itertools
+import json
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from training.tools.reliability.launch import Launch
+
+__all__ = ["MOMENTS", "Storm", "differences", "storm"]
+
+MEASURED = ("images_per_second", "data_wait", "memory_gb")
+"""What of a line of metrics is never the same twice."""
+
+MOMENTS: dict[str, tuple[Callable[[Path], Iterable[Path]], float]] = {
+    "while it sets up": (lambda folder: [], 2.0),
+    "in a step": (lambda folder: folder.glob("metrics.jsonl"), 1.0),
+    "in a save": (lambda folder: folder.glob("checkpoints/.step-*"), 0.03),
+    "at the end of an epoch": (lambda folder: folder.glob("checkpoints/step-*"), 0.01),
+    "in the export": (lambda folder: folder.glob(".export-*"), 0.3),
+}
+"""When to kill: once such a path is new or changed (the first: at once), and then up to so many seconds later."""
+
+
+def _wait(launch: Launch, folder: Path, moment: str, pause: float) -> bool:
+    """Wait for a moment; False if the run ends before it."""
+    paths, longest = MOMENTS[moment]
+    while launch.running():
+        if moment == "while it sets up" or _new(paths(folder), launch.started):
+            time.sleep(pause * longest)
+            return launch.running()
+        time.sleep(0.0005)
+    return False
+
+
+def _new(paths: Iterable[Path], since: float) -> bool:
+    try:
+        return any(path.stat().st_mtime > since for path in paths)
+    except FileNotFoundError:  # it vanished just now
+        return True
+
+
+@dataclass
+class Storm:
+    """What was done to runs, and what became of them."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    """By moment."""
+    half_saves: int = 0
+    """Kills that left a checkpoint half written, or half removed."""
+    runs: int = 0
+    """Brought to their end."""
+    differing: int = 0
+    """Those of them that were not the undisturbed run."""
+    lost: list[str] = field(default_factory=list)
+    """What differed, in words."""
+
+
+def storm(
+    argv: Sequence[object], whole: Path, folder: Path, moments: Sequence[str], *, processes: int = 1, seed: int = 0
+) -> Storm:
+    """Kill and resume runs at one moment after the other, and compare each finished one.
+
+    Args:
+        argv: of the training, without ``--output``.
+        whole: the folder of an undisturbed run with these arguments.
+        folder: where the runs go.
+        moments: names of ``MOMENTS``; a run that ends before its moment has come is followed by another.
+        processes: that train; one of them is killed a little before the others.
+        seed: of the pauses.
+    """
+    rng, result, left = random.Random(seed), Storm(), list(moments)
+    for number in itertools.count():
+        run, log = folder / f"run-{number}", folder / f"run-{number}.log"
+        while True:
+            launch = Launch([*argv, "--output", run, "--resume"], log, processes)
+            if not left or not _wait(launch, run, left[0], rng.random()):
+                break
+            launch.signal(signal.SIGKILL, rng.randrange(processes))
+            time.sleep(rng.choice([0, 0.2]) if processes > 1 else 0)
+            launch.signal(signal.SIGKILL)
+            launch.end()
+            result.kills[left.pop(0)] += 1
+            result.half_saves += _new(run.glob("checkpoints/.step-*"), launch.started)
+        failed = any(launch.end())
+        found = [f"it ended with an error, see {log}"] if failed else differences(whole, run)
+        result.runs += 1
+        result.differing += bool(found)
+        result.lost += [f"{run}: {what}" for what in found]
+        if not left:
+            return result
+
+
+def differences(whole: Path, run: Path) -> list[str]:
+    """What two finished runs do not share of their metrics, final states and exports; clock and memory aside."""
+    found = [] if _lines(whole) == _lines(run) else ["metrics.jsonl"]
+    last = sorted((whole / "checkpoints").glob("step-*"))[-1].relative_to(whole)
+    files = [last / "model.safetensors", last / "optimizer.pt"]
+    files += [Path("export", part, "model.safetensors") for part in ("backbone", "prototypes")]
+    for file in files:
+        if not (run / file).exists() or (whole / file).read_bytes() != (run / file).read_bytes():
+            found.append(str(file))
+    return found
+
+
+def _lines(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
