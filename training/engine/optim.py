@@ -1,13 +1,13 @@
 """Learning rate and optimisers of the paper, section 4.1: LARS, or SGD."""
 
 import math
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
-from timm.optim import Lars
 from torch import nn
 
-__all__ = ["OptimizerName", "lr_at", "make_optimizer"]
+__all__ = ["Lars", "OptimizerName", "lr_at", "make_optimizer"]
 
 OptimizerName = Literal["lars", "sgd"]
 
@@ -27,6 +27,82 @@ def lr_at(step: int, *, base_lr: float, warmup_steps: int, total_steps: int) -> 
     return 1e-6 + (base_lr - 1e-6) * (1 + math.cos(math.pi * progress)) / 2
 
 
+class Lars(torch.optim.Optimizer):
+    """LARS as SlotCon was published with it (after You et al., arXiv 1708.03888), on all tensors of a group at once.
+
+    For a parameter w with gradient g, momentum buffer mu (from 0) and learning rate lr::
+
+        d = g + weight_decay * w
+        q = trust_coefficient * |w| / |d|  if |w| > 0 and |d| > 0, else 1
+        mu = momentum * mu + q * d
+        w = w - lr * mu
+
+    The decay is inside the norm. timm's ``Lars`` divides by ``|g| + weight_decay * |w|`` instead, which shortens the
+    steps of parameters whose decay is not small beside their gradient, such as the prototypes.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.0,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        """Take parameters or groups of them; a group with ``trust_coefficient=None`` has q = 1."""
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take a step with the gradients that the parameters hold; those without one stay as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            together = (
+                bool(params) and params[0].is_cuda
+            )  # a CPU is faster with one tensor after another in its cache
+            for some in [params] if together else [[p] for p in params]:
+                self._move(some, group)
+        return loss
+
+    def _move(self, params: list[torch.Tensor], group: dict[str, Any]) -> None:
+        steps = torch._foreach_add([p.grad for p in params], params, alpha=group["weight_decay"])  # type: ignore
+        if group["trust_coefficient"] is not None:
+            w, d = torch.stack(torch._foreach_norm(params)), torch.stack(torch._foreach_norm(steps))
+            q = torch.where((w > 0) & (d > 0), group["trust_coefficient"] * w / d, 1.0)
+            torch._foreach_mul_(steps, list(q.unbind()))
+        for p in params:
+            if p not in self.state:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, steps)
+        torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the momentum buffers and settings of :meth:`state_dict`.
+
+        Raises:
+            ValueError: the state is of another optimiser, such as timm's ``Lars``.
+        """
+        if any("trust_coefficient" not in group for group in state_dict["param_groups"]):
+            raise ValueError(
+                "this checkpoint has the state of another optimiser than LARS as it is now (until version 0.1.0 "
+                "timm's, which takes shorter steps): begin a new run from its weights, with --continue-from"
+            )
+        super().load_state_dict(state_dict)
+
+
 def make_optimizer(
     model: nn.Module, name: OptimizerName, *, weight_decay: float, momentum: float = 0.9
 ) -> torch.optim.Optimizer:
@@ -42,11 +118,8 @@ def make_optimizer(
         momentum: of either.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    weights: dict[str, Any] = {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay}
+    others: dict[str, Any] = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
     if name == "lars":
-        groups[0]["always_adapt"] = True  # without it, a decay of 0 would end the adaptation too
-        return Lars(groups, lr=0.0, momentum=momentum, trust_coeff=0.001)
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+        return Lars([weights, {**others, "trust_coefficient": None}], momentum=momentum)
+    return torch.optim.SGD([weights, others], lr=0.0, momentum=momentum)
