@@ -28,7 +28,7 @@ def lr_at(step: int, *, base_lr: float, warmup_steps: int, total_steps: int) -> 
 
 
 class Lars(torch.optim.Optimizer):
-    """LARS as SlotCon was published with it (after You et al., arXiv 1708.03888), on all tensors of a group at once.
+    """LARS by the rule of SlotCon's published code (after You et al., arXiv 1708.03888).
 
     For a parameter w with gradient g, momentum buffer mu (from 0) and learning rate lr::
 
@@ -37,8 +37,8 @@ class Lars(torch.optim.Optimizer):
         mu = momentum * mu + q * d
         w = w - lr * mu
 
-    The decay is inside the norm. timm's ``Lars`` divides by ``|g| + weight_decay * |w|`` instead, which shortens the
-    steps of parameters whose decay is not small beside their gradient, such as the prototypes.
+    The decay is inside the norm. timm's ``Lars`` divides by ``|g| + weight_decay * |w|`` instead, which shortens
+    the steps of parameters whose decay is not small beside their gradient, such as the prototypes.
     """
 
     def __init__(
