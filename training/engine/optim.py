@@ -68,10 +68,8 @@ class Lars(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            together = (
-                bool(params) and params[0].is_cuda
-            )  # a CPU is faster with one tensor after another in its cache
-            for some in [params] if together else [[p] for p in params]:
+            # On a CPU, one tensor after another stays in the cache.
+            for some in [params] if params and params[0].is_cuda else [[p] for p in params]:
                 self._move(some, group)
         return loss
 
