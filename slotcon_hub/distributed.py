@@ -171,37 +171,7 @@ class _CpuSyncBatchNormAct(CpuSyncBatchNorm):
         return self.act(self.drop(super().forward(input)))
 
 
-class _Unwaited:
-    """A `torch.nn.SyncBatchNorm` that does not make the host wait for its device.
-
-    torch's own looks for processes without rows, and waits three times in every forward to find none. It leaves
-    that out while a CUDA graph is captured, which is what it is told as long as all processes have rows.
-    """
-
-    all_have_rows = True
-    """Set to False for a forward in which a process may have none."""
-
-    @torch.compiler.disable
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.all_have_rows:
-            return super().forward(input)  # type: ignore[misc]
-        asked = torch.cuda.is_current_stream_capturing
-        torch.cuda.is_current_stream_capturing = lambda: True
-        try:
-            return super().forward(input)  # type: ignore[misc]
-        finally:
-            torch.cuda.is_current_stream_capturing = asked
-
-
-class _UnwaitedSyncBatchNorm(_Unwaited, nn.SyncBatchNorm):
-    pass
-
-
-class _UnwaitedSyncBatchNormAct(_Unwaited, SyncBatchNormAct):
-    pass
-
-
-SYNCHRONIZED = (_UnwaitedSyncBatchNorm, CpuSyncBatchNorm)
+SYNCHRONIZED = (nn.SyncBatchNorm, CpuSyncBatchNorm)
 """The norms whose statistics are those of all processes."""
 
 
@@ -215,9 +185,8 @@ def synchronize_batchnorm(module: nn.Module, device_type: str) -> nn.Module:
         device_type: where the module will be trained, such as "cuda"; torch has no such norm for "cpu".
     """
     module = convert_sync_batchnorm(module)
-    ours: dict[type, type] = {nn.SyncBatchNorm: _UnwaitedSyncBatchNorm, SyncBatchNormAct: _UnwaitedSyncBatchNormAct}
     if device_type == "cpu":
-        ours = {nn.SyncBatchNorm: CpuSyncBatchNorm, SyncBatchNormAct: _CpuSyncBatchNormAct}
-    for child in module.modules():
-        child.__class__ = ours.get(type(child), type(child))  # the attributes are the same
+        ours: dict[type, type] = {nn.SyncBatchNorm: CpuSyncBatchNorm, SyncBatchNormAct: _CpuSyncBatchNormAct}
+        for child in module.modules():
+            child.__class__ = ours.get(type(child), type(child))  # the attributes are the same
     return module

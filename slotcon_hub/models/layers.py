@@ -85,16 +85,13 @@ class MLP(nn.Module):
         Returns:
             Q x out.
         """
-        norms = [norm for norm in self.mlp if isinstance(norm, SYNCHRONIZED)]
-        if counts is None or not norms:
+        if counts is None or not any(isinstance(norm, SYNCHRONIZED) for norm in self.mlp):
             counts = [len(rows)]
         if sum(counts) < 2:
             # Of copies: the next batch may move the statistics before the gradients of this one are computed.
             statistics = {name: buffer.clone() for name, buffer in self.mlp.named_buffers()}
             with evaluating(self.mlp):
                 return functional_call(self.mlp, statistics, rows)
-        for norm in norms:
-            norm.all_have_rows = min(counts) > 0
         return self.mlp(rows)
 
 

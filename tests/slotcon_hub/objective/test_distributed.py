@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
-from unittest.mock import Mock
 
 import pytest
 import slow
@@ -33,7 +32,6 @@ from torch.nn.parallel import DistributedDataParallel
 from slotcon_hub import SlotCon, SlotConConfig, distributed
 from slotcon_hub import functional as SF
 from slotcon_hub.distributed import CpuSyncBatchNorm, synchronize_batchnorm
-from slotcon_hub.models.layers import SlotPredictor
 from slotcon_hub.objective.slot_loss import SlotLoss
 
 SUPPORT = Path(__file__).parents[2] / "support"
@@ -443,38 +441,6 @@ def test_synchronized_norms_of_one_process_are_plain(training):
     x = norm_input((3, 3, 8, 8), 7)
     close(changed(x), plain(x))
     close(changed.state_dict(), plain.state_dict())
-
-
-class Capturing(nn.Module):
-    """In the place of torch's norm, which a CPU cannot run: what it is told of CUDA graphs."""
-
-    def forward(self, x: Tensor) -> bool:
-        if not x.numel():
-            raise RuntimeError
-        return torch.cuda.is_current_stream_capturing()
-
-
-@pytest.mark.parametrize("make", [lambda: nn.BatchNorm2d(4), lambda: BatchNormAct2d(4)])
-def test_norms_on_gpus_do_not_look_for_processes_without_rows(make, monkeypatch):
-    norm = synchronize_batchnorm(make(), "cuda")
-    assert isinstance(norm, (nn.SyncBatchNorm, *distributed.SYNCHRONIZED))
-    asked = Mock(return_value=False)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", asked)
-    monkeypatch.setattr(nn.SyncBatchNorm, "forward", Capturing.forward)
-    norm.act = norm.drop = nn.Identity()
-    assert norm(torch.ones(2, 4, 1, 1)) is True
-    with pytest.raises(RuntimeError):
-        norm(torch.ones(0, 4, 1, 1))
-    assert torch.cuda.is_current_stream_capturing is asked
-    norm.all_have_rows = False
-    assert norm(torch.ones(2, 4, 1, 1)) is False
-
-
-def test_a_predictor_says_whether_all_processes_have_rows():
-    predictor = synchronize_batchnorm(SlotPredictor(4, 8), "cpu")
-    for counts, all_have in (([3, 2], True), ([3, 0], False), ([3, 1], True)):
-        predictor(torch.randn(3, 4), counts)
-        assert [predictor.mlp[i].all_have_rows for i in (1, 4)] == [all_have] * 2
 
 
 def reference(
