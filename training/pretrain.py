@@ -8,14 +8,15 @@ import copy
 import itertools
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from slotcon_hub import SlotCon
+from slotcon_hub import SlotCon, SlotConOutput
 from slotcon_hub.functional import teacher_momentum
 from training.data import color
 from training.data.streaming import ParquetStream, Unreachable
@@ -94,7 +95,7 @@ def rehearse(run: Run) -> None:
     view = torch.randn(batch, 3, recipe.view_size, recipe.view_size, device=device)
     box, flip = torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(batch, 4), view.new_zeros(batch).bool()
     with keeping_buffers(run.slotcon):
-        run.accelerator.backward(run.model((view, view), (box, box), (flip, flip)).loss)
+        forward_backward(run.accelerator, run.model, run.slotcon, ((view, view), (box, box), (flip, flip)))
     run.optimizer.zero_grad()
 
 
@@ -122,10 +123,15 @@ def fit(run: Run, watch: Watch, stop: Stop) -> None:
             with monitor.waiting():
                 batch = next(loader)
             unreadable.add(batch.pop("unreadable"))
-            whole = micro == recipe.accumulation_steps
-            with contextlib.nullcontext() if whole else accelerator.no_sync(run.model):
-                out = run.model(*to_device(batch, accelerator.device, recipe.channels_last))
-                backward(accelerator, out.loss / recipe.accumulation_steps, slotcon, recipe.grad_checkpointing)
+            out = forward_backward(
+                accelerator,
+                run.model,
+                slotcon,
+                to_device(batch, accelerator.device, recipe.channels_last),
+                share=1 / recipe.accumulation_steps,
+                sync=micro == recipe.accumulation_steps,
+                recompute=recipe.grad_checkpointing,
+            )
             monitor.add(out, step + 1)
         accelerator.unscale_gradients()
         monitor.add_gradients(slotcon.parameters(), step + 1)
@@ -177,10 +183,45 @@ def load(run: Run, steps: range) -> Any:
     return make_loader(ViewPairs(run.images, views, recipe.seed), plan, recipe.workers)
 
 
-def backward(accelerator: Accelerator, loss: Tensor, slotcon: SlotCon, recomputing: bool) -> None:
-    """Compute the gradients; what recomputes forwards for it leaves BatchNorm's statistics as they are."""
-    with keeping_buffers(slotcon) if recomputing else contextlib.nullcontext():
-        accelerator.backward(loss)
+def forward_backward(
+    accelerator: Accelerator,
+    model: nn.Module,
+    slotcon: SlotCon,
+    batch: tuple[Any, Any, Any],
+    *,
+    share: float = 1.0,
+    sync: bool = True,
+    recompute: bool = False,
+    lap: Callable[[str], None] = lambda part: None,
+) -> SlotConOutput:
+    """Add the gradients of a micro-batch, one view of the student after the other.
+
+    Every term of the loss depends on one student view, so its activations are gone before the next view's begin:
+    half the memory of both together, and the same gradients.
+
+    Args:
+        accelerator: of the run.
+        model: ``slotcon`` as it is trained, wrapped by accelerate.
+        slotcon: whose teacher makes the targets.
+        batch: views, boxes and flips.
+        share: of the micro-batch in the loss of the step.
+        sync: sum the gradients over the processes, in the last backward; False in all but the last micro-batch.
+        recompute: the backward repeats forwards (gradient checkpointing), which must not move BatchNorm statistics.
+        lap: called with the name of each part when it is over.
+    """
+    with accelerator.autocast():  # which accelerate adds to the forward of the model alone
+        targets = slotcon.teach(*batch)
+    lap("slots and losses")
+    outputs = []
+    for direction in (0, 1):
+        with contextlib.nullcontext() if sync and direction == 1 else accelerator.no_sync(model):
+            out = model(*batch, targets=targets, directions=(direction,))
+            lap("slots and losses")
+            with keeping_buffers(slotcon) if recompute else contextlib.nullcontext():
+                accelerator.backward(out.loss * share)
+            lap("backward")
+        outputs.append(replace(out, loss=out.loss.detach()))
+    return outputs[0] + outputs[1]
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ Dimensions: B images on this process, C backbone channels, D embedding channels,
 """
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,28 +37,37 @@ class ImageLoss(nn.Module):
         self.predictor = MLP(out_dim, hidden_dim, out_dim)
         self.temperature = temperature
 
-    def forward(self, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
-        """Loss, sum of both directions: the student's view a picks the teacher's view b of its image.
-
-        The candidates are that view of all images of the global batch.
+    @torch.no_grad()
+    def keys(self, teacher: Tensor) -> Tensor:
+        """The teacher's vectors of a view of all images of the global batch.
 
         Args:
-            students: the student's features of both views, two of B x C x H x W, B the same on all processes.
-            teachers: the teacher's; they get no gradient.
+            teacher: B x C x H x W, the teacher's features of the view, B the same on all processes.
+
+        Returns:
+            (B x processes) x D.
+        """
+        return distributed.gather_rows(self._project(self.teacher, teacher), self._counts(teacher))
+
+    def forward(self, student: Tensor, keys: Tensor) -> Tensor:
+        """Loss of one direction: the student's view of an image picks the teacher's other view of it.
+
+        Args:
+            student: B x C x H x W, the student's features of one view.
+            keys: of the teacher's other view, as :meth:`keys` returns them.
 
         Returns:
             A scalar: the mean over the images of this process.
         """
-        images, processes = len(students[0]), distributed.world_size()
-        q1, q2 = (self.predictor(self._project(self.student, f), [images] * processes) for f in students)
-        with torch.no_grad():
-            keys = (self._project(self.teacher, f) for f in teachers)
-            k1, k2 = (distributed.gather_rows(k, [images] * processes) for k in keys)
-        own = torch.arange(images, device=q1.device) + images * distributed.rank()
-        with torch.autocast(q1.device.type, enabled=False):
-            q1, q2, k1, k2 = (full_precision(x) for x in (q1, q2, k1, k2))
-            return SF.contrast(q1, k2, own, self.temperature) + SF.contrast(q2, k1, own, self.temperature)
+        queries = self.predictor(self._project(self.student, student), self._counts(student))
+        own = torch.arange(len(student), device=student.device) + len(student) * distributed.rank()
+        with torch.autocast(student.device.type, enabled=False):
+            return SF.contrast(full_precision(queries), full_precision(keys), own, self.temperature)
 
     @staticmethod
-    def _project(head: MLP, features: Tensor) -> Tensor:
-        return head(features.mean((2, 3)), [len(features)] * distributed.world_size())
+    def _counts(features: Tensor) -> list[int]:
+        return [len(features)] * distributed.world_size()
+
+    @classmethod
+    def _project(cls, head: MLP, features: Tensor) -> Tensor:
+        return head(features.mean((2, 3)), cls._counts(features))

@@ -4,8 +4,11 @@ Dimensions: B images on this process, K prototypes, D embedding channels, H x W 
 """
 
 import copy
+import functools
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,7 @@ from slotcon_hub.models.layers import Dense, PrototypeNetwork, SlotPredictor
 from slotcon_hub.objective.image_loss import ImageLoss
 from slotcon_hub.objective.slot_loss import SlotLoss, slot_loss
 
-__all__ = ["SlotCon", "SlotConConfig", "SlotConOutput"]
+__all__ = ["SlotCon", "SlotConConfig", "SlotConOutput", "Targets"]
 
 Pair = tuple[Tensor, Tensor]
 Align = Literal["assignments", "projections"]
@@ -76,7 +79,10 @@ class SlotConConfig:
 
 @dataclass
 class SlotConOutput:
-    """Losses of a step, and the statistics that show whether it goes well (supplementary D). All are tensors."""
+    """Losses of a step, and the statistics that show whether it goes well (supplementary D). All are tensors.
+
+    Of one direction, each field is what the direction adds: the outputs of both directions sum to that of the pair.
+    """
 
     loss: Tensor
     """Scalar: ``group_loss_weight * group_loss + (1 - group_loss_weight) * slot_loss``, and
@@ -95,6 +101,27 @@ class SlotConOutput:
     """Scalar: K - positive_pairs, the terms of an image that the slot loss leaves out."""
     usage: Tensor
     """K integers: teacher views of this process in which each slot is active."""
+
+    def __add__(self, other: "SlotConOutput") -> "SlotConOutput":
+        sums: dict[str, Any] = {}
+        for name, mine in vars(self).items():
+            sums[name] = None if mine is None else mine + getattr(other, name)
+        return SlotConOutput(**sums)
+
+
+class Targets(NamedTuple):
+    """What the teacher makes of both views of a batch: all that a view of the student is compared with."""
+
+    slots: Pair
+    """Two of B x K x D."""
+    aligned: Pair
+    """Two of B x K x H x W raw scores of the region that both views show."""
+    active: Tensor
+    """2 x B x K booleans."""
+    center: Tensor
+    """1 x K, the centre before this batch moves it."""
+    image_keys: Pair | None
+    """Vectors of all images of the global batch for the image loss, where there is one."""
 
 
 class _Grouped(NamedTuple):
@@ -136,46 +163,84 @@ class SlotCon(nn.Module):
         self.register_buffer("center", torch.zeros(1, config.num_prototypes))
         self.image_loss = ImageLoss(self.student.channels, *dims) if config.image_loss_weight else None
 
-    def forward(self, views: Pair, boxes: Pair, flips: Pair) -> SlotConOutput:
+    def forward(
+        self,
+        views: Pair,
+        boxes: Pair,
+        flips: Pair,
+        *,
+        targets: Targets | None = None,
+        directions: Sequence[int] = (0, 1),
+    ) -> SlotConOutput:
         """Compute the losses; in train mode also move the centre, and BatchNorm's running statistics.
+
+        Each term depends on one view of the student alone. So a step can take the directions one by one, each with
+        its own backward, and keep the activations of one view instead of two: the gradients add up to the same.
 
         Args:
             views: two of B x 3 x S x S, normalised images.
             boxes: two of B x 4, the region that both views show, ``(x1, y1, x2, y2)`` in each view's own unit
                 square, after its flip.
             flips: two of B booleans, true where the view was mirrored.
+            targets: what :meth:`teach` made of this batch; None calls it.
+            directions: views of the student, each of which is compared with the teacher's other view.
         """
-        students = [self.student(view) for view in views]
-        with torch.no_grad():
-            teachers = [self.teacher(view) for view in views]
+        if targets is None:
+            targets = self.teach(views, boxes, flips)
+        outputs = [self._learn(views[a], boxes[a], flips[a], targets, a) for a in directions]
+        return functools.reduce(operator.add, outputs)
 
+    @torch.no_grad()
+    def teach(self, views: Pair, boxes: Pair, flips: Pair) -> Targets:
+        """Let the teacher see both views; in train mode, move the centre and the teacher's BatchNorm statistics.
+
+        Called outside :meth:`forward`, it needs the autocast that the forward has.
+
+        Args:
+            views: as in :meth:`forward`.
+            boxes: likewise.
+            flips: likewise.
+        """
+        dense = [self.teacher(view) for view in views]
         with torch.autocast(views[0].device.type, enabled=False):
-            s1, s2 = (self._group(self.student, *view) for view in zip(students, boxes, flips, strict=True))
-            t1, t2 = (self._group(self.teacher, *view) for view in zip(teachers, boxes, flips, strict=True))
-            group = self._grouping_loss(s1, t2) + self._grouping_loss(s2, t1)
+            t1, t2 = (self._group(self.teacher, *view) for view in zip(dense, boxes, flips, strict=True))
+            center = self.center.clone()
             if self.training:
-                self._update_center(teachers)
-            active = torch.stack([SF.active_slots(view.scores) for view in (s1, s2, t1, t2)])
+                self._update_center(dense)
+            active = torch.stack([SF.active_slots(view.scores) for view in (t1, t2)])
+        keys = None
+        if self.image_loss is not None:
+            keys = self.image_loss.keys(dense[0].features), self.image_loss.keys(dense[1].features)
+        return Targets((t1.slots, t2.slots), (t1.aligned, t2.aligned), active, center, keys)
 
-        config = self.config
-        slots = (s1.slots, s2.slots), (t1.slots, t2.slots)
-        slot = slot_loss(self.predictor, *slots, active, config.slot_loss, config.contrast_temp)
+    def _learn(self, view: Tensor, box: Tensor, flip: Tensor, targets: Targets, a: int) -> SlotConOutput:
+        """Compare the student's view a with the teacher's other view, b."""
+        config, b = self.config, 1 - a
+        dense = self.student(view)
+        with torch.autocast(view.device.type, enabled=False):
+            student = self._group(self.student, dense, box, flip)
+            temps = {"student_temp": config.student_temp, "teacher_temp": config.teacher_temp}
+            group = SF.grouping_loss(student.aligned, targets.aligned[b], targets.center, **temps)
+            keys = targets.active[b]
+            queries = SF.active_slots(student.scores) & keys
+        slot = slot_loss(
+            self.predictor, student.slots, targets.slots[b], queries, keys, config.slot_loss, config.contrast_temp
+        )
         loss = config.group_loss_weight * group + (1 - config.group_loss_weight) * slot
         image = None
-        if self.image_loss is not None:
-            image = self.image_loss([view.features for view in students], [view.features for view in teachers])
+        if self.image_loss is not None and targets.image_keys is not None:
+            image = self.image_loss(dense.features, targets.image_keys[b])
             loss = loss + config.image_loss_weight * image
-
-        pairs = (active[:2] & active[2:].flip(0)).sum(-1, dtype=loss.dtype).mean()
+        pairs = queries.sum(-1, dtype=loss.dtype).mean() / 2
         return SlotConOutput(
             loss=loss,
             group_loss=group.detach(),
             slot_loss=slot.detach(),
             image_loss=None if image is None else image.detach(),
-            active_slots=active[2:].sum(-1, dtype=loss.dtype).mean(),
+            active_slots=keys.sum(-1, dtype=loss.dtype).mean() / 2,
             positive_pairs=pairs,
-            excluded_terms=config.num_prototypes - pairs,
-            usage=active[2:].sum(dim=(0, 1)),
+            excluded_terms=config.num_prototypes / 2 - pairs,
+            usage=keys.sum(dim=0),
         )
 
     def _group(self, network: PrototypeNetwork, view: Dense, box: Tensor, flip: Tensor) -> _Grouped:
@@ -188,11 +253,6 @@ class SlotCon(nn.Module):
             aligned = SF.align(scores, box, flip)
         slots = SF.group_slots(z, SF.assign(scores, self.config.teacher_temp))
         return _Grouped(slots, scores, aligned)
-
-    def _grouping_loss(self, student: _Grouped, teacher: _Grouped) -> Tensor:
-        """Grouping loss of one direction: the teacher's view teaches the student's."""
-        temps = {"student_temp": self.config.student_temp, "teacher_temp": self.config.teacher_temp}
-        return SF.grouping_loss(student.aligned, teacher.aligned, self.center, **temps)
 
     @torch.no_grad()
     def _update_center(self, teachers: list[Dense]) -> None:

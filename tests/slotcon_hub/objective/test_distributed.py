@@ -220,6 +220,25 @@ def check_slotcon(rank: int, world: int) -> dict[str, Any]:
     return found
 
 
+def check_one_direction_after_the_other(rank: int, world: int) -> dict[str, Any]:
+    """As training goes: only the backward of the last direction sums the gradients over the processes."""
+    found = {}
+    for name, (options, norms) in VARIANTS.items():
+        model = make_slotcon(norms, replace(TINY, **options))
+        if norms:
+            synchronize_batchnorm(model, "cpu")
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        batch = part_of(whole_batch(world), rank)
+        targets = model.teach(*batch)
+        with wrapped.no_sync():
+            first = wrapped(*batch, targets=targets, directions=[0])
+            first.loss.backward()
+        last = wrapped(*batch, targets=targets, directions=[1])
+        results = slotcon_results(model, last.loss, last.slot_loss)
+        found[name] = results | {k: results[k] + getattr(first, k).detach() for k in ("loss", "slot_loss")}
+    return found
+
+
 def check_patterns(rank: int, world: int) -> dict[str, Any]:
     found = {}
     original = SF.active_slots
@@ -228,7 +247,8 @@ def check_patterns(rank: int, world: int) -> dict[str, Any]:
         if synchronized:
             synchronize_batchnorm(model, "cpu")
         wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-        said = iter(activity(PATTERNS[name][rank]))
+        s1, s2, t1, t2 = activity(PATTERNS[name][rank])
+        said = iter((t1, t2, s1, s2))  # the order in which the forward asks
         SF.active_slots = lambda scores, said=said: next(said)
         out = wrapped(*part_of(whole_batch(world), rank))
         found[f"{name}, {kind}, synchronized {synchronized}"] = slotcon_results(model, out.loss, out.slot_loss)
@@ -262,6 +282,7 @@ CHECKS: dict[int, list[Callable[[int, int], dict[str, Any]]]] = {
         check_low_precision,
         check_timm,
         check_slotcon,
+        check_one_direction_after_the_other,
         check_traffic,
         check_patterns,
     ],
@@ -516,6 +537,7 @@ def test_two_processes_are_one_with_the_whole_batch(results, variant):
     expected = slotcon_results(model, *reference(model, whole_batch(2), 2))
     assert expected["slot_loss"] > 0.1
     compare([f[variant] for f in of(results, check_slotcon)], expected)
+    compare([f[variant] for f in of(results, check_one_direction_after_the_other)], expected)
 
 
 @pytest.mark.parametrize("synchronized", [True, False])
@@ -557,7 +579,8 @@ def test_only_active_keys_travel(results):
         ]
     assert max(map(max, counts)) <= IMAGES * 16  # an image has 16 cells
     for sent in of(results, check_traffic):
-        assert sent["gathered"] == [4, *(max(c) * config.out_dim for c in counts)]
+        keys = [max(c) * config.out_dim for c in counts]
+        assert sent["gathered"] == [2, keys[0], 2, keys[1]]
         assert sent["reduced"] == [config.num_prototypes]  # the centre
         assert max(sent["gathered"]) * 10 < IMAGES * config.num_prototypes * config.out_dim
 

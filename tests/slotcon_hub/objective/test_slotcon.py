@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -76,6 +77,38 @@ def test_losses_equal_loops(images, options):
         assert (p.grad is None) == (q.grad is None) == (not p.requires_grad), name
         if p.requires_grad:
             close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"slot_loss": "regression", "align": "projections", "image_loss_weight": 1.0}],
+    ids=["default", "ablations"],
+)
+def test_one_direction_after_the_other_is_the_pair(options):
+    """Outputs, gradients, BatchNorm statistics and centre; what is kept for the backward is half."""
+    together = make_model(replace(TINY, **options)).train()
+    apart = copy.deepcopy(together)
+    for _ in range(2):
+        batch = make_batch(3)
+        pair = together(*batch)
+        pair.loss.backward()
+        targets = apart.teach(*batch)
+        outputs = []
+        for direction in (0, 1):
+            out = apart(*batch, targets=targets, directions=[direction])
+            out.loss.backward()
+            outputs.append(out)
+        total = outputs[0] + outputs[1]
+        for field in dataclasses.fields(pair):
+            ours, theirs = getattr(total, field.name), getattr(pair, field.name)
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-12, atol=1e-12)
+    for (name, p), q in zip(together.named_parameters(), apart.parameters(), strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad, rtol=1e-12, atol=1e-12, msg=name)
+    for (name, p), q in zip(together.named_buffers(), apart.buffers(), strict=True):
+        assert torch.equal(p, q), name
 
 
 @pytest.mark.parametrize("align", ["assignments", "projections"])
@@ -213,7 +246,7 @@ def test_few_queries(student, teacher, queries, kind):
     s, t = (SF.active_slots(m) for m in scores_with_active([[student], [teacher]]))
     slots = [torch.randn(1, 4, 8, dtype=torch.float64, requires_grad=True) for _ in range(4)]
     teachers = tuple(x.detach() for x in slots[2:])
-    loss = slot_loss(model.predictor, tuple(slots[:2]), teachers, torch.stack([s, s, t, t]), kind, 0.2)
+    loss = sum(slot_loss(model.predictor, slots[a], teachers[1 - a], s & t, t, kind, 0.2) for a in (0, 1))
     loss.backward()
     assert torch.isfinite(loss)
     assert (loss.item() == 0) == (queries == 0)

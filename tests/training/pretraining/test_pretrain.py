@@ -511,16 +511,17 @@ def test_a_loss_that_is_no_number_stops_the_run(run, images, tmp_path):
 
 def test_gradients_that_are_no_numbers_are_never_saved(run, images, tmp_path, monkeypatch):
     """In the very step that saves, whose loss is still one."""
-    backward = pretrain.backward
+    forward_backward = pretrain.forward_backward
 
-    def overflow(accelerator, loss, slotcon, recomputing):
-        backward(accelerator, loss, slotcon, recomputing)
+    def overflow(accelerator, model, slotcon, batch, **options):
+        out = forward_backward(accelerator, model, slotcon, batch, **options)
         calls.append(1)
         if len(calls) == 4:
             next(slotcon.student.projector.parameters()).grad.fill_(np.nan)
+        return out
 
     calls: list[int] = []
-    monkeypatch.setattr(pretrain, "backward", overflow)
+    monkeypatch.setattr(pretrain, "forward_backward", overflow)
     with pytest.raises(SystemExit, match="error: step 4 gave gradients that are no numbers: lower --base-lr"):
         run("demo", "--data", images, *TINY.split())
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]

@@ -24,7 +24,7 @@ from slotcon_hub import SlotCon
 from training.data.views import TwoViews
 from training.engine.metrics import peak_memory
 from training.engine.optim import make_optimizer
-from training.pretrain import backward, to_device
+from training.pretrain import forward_backward, to_device
 from training.pretraining.model import accelerate, build, meet, wrap
 from training.pretraining.pairs import ViewPairs, collate
 from training.pretraining.recipes import RECIPES, Recipe
@@ -186,10 +186,8 @@ class _Trained:
         lap("views to the device, colours")
         self.slotcon.update_teacher(0.99)
         lap("teacher follows the student")
-        out = self.model(*inputs)
-        lap("slots and losses")
-        backward(self.accelerator, out.loss, self.slotcon, self.recipe.grad_checkpointing)
-        lap("backward")
+        recompute = self.recipe.grad_checkpointing
+        out = forward_backward(self.accelerator, self.model, self.slotcon, inputs, recompute=recompute, lap=lap)
         get_total_norm([p.grad for p in self.slotcon.parameters() if p.grad is not None])
         lap("norm of the gradients")
         self.optimizer.step()
