@@ -4,14 +4,16 @@ Dimensions: K prototypes, H x W pixels.
 """
 
 import colorsys
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from slotcon_hub.concepts.segments import Segment
 
-__all__ = ["colors", "draw_index", "draw_map", "draw_page", "mark"]
+__all__ = ["colors", "draw_index", "draw_map", "draw_page", "mark", "tint"]
 
 _OPACITY = 0.5
 _MARGIN, _GAP, _THUMB, _TITLE = 24, 6, 128, 148  # of a page, in pixels
@@ -29,36 +31,67 @@ def colors(number: int) -> np.ndarray:
 def draw_map(
     image: np.ndarray, groups: np.ndarray, segments: Iterable[Segment], palette: np.ndarray
 ) -> Image.Image:
-    """An image under the colours of its segments, with white borders and the numbers of the larger ones.
+    """An image under the colours of its segments, with their outlines and the numbers of the larger ones.
+
+    Numbers do not overlap: a segment that has no room left for its own goes without.
 
     Args:
         image: uint8 H x W x 3.
         groups: H x W prototype numbers.
-        segments: its segments.
+        segments: its segments, the largest first.
         palette: uint8 K x 3.
     """
-    canvas = Image.blend(Image.fromarray(image), Image.fromarray(palette[groups]), _OPACITY)
-    borders = np.zeros(groups.shape, dtype=bool)
-    borders[:, 1:] = groups[:, 1:] != groups[:, :-1]
-    borders[1:] |= groups[1:] != groups[:-1]
-    canvas.paste("white", mask=Image.fromarray(borders))
-    size = max(min(groups.shape) // 20, 10)
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size)
+    canvas = tint(image, palette[groups], groups)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(min(groups.shape) // 20, 10))
+    free = np.ones(groups.shape, dtype=bool)  # pixels that no number covers
     for segment in segments:
         if segment.pixels >= _LABELED * groups.size:
-            places = zip(_inside(groups == segment.prototype), canvas.size, strict=True)
-            place = tuple(min(max(pixel, size), side - size) for pixel, side in places)
-            number = str(segment.prototype)
-            pen.text(place, number, "white", font, anchor="mm", stroke_width=2, stroke_fill="black")
+            number: Any = {"text": str(segment.prototype), "font": font, "anchor": "mm", "stroke_width": 2}
+            left, top, right, bottom = pen.textbbox((0, 0), **number)
+            reach = math.ceil(max(-left, right)), math.ceil(max(-top, bottom))
+            if place := _inside(groups == segment.prototype, _room(free, *reach)):
+                pen.text(place, fill="white", stroke_fill="black", **number)
+                columns, rows = (slice(max(at - by, 0), at + by + 1) for at, by in zip(place, reach, strict=True))
+                free[rows, columns] = False
     return canvas
 
 
-def _inside(mask: np.ndarray) -> tuple[int, int]:
-    """The pixel x, y of a mask with the most of it around."""
-    reach = min(mask.shape) // 2 + 1
-    padded = Image.fromarray(np.pad(mask, reach).astype(np.uint8) * 255)
-    around = np.asarray(padded.filter(ImageFilter.BoxBlur(reach)), dtype=float)[reach:-reach, reach:-reach]
-    y, x = np.unravel_index(np.argmax(np.where(mask, around, -1)), mask.shape)
+def tint(image: np.ndarray, color: np.ndarray, groups: np.ndarray, opacity: float = _OPACITY) -> Image.Image:
+    """An image under colours, where groups meet with a white line beside a black one: it shows on any colours.
+
+    Args:
+        image: uint8 H x W x 3.
+        color: uint8 H x W x 3, laid over it.
+        groups: H x W numbers.
+        opacity: of the colours, in [0, 1].
+    """
+    canvas = Image.blend(Image.fromarray(image), Image.fromarray(color), opacity)
+    for line, shift in (("black", 1), ("white", 0)):
+        edges = np.zeros(groups.shape, dtype=bool)
+        edges[:, 1:] = groups[:, 1:] != groups[:, :-1]
+        edges[1:] |= groups[1:] != groups[:-1]
+        edges[shift:, shift:] = edges[: len(edges) - shift, : edges.shape[1] - shift]
+        canvas.paste(line, mask=Image.fromarray(edges))
+    return canvas
+
+
+def _room(free: np.ndarray, x: int, y: int) -> np.ndarray:
+    """Where a box that reaches so far to either side stays within the image, and on pixels that are free."""
+    taken = np.pad(~free, ((y, y), (x, x)), constant_values=True).cumsum(0).cumsum(1)
+    sums = np.pad(taken, ((1, 0), (1, 0)))
+    height, width = 2 * y + 1, 2 * x + 1
+    return sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width] == 0
+
+
+def _inside(mask: np.ndarray, room: np.ndarray) -> tuple[int, int] | None:
+    """The pixel x, y of a mask, where there is room, with the most of the mask around; None where there is none."""
+    if not (mask & room).any():
+        return None
+    reach = min(mask.shape) // 4 + 1
+    padded = Image.fromarray(np.pad(mask, 2 * reach).astype(np.uint8) * 255)
+    blurred = padded.filter(ImageFilter.BoxBlur(reach)).filter(ImageFilter.BoxBlur(reach))
+    around = np.asarray(blurred, dtype=float)[2 * reach : -2 * reach, 2 * reach : -2 * reach]
+    y, x = np.unravel_index(np.argmax(np.where(mask & room, around, -1)), mask.shape)
     return int(x), int(y)
 
 
@@ -77,17 +110,19 @@ def draw_index(groups: np.ndarray, palette: np.ndarray) -> Image.Image:
 
 
 def mark(image: np.ndarray, mask: np.ndarray | None) -> Image.Image:
-    """A crop with a segment in red, as small as a page shows it.
+    """A crop with a segment in red and its outline, as small as a page shows it.
 
     Args:
         image: uint8 S x S x 3.
         mask: S x S booleans; None for the crop as it is.
     """
-    canvas = Image.fromarray(image)
-    if mask is not None:
-        red = Image.blend(canvas, Image.new("RGB", canvas.size, "red"), _OPACITY)
-        canvas.paste(red, mask=Image.fromarray(mask))
-    return canvas.resize((_THUMB, _THUMB), Image.Resampling.LANCZOS)
+    small = Image.fromarray(image).resize((_THUMB, _THUMB), Image.Resampling.LANCZOS)
+    if mask is None:
+        return small
+    inside = np.asarray(Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST))
+    drawn = np.asarray(small)
+    red = np.where(inside[..., None], np.uint8([255, 0, 0]), drawn)
+    return tint(drawn, red, inside)
 
 
 def draw_page(rows: Sequence[tuple[str, str, Sequence[Image.Image]]], columns: int) -> Image.Image:

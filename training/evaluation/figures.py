@@ -4,17 +4,36 @@ Dimensions: K prototypes, C classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-__all__ = ["draw_activity", "draw_confusion", "draw_groups", "draw_segments", "matched_colors"]
+from slotcon_hub.concepts.drawing import tint
+
+__all__ = [
+    "NO_CLASS",
+    "draw_activity",
+    "draw_confusion",
+    "draw_groups",
+    "draw_segments",
+    "matched_colors",
+    "paint",
+    "paint_over",
+]
+
+NO_CLASS = np.array([[20, 20, 20], [235, 235, 235]], np.uint8)
+"""Colours of the stripes for what belongs to no class."""
+
+_OPACITY = 0.65
+_SMALL = 200  # pixels of an image's longer side, up to which eight stand side by side
 
 
 def draw_confusion(confusion: np.ndarray, match: Sequence[int], names: Sequence[str], target: Path) -> None:
@@ -91,7 +110,9 @@ def draw_segments(blocks: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]
     rows = max(len(lines) for lines in blocks.values())
     columns = max(len(images) for lines in blocks.values() for images in lines.values())
     whole = plt.figure(figsize=(1.15 * columns * len(blocks) + 0.3, 1.35 * rows + 0.4), layout="constrained")
-    for part, (block, lines) in zip(np.atleast_1d(whole.subfigures(1, len(blocks))), blocks.items(), strict=True):
+    for part, (block, lines) in zip(
+        whole.subfigures(1, len(blocks), squeeze=False)[0], blocks.items(), strict=True
+    ):
         part.suptitle(block, fontsize=10)
         axes = part.subplots(rows, columns, squeeze=False)
         for axis in axes.flat:
@@ -108,28 +129,49 @@ def draw_segments(blocks: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]
 
 
 def draw_groups(
-    rows: dict[str, Sequence[np.ndarray]], target: Path, legend: dict[str, np.ndarray] | None = None
+    rows: Mapping[str, Sequence[np.ndarray]], target: Path, legend: dict[str, np.ndarray] | None = None
 ) -> None:
-    """Draw rows of images, one column a scene, into a PNG.
+    """Draw rows of images, one column a scene, into a PNG; large images four to a line, small ones eight.
 
     Args:
         rows: title to uint8 H x W x 3 images, the same number in each row.
         target: of the PNG.
-        legend: name to uint8 colour, for a line below.
+        legend: name to uint8 2 x 3 colours of :func:`matched_colors`, for lines below.
     """
-    columns = len(next(iter(rows.values())))
-    height, width = next(iter(rows.values()))[0].shape[:2]
-    lines = math.ceil(len(legend or ()) / columns)
-    size = (1.5 * columns, 1.5 * height / width * len(rows) + 0.25 * len(rows) + 0.2 * lines)
-    figure, axes = plt.subplots(len(rows), columns, figsize=size, layout="constrained", squeeze=False)
-    for line, (title, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(line, images, strict=True):
-            axis.imshow(image)
-            axis.axis("off")
-        line[0].set_title(title, loc="left", fontsize=9)
+    every = list(next(iter(rows.values())))
+    columns = min(4 if min(max(image.shape[:2]) for image in every) > _SMALL else 8, len(every))
+    blocks = math.ceil(len(every) / columns)
+    width = 12 / max(columns, 4)
+    height = width * max(image.shape[0] / image.shape[1] for image in every)
+    per_line = max(int(width * columns / (0.6 + 0.08 * max(map(len, legend or ("",))))), 1)
+    lines = math.ceil(len(legend or ()) / per_line)
+    size = (width * columns, (height + 0.27) * len(rows) * blocks + 0.2 * lines)
+    # Leaves room for titles, which would widen their column.
+    layout = ConstrainedLayoutEngine(h_pad=0.1, rect=(0, 0, 1, 1 - 0.12 / size[1]))
+    figure, axes = plt.subplots(len(rows) * blocks, columns, figsize=size, layout=layout, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+        axis.set_anchor("NW")
+    for block in range(blocks):
+        for row, (title, images) in enumerate(rows.items()):
+            line = axes[block * len(rows) + row]
+            for axis, image in zip(line, images[block * columns :], strict=False):
+                axis.imshow(image)
+            place: Any = {
+                "xy": (0, 1),
+                "xycoords": "axes fraction",
+                "xytext": (0, 4),
+                "textcoords": "offset points",
+            }
+            line[0].annotate(title, **place, fontsize=9).set_in_layout(False)
     if legend:
-        patches = [Patch(facecolor=color / 255, edgecolor="0.7", label=name) for name, color in legend.items()]
-        figure.legend(handles=patches, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
+        patches = [
+            Patch(facecolor=first / 255, edgecolor=second / 255 if (first != second).any() else "0.7", label=name)
+            for name, (first, second) in legend.items()
+        ]
+        for patch, (first, second) in zip(patches, legend.values(), strict=True):
+            patch.set_hatch("" if (first == second).all() else "/////")
+        figure.legend(handles=patches, loc="outside lower left", ncols=per_line, frameon=False, fontsize=8)
     try:
         figure.savefig(target, dpi=130)
     finally:
@@ -137,15 +179,35 @@ def draw_groups(
 
 
 def matched_colors(match: Sequence[int], palette: np.ndarray) -> np.ndarray:
-    """The colour of each group: that of its class, or a grey.
+    """The two colours of each group's stripes: twice that of its class, or black and white for no class.
+
+    No palette can hold such stripes, which a grey for no class would not ensure.
 
     Args:
         match: the class of each group, or -1.
         palette: uint8 C x 3 colours of the classes.
 
     Returns:
-        uint8 K x 3.
+        uint8 K x 2 x 3.
     """
-    grey = np.linspace(60, 200, len(match)).astype(np.uint8)[:, None].repeat(3, axis=1)
-    classes = np.array(match)[:, None]
-    return np.where(classes >= 0, palette[classes[:, 0]], grey)
+    classes = np.array(match, dtype=int)
+    return np.where(classes[:, None, None] >= 0, palette[classes][:, None], NO_CLASS)
+
+
+def paint(groups: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """Groups in their colours, as diagonal stripes where a group has two.
+
+    Args:
+        groups: H x W numbers.
+        colors: uint8 K x 2 x 3.
+
+    Returns:
+        uint8 H x W x 3.
+    """
+    y, x = np.indices(groups.shape)
+    return colors[groups, (x + y) // max(min(groups.shape) // 40, 2) % 2]
+
+
+def paint_over(image: np.ndarray, groups: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    """An image under the colours of its groups, with outlines: uint8 H x W x 3; arguments as for :func:`paint`."""
+    return np.asarray(tint(image, paint(groups, colors), groups, _OPACITY))

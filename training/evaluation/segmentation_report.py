@@ -15,7 +15,7 @@ from slotcon_hub.concepts.drawing import colors
 from training.data.masks import IGNORE
 from training.evaluation import command
 from training.evaluation.benchmarks import Benchmark
-from training.evaluation.figures import draw_confusion, draw_groups, matched_colors
+from training.evaluation.figures import NO_CLASS, draw_confusion, draw_groups, matched_colors, paint, paint_over
 from training.evaluation.metrics import Segmentation, score, score_part
 
 __all__ = ["Example", "report"]
@@ -151,19 +151,20 @@ def _draw_examples(
     target: Any,
 ) -> None:
     palette = colors(len(names)) if benchmark.palette is None else benchmark.palette
-    of_class = np.zeros((IGNORE + 1, 3), np.uint8)
-    of_class[: len(names)] = palette
+    of_class = matched_colors([*range(len(names)), *[-1] * (IGNORE + 1 - len(names))], palette)
+    images = [example.image.permute(1, 2, 0).numpy() for example in examples]
     rows = {
-        "images": [example.image.permute(1, 2, 0).numpy() for example in examples],
-        "true classes": [of_class[example.truth.numpy()] for example in examples],
+        "images": images,
+        "true classes": [paint(example.truth.numpy(), of_class) for example in examples],
     }
-    shown = {c for example in examples for c in example.truth.unique().tolist()}
+    shown = {c if c < len(names) else -1 for example in examples for c in example.truth.unique().tolist()}
     for variant, segmentation in found.items():
         of_group = matched_colors(segmentation.match, palette)
+        groups = [example.groups[variant].numpy() for example in examples]
         title = "discovered groups" + (", refined" if variant == "refined" else "")
-        rows[title] = [of_group[example.groups[variant].numpy()] for example in examples]
-        shown |= {segmentation.match[k] for example in examples for k in example.groups[variant].unique().tolist()}
-    legend = {name: palette[c] for c, name in enumerate(names) if c in shown}
+        rows[title] = [paint_over(*pair, of_group) for pair in zip(images, groups, strict=True)]
+        shown |= {segmentation.match[k] for group in groups for k in np.unique(group)}
+    legend = {name: of_class[c] for c, name in enumerate(names) if c in shown}
     if -1 in shown:
-        legend["no class (greys)"] = np.full(3, 128, np.uint8)
+        legend["no class"] = NO_CLASS
     draw_groups(rows, target, legend)

@@ -12,18 +12,23 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from slotcon_hub import SlotCon
 from slotcon_hub.concepts.drawing import colors
+from slotcon_hub.concepts.segments import group_map
 from slotcon_hub.export.teacher import prototype_model
 from slotcon_hub.images import decode
 from training.data import scenes
 from training.data.images import Images
 from training.data.masks import LabeledImages
-from training.evaluation.figures import draw_groups, matched_colors
+from training.evaluation.figures import NO_CLASS, draw_groups, matched_colors, paint, paint_over
 from training.evaluation.metrics import Segmentation
-from training.evaluation.segmentation import evaluate, segment
+from training.evaluation.models import standardize
+from training.evaluation.segmentation import evaluate
 
 __all__ = ["Showcase"]
 
 SHOWN = 8
+DRAWN = 384  # pixels of an image's shorter side, at most
+LONGEST = 2  # times its shorter side that an image is cut to
+NAMED = 24  # prototypes in a legend, at most
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,9 @@ class Showcase:
     """Images to show, and where there are masks, held-out images to measure on."""
 
     images: list[Tensor]
-    """uint8 3 x H x W each, of one size."""
+    """uint8 3 x H x W each."""
+    size: int | None = None
+    """Short side in pixels that the network sees them with; None takes them as they are."""
     masks: list[Tensor] | None = None
     """uint8 H x W each."""
     held_out: scenes.Scenes | None = None
@@ -41,20 +48,28 @@ class Showcase:
         """Show and measure the validation part of the embedded scenes."""
         pairs = itertools.islice(LabeledImages(held_out.val_images, held_out.val_masks), SHOWN)
         images, masks = zip(*pairs, strict=True)
-        return cls(list(images), list(masks), held_out)
+        return cls(list(images), None, list(masks), held_out)
 
     @classmethod
     def of_images(cls, images: Images, size: int) -> "Showcase":
-        """Show the centres of some readable images of the data, ``size`` pixels a side; measure nothing."""
+        """Show some readable images of the data, whole unless they are very long; measure nothing.
+
+        Args:
+            images: of the run.
+            size: of a view, in pixels.
+        """
         shown: list[Tensor] = []
         for index in np.linspace(0, len(images) - 1, min(len(images), 3 * SHOWN)).astype(int):
             try:
                 image = decode(images.read(int(index)))
             except OSError:
                 continue
-            image = resize(image, [size], InterpolationMode.BICUBIC, antialias=True)
-            shown.append(center_crop(image, [size, size]))
-        return cls(shown[:: max(len(shown) // SHOWN, 1)][:SHOWN])
+            short = min(image.shape[1:])
+            image = center_crop(image, [min(side, LONGEST * short) for side in image.shape[1:]])
+            if short > DRAWN:
+                image = resize(image, [DRAWN], InterpolationMode.BICUBIC, antialias=True)
+            shown.append(image)
+        return cls(shown[:: max(len(shown) // SHOWN, 1)][:SHOWN], size)
 
     def measure(self, slotcon: SlotCon) -> Segmentation | None:
         """Segment the held-out images with the teacher's prototypes, and match them with the classes."""
@@ -66,11 +81,35 @@ class Showcase:
 
     def draw(self, slotcon: SlotCon, found: Segmentation | None, target: Path) -> None:
         """Draw images, true masks and discovered groups; a group matched with a class takes its colour."""
-        groups = segment(prototype_model(slotcon, global_pool=""), torch.stack(self.images)).cpu().numpy()
-        palette = colors(slotcon.config.num_prototypes)
-        rows = {"images": [p.permute(1, 2, 0).numpy() for p in self.images]}
+        images = [image.permute(1, 2, 0).numpy() for image in self.images]
+        groups = [self._groups(slotcon, image) for image in self.images]
+        rows = {"images": images}
         if self.masks is not None and found is not None:
-            rows["true classes"] = [scenes.PALETTE[mask.numpy()] for mask in self.masks]
+            classes = matched_colors(range(len(scenes.CLASSES)), scenes.PALETTE)
+            rows["true classes"] = [paint(mask.numpy(), classes) for mask in self.masks]
             palette = matched_colors(found.match, scenes.PALETTE)
-        rows["discovered groups"] = [palette[group] for group in groups]
-        draw_groups(rows, target)
+            shown = {found.match[k] for group in groups for k in np.unique(group)}
+            shown |= {c for mask in self.masks for c in mask.unique().tolist()}
+            legend = {name: classes[c] for c, name in enumerate(scenes.CLASSES) if c in shown}
+            legend |= {"no class": NO_CLASS} if -1 in shown else {}
+            title = "discovered groups, in the colours of the classes that they match"
+        else:
+            palette = matched_colors(range(slotcon.config.num_prototypes), colors(slotcon.config.num_prototypes))
+            counts = np.bincount(np.concatenate([group.ravel() for group in groups]), minlength=len(palette))
+            most = [int(k) for k in counts.argsort()[::-1] if counts[k]]
+            legend = {f"prototype {k}": palette[k] for k in most[:NAMED]}
+            title = "discovered groups" + (f" (below, the {NAMED} largest of {len(most)})" if most[NAMED:] else "")
+        rows[title] = [paint_over(*pair, palette) for pair in zip(images, groups, strict=True)]
+        draw_groups(rows, target, legend)
+
+    @torch.inference_mode()
+    def _groups(self, slotcon: SlotCon, image: Tensor) -> np.ndarray:
+        """The prototype of each pixel of a uint8 3 x H x W image, H x W."""
+        model = prototype_model(slotcon, global_pool="")
+        height, width = image.shape[1:]
+        if self.size is not None:
+            fixed = getattr(slotcon.teacher.backbone, "pretrained_cfg", {}).get("fixed_input_size")
+            scale = self.size / min(height, width)
+            sides = [self.size if fixed else round(side * scale / 32) * 32 or 32 for side in (height, width)]
+            image = resize(image, sides, InterpolationMode.BICUBIC, antialias=True)
+        return group_map(model(standardize(model, image[None])), (height, width))[0][0].cpu().numpy()

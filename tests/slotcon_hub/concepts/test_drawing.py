@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from prototype_models import painted
 
 from slotcon_hub.concepts.drawing import colors, draw_index, draw_map, draw_page, mark
@@ -50,6 +50,40 @@ def test_a_map_shows_image_colours_borders_and_numbers():
     assert changed[20:40, 10:30].any()  # the number of each half stands in its middle
     assert changed[20:40, 50:70].any()
     assert not changed[:15].any()
+
+
+def test_numbers_do_not_overlap_and_stay_within_the_image(monkeypatch):
+    """A hundred and more segments side by side, all of them large enough for a number."""
+    boxes, write = [], ImageDraw.ImageDraw.text
+
+    def keep(self, place, text, fill, **how):
+        boxes.append(self.textbbox(place, text, **{key: how[key] for key in ("font", "anchor", "stroke_width")}))
+        write(self, place, text, fill, **how)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", keep)
+    groups = np.indices((120, 160))
+    groups = groups[0] // 14 * 12 + groups[1] // 14 + 1000
+    numbers, pixels = np.unique(groups, return_counts=True)
+    whole = (0, 0, 160, 120)
+    segments = [Segment(int(k), int(n) + 200, whole, 0.5) for k, n in zip(numbers, pixels, strict=True)]
+    draw_map(np.zeros((120, 160, 3), np.uint8), groups, segments, colors(1200))
+    assert 10 < len(boxes) < len(segments)
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        assert min(left, top) >= 0
+        assert right <= 160
+        assert bottom <= 120
+        assert all(right <= a or c <= left or bottom <= b or d <= top for a, b, c, d in boxes[:i])
+
+
+def test_red_on_red_shows():
+    mask = np.zeros((128, 128), bool)
+    mask[32:96, 32:96] = True
+    for color in ((255, 0, 0), (0, 0, 0), (255, 255, 255)):
+        marked = np.asarray(mark(np.full((128, 128, 3), color, np.uint8), mask)).astype(int)
+        along = marked[64, 20:50]
+        assert (along.max(1) < 60).any()
+        assert (along.min(1) > 200).any()
+        assert (abs(np.diff(along, axis=0)).sum(1) > 300).any()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 3)])

@@ -149,7 +149,7 @@ def test_the_legend_names_groups_of_no_class(prototypes, folder, here, tmp_path,
     for i, size in enumerate(SIZES):
         Image.fromarray(np.zeros(size, np.uint8)).save(tmp_path / "masks" / f"{i}.png")
     here(main, settings(prototypes, folder, masks=tmp_path / "masks", figures=tmp_path))
-    assert list(legends[0]) == ["0", "no class (greys)"]
+    assert list(legends[0]) == ["0", "no class"]
 
 
 def test_without_names_the_masks_say_how_many_classes(prototypes, folder, here, tmp_path):
