@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
     send.add_argument("--private", action="store_true", help="create a private repository")
     send.add_argument("--create-pr", action="store_true", help="open a pull request instead, each time a new one")
     send.add_argument("--force", action="store_true", help="replace all that the repository holds, whatever it is")
-    send.add_argument("--preview", metavar="PICTURE", type=Path, help="PNG or JPEG, shown on the card")
+    send.add_argument("--preview", metavar="IMAGE", type=Path, help="PNG or JPEG, shown on the card")
     send.add_argument("--dry-run", action="store_true", help="build and check the folder, and upload nothing")
     send.set_defaults(command=_publish)
     look = commands.add_parser("verify", help="check a published model", description=_VERIFY, formatter_class=raw)

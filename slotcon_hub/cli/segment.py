@@ -57,7 +57,7 @@ def _segment(options: argparse.Namespace) -> None:
     model = load_prototypes(options.model).to(options.device)
     options.output.mkdir(parents=True, exist_ok=True)
     watch, unreadable = Stopwatch(options.device), []
-    rows = [("PICTURE", "SIZE", "SEGMENTS", "LARGEST")]
+    rows = [("IMAGE", "SIZE", "SEGMENTS", "LARGEST")]
     for path, name in tqdm(list(zip(options.images, names, strict=True)), "segments", unit="image"):
         try:
             with watch.measure("decoding"):

@@ -67,7 +67,7 @@ def tint(image: np.ndarray, color: np.ndarray, groups: np.ndarray, opacity: floa
     """
     canvas = Image.blend(Image.fromarray(image), Image.fromarray(color), opacity)
     for line, shift in (("black", 1), ("white", 0)):
-        edges = np.zeros(groups.shape, dtype=bool)
+        edges: np.ndarray = np.zeros(groups.shape, dtype=bool)
         edges[:, 1:] = groups[:, 1:] != groups[:, :-1]
         edges[1:] |= groups[1:] != groups[:-1]
         edges[shift:, shift:] = edges[: len(edges) - shift, : edges.shape[1] - shift]
@@ -121,7 +121,7 @@ def mark(image: np.ndarray, mask: np.ndarray | None) -> Image.Image:
         return small
     inside = np.asarray(Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST))
     drawn = np.asarray(small)
-    red = np.where(inside[..., None], np.uint8([255, 0, 0]), drawn)
+    red = np.where(inside[..., None], np.array([255, 0, 0], np.uint8), drawn)
     return tint(drawn, red, inside)
 
 

@@ -46,7 +46,7 @@ from PIL import Image
 
 name = "hf-hub:{repo_id}"
 model = timm.create_model(name, pretrained=True).eval()
-{_PICTURE}  # {_shape(image)}
+{_IMAGE}  # {_shape(image)}
 with torch.no_grad():
     features = model(image)  # {_shape(net(image))}
     cells = model.forward_features(image)  # {_shape(net.forward_features(image))}
@@ -68,7 +68,7 @@ from PIL import Image
 
 name = "hf-hub:{repo_id}"
 model = timm.create_model(name, pretrained=True, global_pool="").eval()
-{_PICTURE}  # {_shape(image)}
+{_IMAGE}  # {_shape(image)}
 with torch.no_grad():
     cells = model.forward_features(image)  # {_shape(cells)}, of the backbone
     projections = model.forward_head(cells, pre_logits=True)  # {_shape(projections)}
@@ -81,7 +81,7 @@ Without `global_pool=""` the similarities are averaged over the cells.
 """
 
 
-_PICTURE = """\
+_IMAGE = """\
 config = timm.data.resolve_model_data_config(model)
 transform = timm.data.create_transform(**config, is_training=False)
 image = transform(Image.open("image.jpg").convert("RGB")).unsqueeze(0)"""
