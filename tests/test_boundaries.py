@@ -53,7 +53,7 @@ def test_the_package_imports_no_training_library(file):
 
 ROOMS = {
     "slotcon_hub": [
-        {"convert", "cpu", "distributed", "files", "functional", "images"},
+        {"convert", "cpu", "distributed", "files", "functional", "images", "templates"},
         {"weights"},
         {"models"},
         {"objective"},

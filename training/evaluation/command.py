@@ -19,7 +19,7 @@ from slotcon_hub.cpu import keep_freed_memory
 from slotcon_hub.distributed import share
 from training.engine.signals import loading
 
-__all__ = ["check_outputs", "check_positive", "run", "stream", "write"]
+__all__ = ["check_outputs", "check_positive", "finite", "run", "stream", "write"]
 
 Settings = TypeVar("Settings")
 
@@ -73,14 +73,15 @@ def write(target: Path | None, command: str, settings: Any, **facts: Any) -> Non
         return
     versions = {p: importlib.metadata.version(p) for p in ("torch", "torchvision", "timm")}
     whole = {"command": command, "settings": asdict(settings), **facts, "versions": versions}
-    target.write_text(json.dumps(_finite(whole), indent=2, default=str) + "\n")
+    target.write_text(json.dumps(finite(whole), indent=2, default=str) + "\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value for JSON: floats that are no numbers, at any depth, as None."""
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -10,6 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from training.engine.words import words
+
 __all__ = ["draw_curves", "read_metrics"]
 
 PANELS = {
@@ -59,7 +61,7 @@ def draw_curves(metrics: Path, target: Path) -> None:
     for axis, (title, names) in zip(axes.flat, panels.items(), strict=False):
         for name in names:
             points = [(line["step"], line[name]) for line in lines if name in line]
-            axis.plot(*zip(*points, strict=True), label=name.replace("_", " "), linewidth=1.3)
+            axis.plot(*zip(*points, strict=True), label=words(name), linewidth=1.3)
         axis.set_title(title, loc="left", fontsize=9)
         axis.tick_params(labelsize=8, labelbottom=True)
         axis.grid(alpha=0.3)

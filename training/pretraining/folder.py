@@ -23,9 +23,12 @@ from rich.table import Table
 
 from slotcon_hub import SlotCon
 from slotcon_hub.export.teacher import export
-from training.pretraining.curves import draw_curves
+from training.engine.words import as_facts, as_options, shorten
+from training.evaluation.command import finite
+from training.pretraining.curves import draw_curves, read_metrics
 from training.pretraining.preview import Showcase
 from training.pretraining.recipes import Recipe
+from training.pretraining.result import next_commands, print_result, summarize
 
 __all__ = ["before", "choose", "claim", "describe", "finish", "plain"]
 
@@ -127,10 +130,10 @@ def describe(
     new = (folder / RUN).with_suffix(".new")  # whole or not at all
     new.write_text(json.dumps(kept, indent=2) + "\n")
     new.replace(folder / RUN)
-    table = Table("setting", "value", title=escape(f"{name} in {folder}"), title_justify="left")
-    for key, value in {**settings, **{k: v for k, v in facts.items() if k != "settings"}}.items():
-        for inner, setting in value.items() if isinstance(value, dict) else [(key, value)]:
-            table.add_row(escape(str(inner)), escape(str(setting)))
+    rest = as_facts({key: value for key, value in facts.items() if key not in ("recipe", "settings")})
+    table = Table("option", "value", title=escape(f"{name} in {folder}"), title_justify="left")
+    for key, value in [*as_options(facts["settings"]).items(), ("", ""), *rest.items()]:
+        table.add_row(key, escape(shorten(value)))
     show(table)
 
 
@@ -150,12 +153,11 @@ def before(folder: Path, slotcon: SlotCon, showcase: Showcase) -> None:
     """Measure a model without training, for comparison, and keep it as ``before.json``."""
     found = showcase.measure(slotcon)
     if found:
-        (folder / "before.json").write_text(json.dumps(asdict(found), indent=2) + "\n")
+        (folder / "before.json").write_text(json.dumps(finite(asdict(found)), indent=2) + "\n")
 
 
 def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, name: str) -> None:
     """Write export, images and ``summary.json``, and print what a person wants to see."""
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     for left in folder.glob(".export-*"):  # by a kill in the middle
         shutil.rmtree(left)
     trained = f"Recipe {name}, {recipe.epochs} epochs, batch {recipe.batch_size}, views of {recipe.view_size} px."
@@ -164,19 +166,12 @@ def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, n
     showcase.draw(slotcon, found, folder / "groups.png")
     draw_curves(folder / "metrics.jsonl", folder / "curves.png")
 
-    table = Table("", "before", "after", title="\nresult", title_justify="left")
-    table.add_row("loss", "", f"{last['loss']:.3f}")
-    table.add_row("active slots per image", "", f"{last['active_slots']:.1f}")
-    summary = {"loss": last["loss"], "active_slots": last["active_slots"]}
-    if found:
-        start = json.loads((folder / "before.json").read_text())
-        for key, title in (("miou", "held-out mIoU"), ("pixel_accuracy", "held-out pixel accuracy")):
-            table.add_row(title, f"{start[key]:.3f}", f"{getattr(found, key):.3f}")
-        summary |= {"before": start, "after": asdict(found)}
+    start = folder / "before.json"
+    before = json.loads(start.read_text()) if start.is_file() else None
+    summary = summarize(read_metrics(folder / "metrics.jsonl"), before, finite(asdict(found)) if found else None)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    show(table)
-    for text, path in (("curves", "curves.png"), ("groups", "groups.png"), ("weights", "export")):
-        print(f"{text}: {folder / path}")
+    held_out = showcase.held_out.val_images if showcase.held_out else None
+    print_result(folder, summary, next_commands(folder, recipe, held_out))
 
 
 def _names(folder: Path) -> set[str]:

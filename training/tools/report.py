@@ -1,7 +1,6 @@
 """Images of a run: its curves, the groups it discovered, and ``python -m training.report RUN``, a page of all."""
 
 import base64
-import html
 import json
 import sys
 from pathlib import Path
@@ -11,17 +10,14 @@ import matplotlib
 
 matplotlib.use("Agg")
 
+from slotcon_hub.templates import fill
+from training.engine.words import as_facts, as_metrics, as_options, shorten
 from training.pretraining.curves import draw_curves, read_metrics
+from training.pretraining.result import as_rows, by_class
 
 __all__ = ["main", "write_page"]
 
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
-img { max-width: 100% } table { border-collapse: collapse; font-size: 13px }
-td, th { padding: 2px 14px 2px 0; text-align: left; border-bottom: 1px solid #eee; vertical-align: top }
-.warning { background: #fff3cd; padding: .4em .8em } h2 { margin-top: 1.6em }
-"""
+SHOWN = 4  # images of groups, the last ones
 
 
 def write_page(folder: Path) -> Path:
@@ -35,29 +31,42 @@ def write_page(folder: Path) -> Path:
     """
     lines = read_metrics(folder / "metrics.jsonl")
     draw_curves(folder / "metrics.jsonl", folder / "curves.png")
-    facts = _read_json(folder / "run.json")
-    last = lines[-1]
-    steps = facts.get("steps")
-    parts = [f"<h1>{html.escape(folder.name)}</h1>", f"<p>{_state(facts, last, steps)}</p>"]
-    parts += [f'<p class="warning">{html.escape(warning)}</p>' for warning in _warnings(folder)]
-    if summary := _read_json(folder / "summary.json"):
-        parts += ["<h2>Result</h2>", _table(_flat(summary))]
-    parts += ["<h2>Curves</h2>", _image(folder / "curves.png")]
-    groups = [*sorted((folder / "slots").glob("*.png")), folder / "groups.png"]
-    for path in [path for path in groups if path.is_file()][-4:]:
-        parts += [f"<h2>Groups, {html.escape(path.stem)}</h2>", _image(path)]
-    parts += ["<h2>Last line</h2>", _table(last), "<h2>Settings</h2>", _table(_flat(facts))]
+    run, summary = _read_json(folder / "run.json"), _read_json(folder / "summary.json")
+    groups = [(f"after epoch {path.stem.split('-')[-1].lstrip('0')}", path) for path in _pngs(folder / "slots")]
+    if (end := folder / "groups.png").is_file():
+        groups.append(("at the end", end))
     page = folder / "report.html"
-    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(folder.name)}</title><style>{STYLE}</style>'
-    page.write_text("\n".join([head, *parts]) + "\n", encoding="utf-8")
+    text = fill(
+        Path(__file__).with_suffix(".html"),
+        name=folder.resolve().name,
+        state=_state(run, lines[-1]),
+        warnings=_warnings(folder),
+        result=as_rows(summary) if summary else {},
+        classes=by_class(summary),
+        curves=_image(folder / "curves.png"),
+        groups=[(title, _image(path)) for title, path in groups[-SHOWN:]],
+        last=as_metrics(lines[-1]),
+        settings=as_options(run.get("settings", {})),
+        facts=as_facts({key: run[key] for key in run if key not in ("settings", "resumed")}),
+        resumed=[_start(start) for start in run.get("resumed", [])],
+        shorten=shorten,
+    )
+    page.write_text(text, encoding="utf-8")
     return page
 
 
-def _state(facts: dict[str, Any], last: dict[str, Any], steps: int | None) -> str:
-    done = f"step {last['step']:,}" + (f" of {steps:,}" if steps else "")
-    return html.escape(
-        f"{facts.get('recipe', 'a run')}: {done}, epoch {last['epoch']:.1f}, loss {last['loss']:.3f}"
+def _state(run: dict[str, Any], last: dict[str, Any]) -> str:
+    steps = f" of {run['steps']:,}" if run.get("steps") else ""
+    return (
+        f"{run.get('recipe', 'a run')}: step {last['step']:,}{steps}, epoch {last['epoch']:.1f}, "
+        f"loss {last['loss']:.3f}"
     )
+
+
+def _start(start: dict[str, Any]) -> dict[str, Any]:
+    """A later start of a run: its step, what it had, and the options that were others."""
+    facts = {key: value for key, value in start.items() if key not in ("step", "settings")}
+    return {"step": f"{start['step']:,}", "facts": as_facts(facts) | as_options(start.get("settings", {}))}
 
 
 def _warnings(folder: Path) -> list[str]:
@@ -69,26 +78,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            value = {str(number): one for number, one in enumerate(value, 1)}
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _table(values: dict[str, Any]) -> str:
-    def cell(value: Any) -> str:
-        return html.escape(f"{value:.5g}" if isinstance(value, float) else str(value))
-
-    rows = (f"<tr><td>{html.escape(key)}</td><td>{cell(value)}</td></tr>" for key, value in values.items())
-    return f"<table>{''.join(rows)}</table>"
+def _pngs(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"))
 
 
 def _image(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
+    """A PNG as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def main() -> None:

@@ -41,11 +41,29 @@ def test_a_run_that_goes_on(run):
     assert "Result" not in page
 
 
+def rows(page: str) -> dict[str, list[str]]:
+    """Of each row of a table its first cell, and the others."""
+    found = (re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page))
+    return {first: rest for first, *rest in found}
+
+
 def test_a_finished_run_with_all_there_is(run):
-    facts = {"recipe": "demo", "steps": 20, "settings": {"slotcon": {"num_prototypes": 16}}}
-    facts["resumed"] = [{"step": 5, "settings": {"data": "/a"}}, {"step": 9, "settings": {}}]
+    data = "/scratch/" + "deep/" * 30 + "images"
+    settings = {
+        "slotcon": {"num_prototypes": 16},
+        "data": data,
+        "probe": None,
+        "geometric": True,
+        "base_lr": 0.1 + 0.2,
+    }
+    facts = {"recipe": "demo", "steps": 20, "settings": settings, "versions": {"torch": "2.9", "timm": "1"}}
+    facts["resumed"] = [{"step": 5, "time": "noon", "settings": {"data": "/a"}}, {"step": 9, "settings": {}}]
     (run / "run.json").write_text(json.dumps(facts))
-    (run / "summary.json").write_text(json.dumps({"after": {"miou": 0.25}}))
+    before = {"miou": 0.05, "pixel_accuracy": 0.2, "iou": [0.1, None], "match": [1, 0, -1]}
+    after = {"miou": 0.25, "pixel_accuracy": 0.5, "iou": [0.123456, None], "match": [-1, -1, 0]}
+    probe = {"knn": 0.60512, "epoch": 15.0}
+    summary = {"loss": 3.2, "active_slots": 2.0, "probe": probe, "classes": ["sky", "<sea>"]}
+    (run / "summary.json").write_text(json.dumps({**summary, "before": before, "after": after}))
     (run / "warnings.txt").write_text("data is waited for & more\n")
     (run / "slots").mkdir()
     image = [np.zeros((8, 12, 3), np.uint8)] * 2
@@ -53,15 +71,33 @@ def test_a_finished_run_with_all_there_is(run):
         draw_groups({"images": image, "groups": image}, path)
     page = write_page(run).read_text()
     assert "demo: step 20 of 20" in page
-    assert "<td>after.miou</td><td>0.25</td>" in page
-    assert "<td>settings.slotcon.num_prototypes</td><td>16</td>" in page
     assert "data is waited for &amp; more" in page
-    for cells in ("resumed.1.settings.data</td><td>/a", "resumed.2.step</td><td>9"):
-        assert f"<td>{cells}</td>" in page
-    assert page.index("epoch-0001") < page.index("Groups, groups")
+    expected = {
+        "held-out mIoU, %": ["5.0", "25.0"],
+        "accuracy of 20 nearest neighbours, %, epoch 15": ["", "60.5"],
+        "sky": ["10.0", "12.3", "2"],
+        "&lt;sea&gt;": ["", "", ""],
+        "--num-prototypes": ["16"],
+        "--geometric": ["yes"],
+        "--base-lr": ["0.3"],
+        "versions": ["torch 2.9, timm 1"],
+        "grouping loss": ["4.000"],
+        "started": ["noon"],
+    }
+    found = rows(page)
+    assert {key: found[key] for key in expected} == expected
+    assert "--probe" not in found
+    for raw in ("None", "null", "miou", "num_prototypes", "group_loss", "0.30000", "nan"):
+        assert raw not in re.sub('base64,[^"]*', "", page)
+    (short,) = re.findall(f'title="{data}">([^<]*)', page)
+    assert len(short) < 70
+    assert short.startswith("/scratch/deep")
+    assert short.endswith("deep/images")
+    assert page.index("Groups after epoch 1") < page.index("Groups at the end")
+    assert page.index("Resumed at step 5") < page.index(">/a<") < page.index("Resumed at step 9")
     assert len(images(page)) == 3
     assert all(content.startswith(PNG) for content in images(page))
-    assert "http" not in page.replace("http-equiv", "")
+    assert "http" not in page
 
 
 def test_the_command_says_what_is_wrong(run, tmp_path):

@@ -1,0 +1,39 @@
+import math
+
+import pytest
+
+from training.engine.words import as_facts, as_metrics, as_options, shorten
+
+
+def test_options_are_what_one_types():
+    settings = {
+        "data": "scenes",
+        "slotcon": {"out_dim": 128},
+        "probe": None,
+        "weight_decay": 1e-5,
+        "compile": False,
+    }
+    settings["trackers"] = ("tensorboard", "wandb")
+    expected = {"--data": "scenes", "--out-dim": "128", "--weight-decay": "1e-05", "--compile": "no"}
+    assert as_options(settings) == {**expected, "--trackers": "tensorboard, wandb"}
+
+
+def test_metrics_are_rounded_and_named():
+    line = {"step": 12345, "loss": 3.14159, "knn": 0.60512, "new_one": 0.123456, "grad_norm": math.inf, "lr": None}
+    expected = {"step": "12,345", "loss": "3.142", "accuracy of 20 nearest neighbours": "60.5%"}
+    assert as_metrics(line) == {**expected, "new one": "0.1235"}
+
+
+def test_facts_that_are_unknown_are_left_out():
+    assert as_facts({"revision": None, "micro_batch": 8, "versions": {}}) == {
+        "images in a forward of a process": "8"
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "short"),
+    [("short", 5, "short"), ("/one/two/three/four", 10, "/on…e/four"), ("0123456789", 4, "0…89")],
+)
+def test_long_texts_lose_their_middle(text, longest, short):
+    assert shorten(text, longest) == short
+    assert len(short) <= longest

@@ -1,0 +1,55 @@
+"""What a run ends with: its numbers, and the commands that come next."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from training.pretraining.recipes import DEMO
+from training.pretraining.result import as_rows, by_class, next_commands, print_result, summarize
+
+LINES = [
+    {"loss": 4.0, "active_slots": 3.0, "knn": 0.2, "epoch": 1.0},
+    {"loss": 3.5, "active_slots": 2.5, "knn": 0.4321, "epoch": 2.0},
+    {"loss": 3.25, "active_slots": 2.0, "epoch": 3.0},
+]
+
+
+def test_the_last_probe_is_part_of_the_result():
+    summary = summarize(LINES, None, None)
+    assert summary == {"loss": 3.25, "active_slots": 2.0, "probe": {"knn": 0.4321, "epoch": 2.0}}
+    assert as_rows(summary)["accuracy of 20 nearest neighbours, %, epoch 2"] == ("", "43.2")
+    assert by_class(summary) == []
+    assert "probe" not in summarize(LINES[2:], None, None)
+
+
+def test_a_run_without_a_start_has_only_an_end(capsys):
+    after = {"miou": 0.125, "pixel_accuracy": 0.5, "iou": [0.25] + [None] * 11, "match": [3, 0]}
+    summary = summarize(LINES, None, after)
+    assert as_rows(summary)["held-out mIoU, %"] == ("", "12.5")
+    sky, mountain, *_ = by_class(summary)
+    assert sky == {"name": "sky", "before": "", "after": "25.0", "prototype": "1"}
+    assert mountain == {"name": "mountain", "before": "", "after": "", "prototype": ""}
+    print_result(Path("runs/[a]"), summary, {"do this": "that"})
+    out = capsys.readouterr().out
+    assert "weights: runs/[a]/export" in out
+    assert "  do this\n      that\n" in out
+    assert "nan" not in out
+    assert "None" not in out
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [("slotcon_nano", "slotcon_nano"), ("resnet18", "slotcon_r18"), ("resnet50", "slotcon_r50"), ("vgg11", None)],
+)
+def test_the_next_commands(tmp_path, backbone, name):
+    run = tmp_path / "my run"
+    recipe = replace(DEMO, backbone=backbone, data=str(tmp_path))
+    report, concepts, *rest = next_commands(run, recipe, None)
+    assert report == f"python -m training.report '{run}'"
+    assert concepts == f"slotcon-hub concepts --model '{run}' --images {tmp_path}"
+    assert rest == ([f"slotcon-hub import '{run}' {name}.mine"] if name else [])
+    _, concepts, *_ = next_commands(run, replace(recipe, data="hf:a/b"), None)
+    assert concepts.endswith("--images FOLDER")
+    _, concepts, *_ = next_commands(run, replace(recipe, data="scenes"), Path("/held/out"))
+    assert concepts.endswith("--images /held/out")

@@ -1,0 +1,112 @@
+"""What a run ends with, for people: a table of numbers before and after, and the commands that come next."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import timm
+from rich import print as show
+from rich.markup import escape
+from rich.table import Column, Table
+
+from slotcon_hub.weights.architectures import plain_timm
+from training.data import scenes
+from training.engine.words import words
+from training.pretraining.recipes import SCENES, Recipe
+
+__all__ = ["as_rows", "by_class", "next_commands", "print_result", "summarize"]
+
+
+def summarize(
+    lines: list[dict[str, Any]], before: dict[str, Any] | None, after: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The numbers that a run ends with, as its ``summary.json`` holds them.
+
+    Args:
+        lines: of metrics.
+        before: :class:`Segmentation` of the random initialisation, as JSON; None where nothing was measured.
+        after: that of the trained model.
+    """
+    summary = {key: lines[-1][key] for key in ("loss", "active_slots")}
+    if probed := [line for line in lines if "knn" in line]:
+        summary["probe"] = {"knn": probed[-1]["knn"], "epoch": probed[-1]["epoch"]}
+    if after:
+        summary |= {"classes": list(scenes.CLASSES), "before": before, "after": after}
+    return summary
+
+
+def as_rows(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """The numbers of a summary: words to what was before and what is after, "" where that is unknown."""
+    rows = {words(key): ("", f"{summary[key]:.{digits}f}") for key, digits in (("loss", 3), ("active_slots", 1))}
+    if probe := summary.get("probe"):
+        rows[f"{words('knn')}, %, epoch {probe['epoch']:g}"] = ("", _percent(probe["knn"]))
+    for key, title in (("miou", "held-out mIoU, %"), ("pixel_accuracy", "held-out pixel accuracy, %")):
+        if "after" in summary:
+            rows[title] = (_percent((summary["before"] or {}).get(key)), _percent(summary["after"][key]))
+    return rows
+
+
+def by_class(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """The IoU of each class before and after, in per cent, and its prototype; "" where there is none."""
+    if "after" not in summary:
+        return []
+    before, after = summary["before"] or {}, summary["after"]
+    prototype = {c: str(k) for k, c in enumerate(after["match"])}
+    return [
+        {
+            "name": name,
+            "before": _percent(before["iou"][c] if before else None),
+            "after": _percent(after["iou"][c]),
+            "prototype": prototype.get(c, ""),
+        }
+        for c, name in enumerate(summary["classes"])
+    ]
+
+
+def print_result(folder: Path, summary: dict[str, Any], commands: dict[str, str]) -> None:
+    """Print the numbers, where the files are, and what to do next."""
+    table = Table("", *(Column(side, justify="right") for side in ("before", "after")), title="\nresult")
+    table.title_justify = "left"
+    for title, (start, end) in as_rows(summary).items():
+        table.add_row(title, start, end)
+    show(table)
+    if classes := by_class(summary):
+        heads = ("IoU before, %", "after, %", "prototype")
+        table = Table("class", *(Column(head, justify="right") for head in heads))
+        for one in classes:
+            table.add_row(*map(escape, one.values()))
+        show(table)
+    for text, path in (("curves", "curves.png"), ("groups", "groups.png"), ("weights", "export")):
+        print(f"{text}: {folder / path}")
+    print("\nnext:")
+    for command, what in commands.items():
+        print(f"  {command}\n      {what}")
+
+
+def next_commands(folder: Path, recipe: Recipe, held_out: Path | None) -> dict[str, str]:
+    """Commands for a run that has ended, each with what it does.
+
+    Args:
+        folder: of the run.
+        recipe: of the run.
+        held_out: images to show what the prototypes found in; None takes those of the recipe.
+    """
+    run, data = shlex.quote(str(folder)), "FOLDER"
+    if held_out or (recipe.data and recipe.data != SCENES and Path(recipe.data).is_dir()):
+        data = shlex.quote(str(held_out or recipe.data))
+    ours = [name.removesuffix("_proto") for name in timm.list_models("slotcon_*_proto")]
+    known = [name for name in ours if recipe.backbone in (name, plain_timm(name)[0])]
+    commands = {
+        f"python -m training.report {run}": "curves, groups and settings on one page",
+        f"slotcon-hub concepts --model {run} --images {data}": "what each prototype stands for",
+    }
+    if known:
+        name = f"{known[0]}.mine"
+        commands[f"slotcon-hub import {run} {name}"] = (
+            f'a model by name: timm.create_model("{name}", pretrained=True)'
+        )
+    return commands
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
