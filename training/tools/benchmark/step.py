@@ -29,6 +29,7 @@ from training.pretraining.model import accelerate, build, meet, wrap
 from training.pretraining.pairs import ViewPairs, collate
 from training.pretraining.recipes import RECIPES, Recipe
 from training.tools.benchmark.data import InMemory, make_images
+from training.tools.benchmark.memory import LiveBytes
 from training.tools.communication import COCO, traffic
 
 __all__ = ["benchmark"]
@@ -55,8 +56,9 @@ def benchmark(
     """Print what each part of a training step costs, and how long an epoch of COCO takes at this speed.
 
     A part ends when the device has done it, so that the parts together may take longer than the step, which is
-    measured without stopping. Loading images is left out. Launched by accelerate, all processes take the step
-    together.
+    measured without stopping. "GB of tensors" counts all storages that live at the peak of a step; beside it stands
+    what the process has used, with all that its allocator rounds and keeps. Loading images is left out. Launched
+    by accelerate, all processes take the step together.
 
     Args:
         recipe: whose network and views are measured, by its name.
@@ -117,7 +119,9 @@ class Result:
     rate: float
     """FLOP/s of a large product of matrices."""
     memory: float
-    """GB at the most."""
+    """GB that the process has used at the most."""
+    live: float
+    """GB of all tensors at the peak of a step, the same on any device."""
     active: float
     """Active slots a view."""
     sent: float
@@ -148,6 +152,8 @@ def _measure(recipe: Recipe, processes: PartialState, batch: int, steps: int, gp
     whole = (clock() - start) / steps
     memory = peak_memory(device)
     laps = [trained.parts(clock) for _ in range(steps)]
+    with LiveBytes(trained.slotcon, *trained.views.values(), *trained.momentum()) as tensors:
+        trained.step()
     with FlopCounterMode(display=False) as counter, torch.compiler.set_stance("force_eager"):
         arithmetic = trained.parts(counter.get_total_flops)
     sent = traffic(trained.slotcon, batch=batch, active=float(active), processes=gpus)
@@ -159,6 +165,7 @@ def _measure(recipe: Recipe, processes: PartialState, batch: int, steps: int, gp
         arithmetic=arithmetic,
         rate=_matrix_rate(device, DTYPES[trained.accelerator.mixed_precision], clock),
         memory=memory,
+        live=tensors.peak / 1e9,
         active=float(active),
         sent=sent.total,
         keys=(sent.keys, sent.dense_keys),
@@ -194,6 +201,11 @@ class _Trained:
         self.optimizer.zero_grad()
         lap("optimiser")
         return out.active_slots
+
+    def momentum(self) -> list[Tensor]:
+        """The tensors of the optimiser's state."""
+        state = self.optimizer.optimizer.state.values()
+        return [value for values in state for value in values.values() if isinstance(value, Tensor)]
 
     def parts(self, read: Callable[[], float]) -> dict[str, float]:
         """Take a step, and say by how much a meter rose in each part of it."""
@@ -262,14 +274,14 @@ def _show_parts(result: Result) -> None:
 
 
 def _show_all(results: list[Result], processes: int, gpus: int) -> None:
-    speed = Table("", "K", "batch", "ms a step", "images/s", "s a COCO epoch", "GB a process")
+    speed = Table("", "K", "batch", "ms a step", "images/s", "s a COCO epoch", "GB of tensors", "GB a process")
     sent = Table("K", "batch", "MB sent", "MB of keys", "in place of MB", "one part in", title_justify="left")
     sent.title = f"what each of {gpus} GPUs would send in a step; keys: the active slots in place of all"
     for result in results:
         prototypes, batch = str(result.recipe.slotcon.num_prototypes), processes * result.batch
         rate = 1000 * batch / result.step
-        measured = (f"{result.step:.0f}", f"{rate:,.4g}", f"{COCO / rate:,.0f}", f"{result.memory:.1f}")
-        speed.add_row(f"{processes} x {result.machine}", prototypes, str(batch), *measured)
+        measured = (f"{result.step:.0f}", f"{rate:,.4g}", f"{COCO / rate:,.0f}", f"{result.live:.2f}")
+        speed.add_row(f"{processes} x {result.machine}", prototypes, str(batch), *measured, f"{result.memory:.1f}")
         keys, slots = result.keys
         sizes = (f"{size / 1e6:,.1f}" for size in (result.sent, keys, slots))
         sent.add_row(prototypes, str(gpus * result.batch), *sizes, f"{slots / keys:.0f}")
@@ -282,6 +294,7 @@ def _show_all(results: list[Result], processes: int, gpus: int) -> None:
             f"{1000 * batch * seconds / COCO:.0f}",
             f"{COCO / seconds:.1f}",
             str(seconds),
+            "",
             str(memory),
         )
     show(speed)
