@@ -109,11 +109,12 @@ def test_step_goes_through_the_settings_beside_what_was_reported(capsys, monkeyp
     out = capsys.readouterr().out
     for batch, prototypes in ((4, 5), (2, 200), (4, 200)):
         assert f"{batch} images with K = {prototypes} do not fit" in out
-    speed = [row for row in rows(out) if len(row) == 7]
+    speed = [row for row in rows(out) if len(row) == 8]
     assert [row[1:3] for row in speed] == [["5", "2"], ["", "1024"], ["", "1024"], ["", "256"]]
     images, seconds = (float(speed[0][i].replace(",", "")) for i in (4, 5))
     assert images * seconds == pytest.approx(118_287, rel=0.01)
-    assert speed[1][4:] == ["827.2", "143", "16.0"]
+    assert speed[1][4:] == ["827.2", "143", "", "16.0"]
+    assert 0.1 < float(speed[0][6]) < 10
     (sent,) = (row for row in rows(out) if row[:2] == ["5", "32"])
     total, keys, slots, parts = map(float, sent[2:])
     assert total > 90 > slots >= keys  # the gradients above all
