@@ -10,7 +10,6 @@ from typing import Any as _Any
 import timm as _timm
 
 import slotcon_hub as _slotcon_hub  # noqa: F401  (registers the models)
-from slotcon_hub.models.loading import load_entry as _load_entry
 
 dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors"]
 
@@ -53,7 +52,7 @@ _PROTOTYPES = {
 
 def _entry(name: str) -> _Callable[..., _Any]:
     def entry(pretrained: _Any = False, **kwargs: _Any) -> _Any:
-        return _load_entry(name, pretrained, **kwargs)
+        return _timm.create_model(name, pretrained=pretrained, **kwargs)
 
     what = _timm.models.model_entrypoint(name).__doc__
     entry.__name__ = entry.__qualname__ = name

@@ -37,7 +37,9 @@ _PARTS: dict[Kind, set[str]] = {
     "slotcon": {"student", "teacher"},
     "prototypes": {"backbone", "projector", "prototypes"},
 }
-_AROUND_BACKBONE = re.compile(r"^(?:(?:module|encoder_k|backbone)\.)+")
+_AROUND_BACKBONE = re.compile(r"^(?:(?:encoder_k|backbone)\.)+")
+# What DistributedDataParallel, torch.compile, FSDP and checkpointed activations add to names, wherever they wrap.
+_WRAPPED = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _RESNET = re.compile(r"(?:conv1|bn1|layer[1-4])\.")
 # The ResNets that everybody has: no deep stem, no pooling in the shortcut, no attention.
 _PLAIN_RESNET = re.compile(
@@ -62,7 +64,7 @@ def recognise(checkpoint: Mapping[str, Any]) -> Kind:
         ValueError: it is none of these.
     """
     state = named_values(checkpoint)
-    heads = {name.removeprefix("module.").split(".")[0] for name in state}
+    heads = {name.split(".")[0] for name in state}
     for kind, parts in _PARTS.items():
         if parts <= heads:
             return kind
@@ -79,8 +81,8 @@ def from_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Turn an authors' full checkpoint into a state dict that loads strictly into :class:`SlotCon`.
 
     Args:
-        checkpoint: the loaded mapping, or its ``model`` entry, with or without the ``module.`` prefix of
-            DistributedDataParallel.
+        checkpoint: the loaded mapping, or its ``model`` entry, with or without what wrappers add to names, such
+            as ``module.`` and ``_orig_mod.``.
 
     Returns:
         Student, teacher, predictor and centre; tensors and dtypes are those of the checkpoint.
@@ -88,15 +90,11 @@ def from_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         ValueError: a key is unknown, or a whole part is absent.
     """
-    model = checkpoint.get("model", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
-    if not isinstance(model, Mapping):
-        raise ValueError(f"an official SlotCon checkpoint holds named tensors, not a {type(model).__name__}")
     converted = {}
-    for key, value in model.items():
-        name = str(key).removeprefix("module.")
+    for name, value in named_values(checkpoint).items():
         prefix = next((p for p in _OFFICIAL if re.match(p, name)), None)
         if prefix is None or not isinstance(value, Tensor):
-            raise ValueError(f"{key!r} is not part of an official SlotCon checkpoint: is this file one?")
+            raise ValueError(f"{name!r} is not part of an official SlotCon checkpoint: is this file one?")
         converted[re.sub(f"^{prefix}", _OFFICIAL[prefix], name)] = value
     absent = [ours for ours in _OFFICIAL.values() if not any(k.startswith(ours) for k in converted)]
     if absent:
@@ -111,8 +109,8 @@ def from_backbone_only(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Turn a backbone-only file, such as the authors' teacher encoder, into the state dict of a timm ResNet.
 
     Args:
-        checkpoint: torchvision's or timm's names, bare or after ``module.``, ``encoder_k.`` or ``backbone.``; the
-            mapping itself, or under ``model``, ``state_dict`` or ``teacher``.
+        checkpoint: torchvision's or timm's names, bare or after ``encoder_k.``, ``backbone.`` or what wrappers
+            add; the mapping itself, or under ``model``, ``state_dict`` or ``teacher``.
 
     Returns:
         The backbone without a classifier: ``fc`` is left out.
@@ -244,8 +242,11 @@ def _inside(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def named_values(checkpoint: Any) -> Mapping[str, Any]:
     """Find the named values in the mappings that savers put around them: ``model``, ``state_dict``, ``teacher``.
 
+    Returns:
+        The values by their names in the bare model: without ``module.``, ``_orig_mod.`` and the like, in any mix.
+
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or two have one name then.
     """
     while isinstance(checkpoint, Mapping):
         inner = (checkpoint.get(key) for key in ("model", "state_dict", "teacher"))
@@ -255,4 +256,10 @@ def named_values(checkpoint: Any) -> Mapping[str, Any]:
         checkpoint = wrapped
     if not isinstance(checkpoint, Mapping) or not all(isinstance(key, str) for key in checkpoint):
         raise ValueError(f"a checkpoint holds named tensors, which this {type(checkpoint).__name__} does not")
-    return checkpoint
+    bare: dict[str, Any] = {}
+    for key, value in checkpoint.items():
+        name = _WRAPPED.sub("", key)
+        if name in bare:
+            raise ValueError(f"{name!r} comes twice, under two prefixes: the file holds more than one model")
+        bare[name] = value
+    return bare

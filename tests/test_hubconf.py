@@ -181,5 +181,7 @@ def test_what_does_not_fit_is_refused(load, slotcon, tmp_path):
     with pytest.raises(ValueError, match=r"made with .*, which slotcon_r18 is not"):
         load("slotcon_r18", pretrained=path / "backbone")
     for kwargs in ({}, {"num_classes": 3}, {"features_only": True}):
-        with pytest.raises(ValueError, match="these weights are not those of slotcon_r18"):
+        with pytest.raises(ValueError, match=r"is of a resnet10t made with .*, which slotcon_r18 is not"):
             load("slotcon_r18", pretrained=path, **kwargs)
+        with pytest.raises(ValueError, match="these weights are not those of slotcon_r18"):
+            load("slotcon_r18", pretrained=safetensors(slotcon, tmp_path), **kwargs)

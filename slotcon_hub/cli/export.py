@@ -48,6 +48,7 @@ def _export(options: argparse.Namespace) -> None:
         options.error("--dense, --size and --opset are of ONNX alone: leave them out, or use --to onnx")
     named = Path(options.name.split(":")[-1]).resolve().name
     path = options.output or Path(f"{named}{TARGETS[options.to].suffix}")
-    net = load(options.name, **({"global_pool": ""} if options.dense else {})).eval()
+    dense: dict[str, Any] = {"part": "prototypes", "global_pool": ""} if options.dense else {}
+    net = load(options.name, **dense).eval()
     usage = save_as(options.to, net, path, force=options.force, **given)
     print(f"{path} is written, for\n\n{usage}")

@@ -21,7 +21,8 @@ CHECKPOINT is any of
   a file of safetensors
   the folder of a run, of one of its checkpoints, or of its export
 
-NAME is <architecture>.<tag>, as `slotcon-hub list` shows them, or one of your own such as slotcon_r18.mine.
+NAME is <architecture>.<tag>, as `slotcon-hub list` shows them, or one of your own such as slotcon_r18.mine; without
+a tag it is the default one.
 Projector and prototypes, where the checkpoint has them, come under the architecture <...>_proto."""
 _IMPORT_EXAMPLE = "example: slotcon-hub import ckpt_epoch_800.pth slotcon_r50.coco_800ep"
 _LIST = "Show the weights of the table and those in the local store, and where they are."
@@ -39,13 +40,14 @@ def add_commands(commands: Any) -> None:
     )
     bring.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
     bring.add_argument("name", metavar="NAME")
+    bring.add_argument("--force", action="store_true", help="replace what the store has of this name")
     bring.set_defaults(command=_import)
     show = commands.add_parser("list", help="show all weights and where they are", description=_LIST, epilog=_HOME)
     show.set_defaults(command=_list)
 
 
 def _import(options: argparse.Namespace) -> None:
-    done = import_checkpoint(options.checkpoint, options.name)
+    done = import_checkpoint(options.checkpoint, options.name, force=options.force)
     kinds = {
         "official": "an authors' full checkpoint",
         "slotcon": "the state of a SlotCon",
@@ -54,9 +56,8 @@ def _import(options: argparse.Namespace) -> None:
     }
     print(f"{options.checkpoint} is {kinds[done.kind]}; its teacher is in the store. This works now:\n")
     print("import slotcon_hub\nimport timm\n")
-    for name, folder in done.folders.items():
-        known = table.find(*name.split(".", 1)) is not None
-        print(f'timm.create_model("{name if known else f"local-dir:{folder}"}", pretrained=True)')
+    for name in done.folders:
+        print(f'timm.create_model("{name}", pretrained=True)')
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -73,7 +74,7 @@ def _list(options: argparse.Namespace) -> None:
     print()
     for kind, meaning in legend.items():
         print(textwrap.fill(f"{kind}: {meaning}", width=100, subsequent_indent="  "))
-    print(f"store: {store.home()}")
+    print(f"store: {store.place()}")
 
 
 def _result(row: table.Weights, legend: dict[str, str]) -> str:

@@ -5,7 +5,6 @@ Dimensions: B images, K prototypes, D channels, h x w cells of the map, H x W pi
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -18,7 +17,7 @@ from torchvision.transforms.v2.functional import center_crop, normalize, resize
 from slotcon_hub.concepts.segments import Segment, describe_segments, group_map
 from slotcon_hub.concepts.stopwatch import Stopwatch
 from slotcon_hub.models.layers import PrototypeNetwork
-from slotcon_hub.models.loading import load
+from slotcon_hub.models.loading import is_known, load
 from slotcon_hub.models.prototype_model import SlotConPrototypes
 
 __all__ = ["CenterCrop", "dense_maps", "load_prototypes", "segment_image"]
@@ -30,8 +29,7 @@ def load_prototypes(name: str) -> SlotConPrototypes:
     """A prototype model with its weights, in eval mode, that returns the map of similarities.
 
     Args:
-        name: what :func:`slotcon_hub.models.loading.load` takes, such as ``slotcon_r50_proto.coco_800ep``; or the
-            folder of a run that has ended, or of its export.
+        name: what :func:`slotcon_hub.models.loading.load` takes, such as ``slotcon_r50_proto.coco_800ep``.
 
     Raises:
         ValueError: there are no such weights, or they are of no prototype model.
@@ -39,13 +37,11 @@ def load_prototypes(name: str) -> SlotConPrototypes:
         OSError: a file is absent.
     """
     architecture = name.partition(".")[0]
-    if timm.is_model(architecture) and not architecture.endswith("_proto"):
+    if is_known(name) and not architecture.endswith("_proto"):
         proto = f"{architecture}_proto"
         other = name.replace(architecture, proto) if timm.is_model(proto) else "such as slotcon_r50_proto"
         raise ValueError(f"{name} is a backbone without prototypes: use a *_proto model, {other}")
-    folder = Path(name.removeprefix("local-dir:"))
-    inside = (folder / "export" / "prototypes", folder / "prototypes")
-    model: Any = load(next((str(place) for place in inside if place.is_dir()), name), global_pool="")
+    model: Any = load(name, "prototypes", global_pool="")
     if not isinstance(model, SlotConPrototypes) or not model.num_classes:
         raise ValueError(f"{name} holds no prototypes: name the export/prototypes of a run, or a *_proto model")
     config: Any = model.pretrained_cfg

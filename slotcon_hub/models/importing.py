@@ -14,10 +14,10 @@ from torch import nn
 
 from slotcon_hub.models.saving import save_model
 from slotcon_hub.weights import store, table
-from slotcon_hub.weights.reader import State, dimensions, read_teacher
+from slotcon_hub.weights.reader import State, Teacher, dimensions, read_teacher
 from slotcon_hub.weights.resolve import check
 
-__all__ = ["Imported", "import_checkpoint", "resolve"]
+__all__ = ["Imported", "import_checkpoint", "read_models", "resolve"]
 
 _SIDE = 64  # of the image that a model is tried on, in pixels
 
@@ -32,27 +32,51 @@ class Imported:
     """The store's folder for each ``<architecture>.<tag>``."""
 
 
-def import_checkpoint(checkpoint: str | Path, name: str) -> Imported:
+def import_checkpoint(checkpoint: str | Path, name: str, *, force: bool = False) -> Imported:
     """Put the teacher of a checkpoint into the local store: the backbone, and the prototypes where it has them.
 
     Args:
         checkpoint: an authors' full checkpoint, a backbone-only file, a file of safetensors with the state of a
             :class:`SlotCon` or of what is exported from it, or the folder of a run, a checkpoint or an export.
         name: ``<architecture>.<tag>``, or an architecture of the table for its default tag.
+        force: replace what the store has of this name: both models, since they belong to one pre-training.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
+        FileExistsError: the store has weights of this name.
         ValueError: there is no such name, or the checkpoint is damaged, unsafe, of another architecture, of other
             dimensions than the published weights of this name, or not finite. The store is then as it was.
         OSError: it cannot be written to.
+    """
+    architecture, tag = resolve(name)
+    both = f"{architecture}.{tag}", f"{architecture}_proto.{tag}"
+    if not force:
+        store.check_free(both)
+    teacher, nets = read_models(checkpoint, name)
+    entries = {name: partial(_save, net, teacher.side) for name, net in nets.items()}
+    folders = store.add(entries, replace=both if force else ())
+    return Imported(teacher.kind, dict(zip(entries, folders, strict=True)))
+
+
+def read_models(checkpoint: str | Path, name: str) -> tuple[Teacher, dict[str, nn.Module]]:
+    """Read the teacher of a checkpoint, and make its models: the backbone, and with prototypes where it has them.
+
+    Args:
+        checkpoint: as for :func:`import_checkpoint`.
+        name: the same.
+
+    Returns:
+        The teacher, and the models in eval mode, by their names, ``<architecture>.<tag>``.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`import_checkpoint`.
     """
     architecture, tag = resolve(name)
     teacher = read_teacher(checkpoint, architecture)
     nets = {f"{architecture}.{tag}": _filled(timm.create_model(architecture), teacher.backbone, architecture)}
     if teacher.whole is not None:
         nets[f"{architecture}_proto.{tag}"] = _prototypes(f"{architecture}_proto", tag, teacher.whole)
-    entries = {name: partial(_save, net, teacher.side) for name, net in nets.items()}
-    return Imported(teacher.kind, dict(zip(entries, store.add(entries), strict=True)))
+    return teacher, nets
 
 
 def resolve(name: str) -> tuple[str, str]:
@@ -66,13 +90,9 @@ def resolve(name: str) -> tuple[str, str]:
     if not architecture.startswith("slotcon_") or not timm.is_model(f"{architecture}_proto"):
         known = sorted(m.removesuffix("_proto") for m in timm.list_models("slotcon_*_proto"))
         raise ValueError(f"there is no architecture {architecture!r}: use one of {', '.join(known)}")
-    if not tag:
-        row = table.find(architecture)
-        if row is None:
-            raise ValueError(f"{architecture} has no default tag: add one of yours, such as {architecture}.mine")
-        tag = row.tag
-    store.folder(f"{architecture}.{tag}")  # refuses what is no name
-    return architecture, tag
+    full = table.full_name(f"{architecture}.{tag}" if tag else architecture)
+    store.folder(full)  # refuses what is no name
+    return architecture, full.removeprefix(f"{architecture}.")
 
 
 def _prototypes(architecture: str, tag: str, state: State) -> nn.Module:
@@ -80,7 +100,7 @@ def _prototypes(architecture: str, tag: str, state: State) -> nn.Module:
     row = table.find(architecture, tag)
     dims = dimensions(state)
     if row is not None:
-        expected = {"num_classes": row.prototypes, "out_dim": 256, "hidden_dim": 4096}
+        expected = {"num_classes": row.prototypes, "out_dim": row.out_dim, "hidden_dim": row.hidden_dim}
         for argument, size in expected.items():
             if dims[argument] != size:
                 what = {"num_classes": "prototypes", "out_dim": "embedding channels"}.get(

@@ -151,14 +151,22 @@ def _side(config: dict[str, Any]) -> int | None:
 
 def _refuse_variants(path: Path, config: dict[str, Any], architecture: str) -> None:
     """Refuse an export whose network differs from the architecture where weights do not show it, as in strides."""
-    args = config.get("model_args")
-    told = {k: v for k, v in args.items() if k not in _SHOWN} if isinstance(args, dict) else {}
-    plain = json.loads(json.dumps(plain_timm(architecture)[1]))
-    if other := {k: v for k, v in told.items() if plain.get(k) != v}:
-        said = ", ".join(f"{k}={v!r}" for k, v in other.items())
+    if not isinstance(found := config.get("architecture"), str):
+        return
+    args = dict(config.get("model_args") or {})
+    if "backbone" in args:  # of a prototype model on any timm model
+        found = str(args.pop("backbone"))
+    plain, expected = plain_timm(architecture)
+    name, own = plain_timm(found.partition(".")[0].removesuffix("_proto"))
+    made = {**own, **{k: v for k, v in args.items() if k not in _SHOWN}}
+    other = {k: v for k, v in made.items() if json.dumps(v) != json.dumps(expected.get(k))}
+    said = f"a {name}" if name != plain else "a network"
+    if other:
+        said += f" made with {', '.join(f'{k}={v!r}' for k, v in other.items())}"
+    if other or name != plain:
         raise ValueError(
-            f"{path.parent} is of a network made with {said}, which {architecture} is not: load it from where it "
-            f'is, with timm.create_model("local-dir:{path.parent}", pretrained=True)'
+            f"{path.parent} is of {said}, which {architecture} is not: load it from where it is, with "
+            f'timm.create_model("local-dir:{path.parent}", pretrained=True)'
         )
 
 
@@ -167,9 +175,7 @@ def _teacher(checkpoint: Any) -> tuple[Kind, State, State | None]:
     kind = recognise(checkpoint)
     if kind == "backbone":
         return kind, from_backbone_only(checkpoint), None
-    state = {name.removeprefix("module."): value for name, value in named_values(checkpoint).items()}
-    if kind == "official":
-        state = from_official(state)
+    state = from_official(checkpoint) if kind == "official" else dict(named_values(checkpoint))
     if kind != "prototypes":
         if unknown := [name for name in state if not name.startswith(_SLOTCON)]:
             raise ValueError(f"{unknown[0]!r} is not part of a SlotCon: is this checkpoint one?")

@@ -39,8 +39,10 @@ def locate(
         ValueError: the file is not the one that was recorded or published.
     """
     found = resolve_pretrained_cfg(architecture, cfg, overlay)
-    if found.source == "local-dir" and found.file and (Path(found.file) / store.RECORD).exists():
-        store.verified(Path(found.file))
+    if found.file and not Path(found.file).exists():
+        raise FileNotFoundError(f"there are no weights at {found.file}: name others, or import them again")
+    if found.file and (entry := _entry(Path(found.file))):
+        store.verified(entry)
     row = table.find(architecture, found.tag) if found.tag else None
     if row is None or found.source or any(getattr(found, key) for key in _OWN_SOURCES):
         return overlay
@@ -55,6 +57,12 @@ def locate(
     return {**(overlay or {}), "file": str(file)}
 
 
+def _entry(file: Path) -> Path | None:
+    """The folder of a file, or the folder itself, where it is one of a store or published, with its SHA-256."""
+    folder = file if file.is_dir() else file.parent
+    return folder if (folder / store.RECORD).exists() else None
+
+
 def _packaged(row: table.Weights, file: Path) -> Path:
     if not file.is_file() or sha256(file) != row.packaged_sha256:
         raise ValueError(
@@ -67,14 +75,14 @@ def _download(row: table.Weights, cache_dir: Any) -> Path:
     repository = table.repository(row.name)
     if not table.trusted(row):
         raise RuntimeError(
-            f"the weights {row.name} are not in the local store ({store.home()}), and not published on the Hub "
+            f"the weights {row.name} are not in the local store ({store.place()}), and not published on the Hub "
             f"yet: {_import(row)}, or name an organisation that has published them, in SLOTCON_HUB_ORG"
         )
     try:
         path = Path(hf_hub_download(repository, store.WEIGHTS, cache_dir=cache_dir))
     except Exception as error:  # the client lets those of its HTTP library through, which differs by version
         raise RuntimeError(
-            f"the weights {row.name} are neither in the local store ({store.home()}) nor to be had from the Hub "
+            f"the weights {row.name} are neither in the local store ({store.place()}) nor to be had from the Hub "
             f"({repository}: {reason(error)}): {_import(row)}, or connect to the Hub, without HF_HUB_OFFLINE"
         ) from error
     # The client checks sizes only, and files a large file under the SHA-256 that the Hub tells.
@@ -113,16 +121,19 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str,
     inside = {k: v for k, v in state_dict.items() if not k.startswith(classifier)}
     check(inside, shapes, cfg["architecture"])
     _check_finite(state_dict, cfg["architecture"])
-    return state_dict
+    return dict(state_dict)  # without torch's metadata, by which absent counters of batches would be refused
 
 
 def check(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:
     """Compare weights with the names and shapes of a network, and look for values that are not finite.
 
+    BatchNorm's counters of batches, ``num_batches_tracked``, may be absent, as for torch, which sets them to 0.
+
     Raises:
-        ValueError: a key is absent or unknown, a tensor has another shape, or a value that is not finite.
+        ValueError: another key is absent or unknown, a tensor has another shape, or a value that is not finite.
     """
     refused = f"these weights are not those of {architecture}: "
+    shapes = {k: v for k, v in shapes.items() if k in state or not k.endswith(".num_batches_tracked")}
     if differing := sorted(shapes.keys() ^ state.keys()):
         absent = len(shapes.keys() - state.keys())
         named = ", ".join(differing[:3]) + ", ..." * (len(differing) > 3)

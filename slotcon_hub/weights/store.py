@@ -6,13 +6,25 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from slotcon_hub.files import sha256
 
-__all__ = ["CONFIG", "RECORD", "WEIGHTS", "add", "find", "folder", "home", "names", "verified"]
+__all__ = [
+    "CONFIG",
+    "RECORD",
+    "WEIGHTS",
+    "add",
+    "check_free",
+    "find",
+    "folder",
+    "home",
+    "names",
+    "place",
+    "verified",
+]
 
 WEIGHTS, CONFIG, RECORD = "model.safetensors", "config.json", "sha256.json"
 _NAME = re.compile(r"slotcon_[a-z0-9_]+\.[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -20,14 +32,27 @@ _ATTEMPTS = 100  # to put an entry in its place while others do the same
 
 
 def home() -> Path:
-    """The store's folder: ``SLOTCON_HUB_HOME``, or one among the user's data. It need not exist."""
-    if chosen := os.environ.get("SLOTCON_HUB_HOME"):
-        return Path(chosen).expanduser()
+    """The store's folder: ``SLOTCON_HUB_HOME``, or one among the user's data. It need not exist.
+
+    Raises:
+        RuntimeError: neither is known, as for a user without a home folder.
+    """
     if sys.platform == "win32":
         data = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     else:
         data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "slotcon_hub"
+    try:
+        return Path(os.environ.get("SLOTCON_HUB_HOME") or f"{data}/slotcon_hub").expanduser()
+    except RuntimeError:
+        raise RuntimeError("this user has no home folder: set SLOTCON_HUB_HOME to one for the store") from None
+
+
+def place() -> str:
+    """Where the store is, in words for people."""
+    try:
+        return str(home())
+    except RuntimeError:
+        return "nowhere, as this user has no home folder: set SLOTCON_HUB_HOME"
 
 
 def folder(name: str) -> Path:
@@ -35,28 +60,37 @@ def folder(name: str) -> Path:
 
     Raises:
         ValueError: it is no such name.
+        RuntimeError: as :func:`home`.
     """
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of weights: use architecture and tag, such as slotcon_r50.mine")
+    _check_name(name)
     return home() / name
 
 
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of weights: use architecture and tag, such as slotcon_r50.mine")
+
+
 def find(name: str) -> Path | None:
-    """The folder of the weights of this name, unverified; None if the store lacks them.
+    """The folder of the weights of this name, unverified; None if the store lacks them or cannot be read.
 
     Raises:
         ValueError: it is no name of weights.
     """
-    path = folder(name)
-    return path if path.is_dir() else None
+    _check_name(name)
+    with suppress(RuntimeError):
+        if os.path.isdir(path := folder(name)):  # Path.is_dir lets errors through
+            return path
+    return None
 
 
 def names() -> list[str]:
-    """The names of all weights in the store, sorted."""
+    """The names of all weights in the store, sorted; none where it cannot be read."""
     try:
-        return sorted(path.name for path in home().iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
-    except (FileNotFoundError, NotADirectoryError):
+        found = os.listdir(home())
+    except (OSError, RuntimeError):
         return []
+    return sorted(name for name in found if _NAME.fullmatch(name) and find(name))
 
 
 def verified(path: Path) -> Path:
@@ -74,25 +108,31 @@ def verified(path: Path) -> Path:
         for file in (WEIGHTS, CONFIG):
             if sha256(path / file) != recorded[file]:
                 raise ValueError(f"{path / file} is not what was put into the store (its SHA-256 differs): {again}")
+    except PermissionError as error:
+        raise ValueError(f"{error.filename} cannot be read, without the permission: ask its owner for it") from None
     except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"the entry {path.name} of the store is incomplete: {again}") from None
     return path / WEIGHTS
 
 
-def add(entries: Mapping[str, Callable[[Path], None]]) -> list[Path]:
-    """Put weights into the store, in place of those of the same names; all are written before the first moves in.
+def add(entries: Mapping[str, Callable[[Path], None]], replace: Iterable[str] = ()) -> list[Path]:
+    """Put weights into the store; all are written before the first moves in.
 
     Args:
         entries: for each name a function that writes ``model.safetensors`` and ``config.json`` into a folder.
+        replace: names whose weights leave the store for these, where it has them.
 
     Returns:
         The folders.
 
     Raises:
         ValueError: a name is none of weights.
+        FileExistsError: the store has one of the names, and it is not to be replaced.
         OSError: the disk is full, or the store is not ours to write to; what it held stays.
     """
     targets = {name: folder(name) for name in entries}
+    leaving = {name: folder(name) for name in replace}
+    check_free(entries.keys() - leaving.keys())
     home().mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=home()))
     try:
@@ -106,10 +146,34 @@ def add(entries: Mapping[str, Callable[[Path], None]]) -> list[Path]:
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
         for name, target in targets.items():
-            _move(scratch / name, target, scratch / f"old-{name}")
+            if name in leaving:
+                _move(scratch / name, target, scratch / f"old-{name}")
+            else:
+                _move_in(scratch / name, target)
+        for name in leaving.keys() - targets.keys():
+            with suppress(FileNotFoundError):
+                leaving[name].rename(scratch / f"old-{name}")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return list(targets.values())
+
+
+def check_free(names: Iterable[str]) -> None:
+    """Refuse names that the store has.
+
+    Raises:
+        FileExistsError: it has one.
+    """
+    if taken := sorted(filter(find, names)):
+        raise FileExistsError(f"the store has {taken[0]} already: add --force to replace it, or choose another tag")
+
+
+def _move_in(new: Path, target: Path) -> None:
+    try:
+        new.rename(target)
+    except OSError:
+        check_free([target.name])  # which somebody else may have put there meanwhile
+        raise
 
 
 def _move(new: Path, target: Path, old: Path) -> None:

@@ -4,9 +4,12 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["ORGANISATION", "ROWS", "Result", "Weights", "find", "packaged", "repository", "trusted"]
+__all__ = ["ORGANISATION", "ROWS", "Result", "Weights", "find", "full_name", "packaged", "repository", "trusted"]
 
-ORGANISATION = os.environ.get("SLOTCON_HUB_ORG") or "slotcon"
+# Read once: the address of weights and the trust in it must be of one moment, or a name on the Hub that nobody has
+# claimed would be trusted.
+_CHOSEN = os.environ.get("SLOTCON_HUB_ORG", "").strip()
+ORGANISATION = _CHOSEN or "slotcon"
 """Owner of the repositories on the Hub; ``SLOTCON_HUB_ORG`` names another, before the first import."""
 
 
@@ -57,6 +60,10 @@ class Weights:
     """Its settings, in a sentence or two."""
     cost: str
     """What it takes, in a sentence or two, and who says so."""
+    hidden_dim: int = 4096
+    """Hidden channels of the projector."""
+    out_dim: int = 256
+    """D, of projections and prototypes."""
     results: tuple[Result, ...] = ()
     """Of these very weights; those of a backbone are not repeated where it has prototypes on top."""
     sha256: str | None = None
@@ -150,6 +157,8 @@ _NANO = Weights(
     "rate 2.0 after 1 epoch of warm-up, then a cosine to 1e-6; weight decay 1e-5; temperature of the targets 0.04; "
     "the teacher's momentum rises from 0.97 to 1. The file holds the weights in half precision.",
     cost="About an hour on two cores of an x86-64 CPU.",
+    hidden_dim=512,
+    out_dim=128,
     results=(
         Result(
             "Imagenette validation",
@@ -174,6 +183,21 @@ def find(architecture: str, tag: str | None = None) -> Weights | None:
     return next(rows, None)
 
 
+def full_name(name: str) -> str:
+    """``<architecture>.<tag>`` of a name, with the default tag where it has none, as timm reads names.
+
+    Raises:
+        ValueError: it has no tag, and its architecture no default one.
+    """
+    architecture, _, tag = name.partition(".")
+    if tag:
+        return name
+    row = find(architecture)
+    if row is None:
+        raise ValueError(f"{name!r} has no default tag: add one of yours, such as {architecture}.mine")
+    return row.name
+
+
 def repository(name: str) -> str:
     """The Hub's id of the weights of this name."""
     return f"{ORGANISATION}/{name}"
@@ -184,7 +208,7 @@ def trusted(row: Weights) -> bool:
 
     A name on the Hub belongs to whoever takes it first, so that without either nobody vouches for what is there.
     """
-    return row.sha256 is not None or bool(os.environ.get("SLOTCON_HUB_ORG"))
+    return row.sha256 is not None or bool(_CHOSEN)
 
 
 def packaged(row: Weights) -> Path | None:

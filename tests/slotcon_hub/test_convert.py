@@ -107,14 +107,16 @@ def test_a_backbone_is_not_a_checkpoint_to_continue_from():
     ],
 )
 def test_an_unknown_key_is_named(key):
-    with pytest.raises(ValueError, match=rf"'{key}' is not part of an official SlotCon checkpoint") as error:
+    with pytest.raises(
+        ValueError, match=rf"'{key.replace('module.', '')}' is not part of an official SlotCon checkpoint"
+    ) as error:
         from_official({"model": {**official_model(), key: torch.zeros(1)}})
     one_sentence(error.value)
 
 
 @pytest.mark.parametrize("value", [3, "text", None, [1.0]])
 def test_what_is_no_tensor_is_refused(value):
-    with pytest.raises(ValueError, match=r"'module\.center' is not part of"):
+    with pytest.raises(ValueError, match=r"'center' is not part of"):
         from_official({"model": {**official_model(), "module.center": value}})
 
 
@@ -129,5 +131,5 @@ def test_an_absent_part_is_named(missing):
 
 @pytest.mark.parametrize("checkpoint", [torch.zeros(3), [1, 2], {"model": torch.zeros(2)}, {}])
 def test_a_file_that_holds_something_else_is_refused(checkpoint):
-    with pytest.raises(ValueError, match="checkpoint h"):
+    with pytest.raises(ValueError, match=r"checkpoint(:| h)"):
         from_official(checkpoint)

@@ -3,7 +3,6 @@
 Dimensions: B images, K prototypes, h x w cells of the map.
 """
 
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -13,6 +12,7 @@ from torchvision.transforms.v2.functional import normalize
 
 from slotcon_hub.concepts import inference
 from slotcon_hub.models.layers import PrototypeNetwork
+from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.prototype_model import SlotConPrototypes
 
 __all__ = ["load", "load_prototypes", "similarities", "standardize"]
@@ -22,17 +22,15 @@ def load(name: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
     """Make a timm model without a classifier, in eval mode, with its weights or, asked for, with random ones.
 
     Args:
-        name: of timm's registry or of anything it loads, or a folder that a run exported.
+        name: as for :func:`slotcon_hub.models.loading.name_for_timm`.
         pretrained: False for random weights.
         **kwargs: of ``timm.create_model``.
 
     Raises:
         ValueError: there is no such model, or it has no weights.
     """
-    if Path(name).is_dir():
-        name = f"local-dir:{name}"
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs).eval()
+        return timm.create_model(name_for_timm(name), pretrained=pretrained, num_classes=0, **kwargs).eval()
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
 

@@ -29,15 +29,17 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*call, *arguments], env=env, capture_output=True, text=True, timeout=100, check=False)
 
 
-def test_what_import_prints_works(tmp_path, home, capsys):
+def test_what_import_prints_works(tmp_path, capsys):
     assert main(["import", str(official(tmp_path)), "slotcon_r18.mine"]) == 0
     out = capsys.readouterr().out
     assert "an authors' full checkpoint; its teacher is in the store" in out
     created = [line for line in out.splitlines() if "create_model" in line]
     assert len(created) == 2
     for line in created:
-        assert str(home) in line
         eval(line, {"timm": timm})
+    assert main(["import", str(official(tmp_path)), "slotcon_r18.mine"]) == 1
+    assert "add --force to replace it" in capsys.readouterr().err
+    assert main(["import", str(official(tmp_path)), "slotcon_r18.mine", "--force"]) == 0
 
 
 def test_a_published_name_is_printed_without_its_folder(tmp_path, capsys):

@@ -139,7 +139,80 @@ def test_a_network_of_another_stride_does_not_come_in_by_the_name_of_the_usual_o
 def test_the_export_of_a_nano_comes_in(tmp_path):
     folder = export(SlotCon("slotcon_nano", SMALL), tmp_path / "export", input_size=64, trained="In a test.")
     assert len(import_checkpoint(folder, "slotcon_nano.mine").folders) == 2
-    assert len(import_checkpoint(folder / "backbone", "slotcon_nano.mine").folders) == 1
+    assert len(import_checkpoint(folder / "backbone", "slotcon_nano.alone").folders) == 1
+
+
+@pytest.mark.parametrize("part", ["", "prototypes", "backbone"])
+def test_a_run_on_timms_own_name_of_the_network_comes_in_whole(tmp_path, part):
+    folder = export(SlotCon("resnet18", SMALL), tmp_path / "export", input_size=64, trained="In a test.")
+    assert list(import_checkpoint(folder / part, NAME).folders) == [NAME, PROTO][: 1 if part == "backbone" else 2]
+
+
+def test_a_network_that_has_the_same_weights_is_told_from_its_configuration(tmp_path, home):
+    folder = export(SlotCon("resnetblur18", SMALL), tmp_path / "export", input_size=64, trained="In a test.")
+    for part in ("backbone", "prototypes"):
+        with pytest.raises(ValueError, match=r"is of a resnetblur18, which slotcon_r18 is not"):
+            import_checkpoint(folder / part, NAME)
+    assert not home.exists()
+
+
+WRAPPERS = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "_fsdp_wrapped_module._orig_mod."]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("prefix", WRAPPERS)
+@pytest.mark.parametrize("kind", ["official", "slotcon", "prototypes", "backbone"])
+def test_what_wrappers_add_to_names_makes_no_difference(tmp_path, kind, prefix, inside):
+    bare = {
+        "official": {k.removeprefix("module."): v for k, v in possible().items()},
+        "slotcon": model().state_dict(),
+        "prototypes": model().teacher.state_dict(),
+        "backbone": model().teacher.backbone.state_dict(),
+    }[kind]
+    wrapped = {(k.replace(".", f".{prefix}", 1) if inside else f"{prefix}{k}"): v for k, v in bare.items()}
+    torch.save({"model": wrapped}, tmp_path / "wrapped.pth")
+    done = import_checkpoint(tmp_path / "wrapped.pth", NAME)
+    assert done.kind == kind
+    found = load_file(done.folders[NAME] / store.WEIGHTS)
+    teacher = model().teacher if kind != "official" else None
+    for key, value in (teacher.backbone.state_dict() if teacher else found).items():
+        assert torch.equal(found[key], value)
+
+
+def test_names_that_are_one_without_their_wrappers_are_refused(tmp_path, home):
+    state = model().teacher.backbone.state_dict()
+    torch.save({**state, "module.bn1.bias": torch.ones(64)}, tmp_path / "two.pth")
+    with pytest.raises(ValueError, match=r"'bn1\.bias' comes twice"):
+        import_checkpoint(tmp_path / "two.pth", NAME)
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_counters_of_batches_may_be_absent(tmp_path, whole):
+    state = model().teacher.state_dict() if whole else timm.create_model("resnet18", num_classes=0).state_dict()
+    for key in [key for key in state if key.endswith("num_batches_tracked")]:
+        del state[key]  # of a state with torch's metadata, for which torch itself would be strict
+    torch.save(state, tmp_path / "old.pth")
+    done = import_checkpoint(tmp_path / "old.pth", NAME)
+    found = load_file(done.folders[NAME] / store.WEIGHTS)
+    assert found["bn1.num_batches_tracked"] == 0
+    overlay = {"state_dict": {k: v for k, v in state.items() if not k.startswith("projector")}}
+    if not whole:
+        net = timm.create_model("slotcon_r18", pretrained=True, pretrained_cfg_overlay=overlay)
+        assert torch.equal(net.conv1.weight, state["conv1.weight"])
+
+
+def test_another_run_is_replaced_only_when_that_is_asked(tmp_path, home):
+    import_checkpoint(official(tmp_path), NAME)
+    before = load_file(home / NAME / store.WEIGHTS)
+    for checkpoint in (state_file(tmp_path), backbone_only(tmp_path)):
+        with pytest.raises(FileExistsError, match=f"the store has {NAME} already: add --force") as error:
+            import_checkpoint(checkpoint, NAME)
+        one_sentence(error.value)
+    assert all(torch.equal(v, before[k]) for k, v in load_file(home / NAME / store.WEIGHTS).items())
+    import_checkpoint(backbone_only(tmp_path), NAME, force=True)
+    assert store.names() == [NAME]  # the prototypes were those of the run before
+    assert [path.name for path in home.iterdir()] == [NAME]
 
 
 def damaged(change):
@@ -250,6 +323,7 @@ def test_published_names_are_kept_to_their_dimensions(tmp_path, home, dims, prob
         ("slotcon_r50", ("slotcon_r50", "coco_800ep")),
         ("slotcon_r50_proto.in1k_100ep", ("slotcon_r50", "in1k_100ep")),
         ("slotcon_r18.v1.2", ("slotcon_r18", "v1.2")),
+        ("slotcon_nano_proto", ("slotcon_nano", "imagenette_20ep")),
     ],
 )
 def test_names(name, parts):

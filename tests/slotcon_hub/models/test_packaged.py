@@ -8,6 +8,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from slotcon_hub.models.importing import import_checkpoint
 from slotcon_hub.weights import store, table
 from training.tools.package import package
 
@@ -64,11 +65,40 @@ def test_weights_of_the_store_come_first(tmp_path):
     state = {k: v.float() for k, v in load_file(the_file()).items()}
     state["backbone.bn1.bias"] = torch.ones_like(state["backbone.bn1.bias"])
     save_file(state, tmp_path / "own.safetensors")
-    from slotcon_hub.models.importing import import_checkpoint
-
     import_checkpoint(tmp_path / "own.safetensors", f"{NANO}.mine")
     assert store.names() == [f"{NANO}.mine", f"{PROTO}.mine"]
     assert timm.create_model(NANO, pretrained=True).bn1.bias.ne(1).any()
+
+
+def test_the_package_takes_its_own_file():
+    done = import_checkpoint(the_file(), NANO)
+    assert list(done.folders) == [f"{NANO}.imagenette_20ep", f"{PROTO}.imagenette_20ep"]
+    state = load_file(the_file())
+    whole = timm.create_model(PROTO, pretrained=True).state_dict()
+    assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in whole.items())
+    for row in table.ROWS:  # what an import holds them to is what their models have
+        with torch.device("meta"):
+            net = timm.create_model(row.name)
+        if row.has_prototypes:
+            assert net.prototypes.weight.shape == (row.prototypes, row.out_dim)
+            assert len(net.projector.mlp[0].weight) == row.hidden_dim
+
+
+@pytest.mark.parametrize("variable", ["HOME", "SLOTCON_HUB_HOME"])
+def test_they_load_without_a_store(tmp_path, monkeypatch, variable):
+    monkeypatch.delenv("SLOTCON_HUB_HOME")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    if variable == "HOME":
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("pwd.getpwuid", lambda _: {}["nobody"])
+        with pytest.raises(RuntimeError, match="has no home folder: set SLOTCON_HUB_HOME"):
+            store.home()
+    else:
+        monkeypatch.setenv("SLOTCON_HUB_HOME", f"{tmp_path}/{'x' * 300}")  # stat fails, as without a permission
+    assert store.names() == []
+    assert timm.create_model(NANO, pretrained=True).num_features == 256
+    with pytest.raises(RuntimeError, match="not in the local store"):
+        timm.create_model("slotcon_r50", pretrained=True)
 
 
 def test_a_run_is_packaged_in_half_precision(tmp_path):

@@ -49,7 +49,7 @@ def offline(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """An empty store and an empty Hub, of an organisation that the user has named."""
     monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
-    monkeypatch.setenv("SLOTCON_HUB_ORG", table.ORGANISATION)
+    monkeypatch.setattr(table, "_CHOSEN", table.ORGANISATION)
     with HubServer(tokens={"hf_test"}) as hub:
         hub.adopt(monkeypatch, tmp_path / "home")
         yield hub
@@ -150,7 +150,8 @@ def test_the_hub_comes_after_the_store(r50, hub, tmp_path):
 
 def test_nobody_is_asked_for_what_nobody_vouches_for(r50, hub, monkeypatch):
     hub.add_repo(table.repository(NAME), {store.WEIGHTS: save(r50.state_dict())})
-    monkeypatch.delenv("SLOTCON_HUB_ORG")
+    monkeypatch.setattr(table, "_CHOSEN", "")
+    monkeypatch.setenv("SLOTCON_HUB_ORG", "people")  # too late: the address is that of before
     with pytest.raises(RuntimeError, match=r"not published on the Hub yet: run .*SLOTCON_HUB_ORG") as error:
         timm.create_model(NAME, pretrained=True)
     one_sentence(error.value)

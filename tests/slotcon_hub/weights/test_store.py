@@ -41,7 +41,10 @@ def test_what_is_added_is_found_and_replaced(home):
     store.add({NAME: content("a"), "slotcon_r18_proto.mine": content("b")})
     assert store.names() == [NAME, "slotcon_r18_proto.mine"]
     assert store.verified(store.find(NAME)).read_text() == "a"
-    assert store.add({NAME: content("c")}) == [home / NAME]
+    with pytest.raises(FileExistsError, match=f"the store has {NAME} already: add --force"):
+        store.add({"slotcon_r18.other": content("c"), NAME: content("c")})
+    assert store.verified(store.find(NAME)).read_text() == "a"
+    assert store.add({NAME: content("c")}, replace=[NAME]) == [home / NAME]
     assert store.verified(store.find(NAME)).read_text() == "c"
     assert {path.name for path in home.iterdir()} == set(store.names())
 
@@ -62,7 +65,7 @@ def test_a_failure_leaves_what_was_there(home):
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        store.add({NAME: content("b"), "slotcon_r18_proto.mine": fail})
+        store.add({NAME: content("b"), "slotcon_r18_proto.mine": fail}, replace=[NAME])
     assert store.names() == [NAME]
     assert store.verified(home / NAME).read_text() == "a"
     assert len(list(home.iterdir())) == 1
@@ -99,7 +102,7 @@ def test_many_at_once_leave_one_whole_entry(home):
     def add(text: str) -> None:
         try:
             for _ in range(10):
-                store.add({NAME: content(text)})
+                store.add({NAME: content(text)}, replace=[NAME])
         except BaseException as error:
             failures.append(error)
 
