@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from slotcon_hub import SlotConConfig
+from slotcon_hub.objective.slotcon import check_numbers
 from training.data.layouts import LayoutName
 from training.engine.optim import OptimizerName
 
@@ -111,11 +112,17 @@ class Recipe:
     """Accelerate's trackers, besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         for name in ("view_size", "epochs", "accumulation_steps", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.batch_size < 2:
             raise ValueError(f"batch_size={self.batch_size} leaves BatchNorm no variance: use at least 2")
+        if self.base_lr <= 0:
+            raise ValueError(f"base_lr={self.base_lr} must be positive")
+        for name in ("weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} does not fit into epochs={self.epochs}: "
@@ -197,6 +204,7 @@ DEMO = Recipe(
     warmup_epochs=0.5,
     workers=1,
     log_every=5,
+    save_every=1,
 )
 
 RECIPES: dict[str, tuple[str, Recipe]] = {

@@ -268,6 +268,10 @@ def test_one_query_is_normalised_by_the_running_statistics():
     [
         ({"num_prototypes": 1}, "use at least 2"),
         ({"student_temp": 0}, "student_temp=0 must be positive"),
+        ({"contrast_temp": float("nan")}, "contrast_temp=nan must be a finite number"),
+        ({"image_loss_weight": float("inf")}, "image_loss_weight=inf must be a finite number"),
+        ({"num_prototypes": float("nan")}, "num_prototypes=nan must be a finite number"),
+        ({"hidden_dim": 2.5}, "hidden_dim=2.5 must be a whole number"),
         ({"group_loss_weight": 1.5}, "between 0 and 1"),
         ({"teacher_momentum": -0.1}, "between 0 and 1"),
         ({"image_loss_weight": -1.0}, "must not be negative"),

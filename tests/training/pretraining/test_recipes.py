@@ -1,10 +1,17 @@
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from training.data.layouts import LAYOUTS
 from training.pretraining.recipes import RECIPES, Recipe, parse
+
+NUMBERS = [field.name for field in fields(Recipe) if field.type in (int, float, int | None)]
+
+
+def test_every_number_of_a_recipe_is_checked():
+    assert {"base_lr", "weight_decay", "warmup_epochs", "min_crop", "seed", "threads", "workers"} < {*NUMBERS}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +74,11 @@ def test_batch_divides_over_processes_and_accumulation():
         Recipe(batch_size=64, accumulation_steps=3).micro_batch(2)
 
 
+def test_every_recipe_that_is_short_saves_before_its_end():
+    for name, (_, recipe) in RECIPES.items():
+        assert recipe.save_every < recipe.epochs, name
+
+
 def test_steps_follow_the_data():
     assert Recipe().steps_per_epoch(118287) == 231
     with pytest.raises(ValueError, match="500 images do not fill a batch: use --batch-size 500"):
@@ -86,6 +98,11 @@ def test_steps_follow_the_data():
         ({"threads": 0}, "threads=0 must be at least 1"),
         ({"keep_every": -5}, "keep_every=-5 must not be negative"),
         ({"keep_every": 7}, "keep_every=7 is no multiple of save_every=5: no checkpoint is written"),
+        *[({name: math.nan}, f"{name}=nan must be a finite number") for name in NUMBERS],
+        *[({name: -math.inf}, f"{name}=-inf must be a finite number") for name in NUMBERS],
+        *[({name: -1}, f"{name}=-1 ") for name in NUMBERS],
+        ({"base_lr": 0.0}, "base_lr=0.0 must be positive"),
+        ({"epochs": 2.5}, "epochs=2.5 must be a whole number"),
         ({"resume": True}, "--resume needs --output"),
         ({"continue_at": 3}, "--continue-at needs --continue-from"),
         ({"continue_at": 800, "continue_from": Path("x.pth")}, "continue_at=800 must be an epoch from 0 to 799"),
