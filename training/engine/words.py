@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["as_facts", "as_metrics", "as_options", "shorten", "words"]
+from rich.console import Console
+
+__all__ = ["as_facts", "as_metrics", "as_options", "shorten", "show", "words"]
 
 _METRICS = {
     "step": ("step", ",d"),
@@ -38,6 +40,11 @@ _FACTS = {
     "revision": "revision of the checkout",
     "time": "started",
 }
+
+
+def show(*parts: Any) -> None:
+    """Print text and tables as rich does, but letter for letter: names of files and classes may hold [brackets]."""
+    Console(markup=False, emoji=False).print(*parts)
 
 
 def words(key: str) -> str:

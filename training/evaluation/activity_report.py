@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich import print as show
 from rich.table import Table
 
+from training.engine.words import show
 from training.evaluation import command
 from training.evaluation.figures import draw_activity, draw_segments
 from training.evaluation.models import similarities, standardize

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich import print as show
 from rich.table import Table
 from timm.data import resolve_data_config
 
+from training.engine.words import show
 from training.evaluation import command
 from training.evaluation.features import Labeled, settle
 from training.evaluation.models import load

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich import print as show
 from rich.table import Column, Table
 from torch import Tensor
 
 from slotcon_hub.concepts.drawing import colors
 from training.data.masks import IGNORE
+from training.engine.words import show
 from training.evaluation import command
 from training.evaluation.benchmarks import Benchmark
 from training.evaluation.figures import NO_CLASS, draw_confusion, draw_groups, matched_colors, paint, paint_over

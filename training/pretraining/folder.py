@@ -17,13 +17,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from rich import print as show
-from rich.markup import escape
 from rich.table import Table
 
 from slotcon_hub import SlotCon
 from slotcon_hub.export.teacher import export
-from training.engine.words import as_facts, as_options, shorten
+from training.engine.words import as_facts, as_options, shorten, show
 from training.evaluation.command import finite
 from training.pretraining.curves import draw_curves, read_metrics
 from training.pretraining.preview import Showcase
@@ -131,9 +129,9 @@ def describe(
     new.write_text(json.dumps(kept, indent=2) + "\n")
     new.replace(folder / RUN)
     rest = as_facts({key: value for key, value in facts.items() if key not in ("recipe", "settings")})
-    table = Table("option", "value", title=escape(f"{name} in {folder}"), title_justify="left")
+    table = Table("option", "value", title=f"{name} in {folder}", title_justify="left")
     for key, value in [*as_options(facts["settings"]).items(), ("", ""), *rest.items()]:
-        table.add_row(key, escape(shorten(value)))
+        table.add_row(key, shorten(value))
     show(table)
 
 

@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from rich import print as show
-from rich.markup import escape
 from rich.table import Column, Table
 
 from slotcon_hub.weights.architectures import plain_timm
 from training.data import scenes
-from training.engine.words import words
+from training.engine.words import show, words
 from training.pretraining.recipes import SCENES, Recipe
 
 __all__ = ["as_rows", "by_class", "next_commands", "print_result", "summarize"]
@@ -74,7 +72,7 @@ def print_result(folder: Path, summary: dict[str, Any], commands: dict[str, str]
         heads = ("IoU before, %", "after, %", "prototype")
         table = Table("class", *(Column(head, justify="right") for head in heads))
         for one in classes:
-            table.add_row(*map(escape, one.values()))
+            table.add_row(*one.values())
         show(table)
     for text, path in (("curves", "curves.png"), ("groups", "groups.png"), ("weights", "export")):
         print(f"{text}: {folder / path}")

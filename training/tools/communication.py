@@ -13,12 +13,12 @@ from typing import Annotated
 
 import torch
 import tyro
-from rich import print as show
 from rich.table import Column, Table
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slotcon_hub import SlotCon, SlotConConfig
+from training.engine.words import show
 
 __all__ = ["Machine", "Traffic", "traffic"]
 

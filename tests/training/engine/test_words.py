@@ -1,8 +1,22 @@
 import math
+import re
+from pathlib import Path
 
 import pytest
+from rich.table import Column, Table
 
-from training.engine.words import as_facts, as_metrics, as_options, shorten
+from training.engine.words import as_facts, as_metrics, as_options, shorten, show
+
+
+def test_names_are_shown_letter_for_letter(capsys):
+    names = ["photos [2024]", "[void]", "[/]", "[bold]cat[/bold]", ":cat:", "\\[x]"]
+    table = Table(Column("[head]"), title="[title]", caption="[/caption]")
+    for name in names:
+        table.add_row(name)
+    show(table)
+    show("photos [/2024]")
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in [*names, "[head]", "[title]", "[/caption]", "photos [/2024]"])
 
 
 def test_options_are_what_one_types():
@@ -37,3 +51,12 @@ def test_facts_that_are_unknown_are_left_out():
 def test_long_texts_lose_their_middle(text, longest, short):
     assert shorten(text, longest) == short
     assert len(short) <= longest
+
+
+def test_nothing_prints_past_it():
+    root = Path(__file__).parents[3]
+    files = [*(root / "training").rglob("*.py"), *(root / "slotcon_hub").rglob("*.py")]
+    direct = [
+        file.name for file in files if re.search(r"from rich import|import rich|rich.console", file.read_text())
+    ]
+    assert direct == ["words.py"]

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import rich
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
@@ -68,9 +67,8 @@ def own_state(monkeypatch):
         state._reset_state()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr("os.cpu_count", lambda: 1)
-    rich.reconfigure(width=200)
+    monkeypatch.setenv("COLUMNS", "200")
     yield
-    rich.reconfigure()
     torch.set_num_threads(threads)
 
 

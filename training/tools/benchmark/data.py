@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter
-from rich import print as show
 from rich.table import Table
 from torch import Tensor
 from torchvision import transforms
@@ -17,6 +16,7 @@ from slotcon_hub.images import ImageFiles, decode
 from training.data import color
 from training.data.crops import RATIO, SCALE
 from training.data.views import TwoViews
+from training.engine.words import show
 from training.pretraining.pairs import ViewPairs, collate
 
 __all__ = ["InMemory", "benchmark", "make_images"]

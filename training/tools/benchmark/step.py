@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
-from rich import print as show
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -24,6 +23,7 @@ from slotcon_hub import SlotCon
 from training.data.views import TwoViews
 from training.engine.metrics import peak_memory
 from training.engine.optim import make_optimizer
+from training.engine.words import show
 from training.pretrain import forward_backward, to_device
 from training.pretraining.model import accelerate, build, meet, wrap
 from training.pretraining.pairs import ViewPairs, collate

@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 
 import tyro
-from rich import print as show
 from rich.table import Table
 
+from training.engine.words import show
 from training.tools.reliability.bad_images import meet_bad_images
 from training.tools.reliability.kills import MOMENTS, Storm, storm
 from training.tools.reliability.launch import TINY, Launch, images
