@@ -1,6 +1,5 @@
 """What was found of each prototype, to be looked at: pages of images, an index of them, and the numbers."""
 
-import html
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -14,18 +13,11 @@ from slotcon_hub.concepts.discover import Concepts
 from slotcon_hub.concepts.drawing import draw_page, mark
 from slotcon_hub.concepts.inference import CenterCrop
 from slotcon_hub.images import ImageFiles, decode
+from slotcon_hub.templates import fill
 
 __all__ = ["INDEX", "NUMBERS", "Gallery", "ranges"]
 
 INDEX, NUMBERS = "index.html", "concepts.json"
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 100rem; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 2.5rem 0 .5rem } .facts, summary { color: #666 }
-img { max-width: 100%; height: auto; display: block } a { color: #b00; text-decoration: none }
-.use { columns: 16rem; padding: 0; list-style: none } .use b { display: inline-block; min-width: 3rem }
-td, th { text-align: left; padding: 0 1.5rem 0 0; font-variant-numeric: tabular-nums; font-weight: normal }
-"""
 
 
 @dataclass(frozen=True)
@@ -110,37 +102,23 @@ class Gallery:
         return {**self.facts, **counts, "unused": concepts.unused(), "concepts": rows}
 
     def _index(self) -> str:
-        concepts, order, unused = self.concepts, self.concepts.by_use(), self.concepts.unused()
-        use = "".join(
-            f'<li><a href="#page-{place // self.per_page}"><b>{k}</b></a> {self._count(k)}</li>\n'
-            for place, k in enumerate(order)
-        )
-        none = f"<p>Unused, {len(unused)} of them: {ranges(unused)}.</p>\n" if unused else ""
-        facts = "; ".join(f"{key} {value}" for key, value in self.facts.items())
-        skipped = f", {len(concepts.unreadable)} more could not be read" if concepts.unreadable else ""
-        title = html.escape(f"Concepts of {self.facts['model']}")
-        pages = "".join(self._section(number, prototypes) for number, prototypes in enumerate(self._pages()))
-        return (
-            f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{title}</title>\n'
-            f"<style>{_STYLE}</style>\n<h1>{title}</h1>\n"
-            f'<p class="facts">{concepts.images} images{skipped}; {html.escape(facts)}. All numbers are in '
-            f'<a href="{NUMBERS}">{NUMBERS}</a>.</p>\n'
-            f"<p>{len(order)} of {len(order) + len(unused)} prototypes are used, the most frequent first:</p>\n"
-            f'<ul class="use">\n{use}</ul>\n{none}{pages}</html>\n'
-        )
-
-    def _section(self, number: int, prototypes: list[int]) -> str:
-        lines = "".join(
-            f"<tr><td>{k}</td><td>{segment.similarity:.3f}</td><td>{html.escape(self._name(segment.image))}</td></tr>\n"
-            for k in prototypes
-            for segment in self.concepts.nearest(k)
-        )
-        named = ", ".join(map(str, prototypes))
-        return (
-            f'<h2 id="page-{number}">Prototypes {named}</h2>\n'
-            f'<img src="{_page_name(number)}" alt="segments of prototypes {named}" loading="lazy">\n'
-            f"<details><summary>images</summary>\n<table>\n<tr><th>prototype</th><th>similarity</th><th>image</th></tr>"
-            f"\n{lines}</table>\n</details>\n"
+        concepts = self.concepts
+        pages = [{"file": _page_name(n), "prototypes": prototypes} for n, prototypes in enumerate(self._pages())]
+        return fill(
+            Path(__file__).with_suffix(".html"),
+            title=f"Concepts of {self.facts['model']}",
+            images=concepts.images,
+            unreadable=len(concepts.unreadable),
+            facts=self.facts,
+            numbers=NUMBERS,
+            order=concepts.by_use(),
+            unused=concepts.unused(),
+            per_page=self.per_page,
+            pages=pages,
+            count=self._count,
+            nearest=concepts.nearest,
+            image=self._name,
+            ranges=ranges,
         )
 
 

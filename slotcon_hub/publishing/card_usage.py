@@ -58,7 +58,7 @@ def _prototypes(repo_id: str, net: Any, image: Tensor) -> str:
     cells = net.forward_features(image)
     projections = net.projector(cells)
     return f"""\
-With timm and this package (`pip install slotcon-hub`):
+With timm and this package (`pip install path/to/slotcon_hub`):
 
 ```python
 import slotcon_hub

@@ -5,7 +5,6 @@
 
 import sys
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import timm
@@ -15,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slotcon_hub.models.prototype_model import SlotConPrototypes
 from slotcon_hub.publishing.card_metadata import TERMS, check, metadata
 from slotcon_hub.publishing.card_usage import usage
+from slotcon_hub.templates import fill
 from slotcon_hub.weights import table
 from slotcon_hub.weights.architectures import plain_timm
 
@@ -43,17 +43,25 @@ def render(name: str, *, repo_id: str | None = None, config: dict[str, Any] | No
     row = table.find(architecture, tag)
     repo_id = repo_id or table.repository(name)
     net = _network(name, row, config)
+    has_prototypes = isinstance(net, SlotConPrototypes)
     args = {} if config is None else config.get("model_args", {})
-    transformers = not isinstance(net, SlotConPrototypes) and "num_classes" not in args  # its wrapper gives its own
-    facts = {
-        "metadata": metadata(row, repo_id, ["transformers"] if transformers else []),
-        "name": name,
-        "usage": usage(name, repo_id, net, transformers=transformers),
-        **_of_network(net, f" on {row.data}" if row else ""),
-        **(_of_row(row, net) if row else {"unknown": _UNKNOWN}),
-    }
-    sections = Path(__file__).with_name("card.md").read_text(encoding="utf-8").split("\n## ")
-    card = "\n## ".join(filter(None, (_filled(section, facts) for section in sections)))
+    transformers = not has_prototypes and "num_classes" not in args  # its wrapper gives its own
+    head = metadata(row, repo_id, ["transformers"] if transformers else [])
+    results = row.results if row else ()
+    backbone_results = row.backbone.results if row and has_prototypes else ()
+    card = fill(
+        Path(__file__).with_name("card.md"),
+        metadata=head,
+        name=name,
+        usage=usage(name, repo_id, net, transformers=transformers),
+        network=_of_network(net, f" on {row.data}" if row else ""),
+        row=row,
+        results=results,
+        backbone_results=backbone_results,
+        reported=any(result.command is None for result in (*results, *backbone_results)),
+        terms=TERMS,
+        operations=_operations(net) if row else "",
+    )
     check(card)
     return card
 
@@ -66,14 +74,6 @@ def main(folder: str | Path) -> None:
         old.unlink()
     for row in table.ROWS:
         (folder / f"{row.name}.md").write_text(render(row.name), encoding="utf-8")
-
-
-def _filled(section: str, facts: dict[str, str]) -> str:
-    """A section of the template; nothing where a fact that it tells is not known."""
-    try:
-        return Template(section).substitute(facts)
-    except KeyError:
-        return ""
 
 
 def _network(name: str, row: table.Weights | None, config: dict[str, Any] | None) -> Any:
@@ -118,52 +118,17 @@ def _of_network(net: Any, on: str) -> dict[str, str]:
         "input": f"{channels} x {height} x {width}, or any other size; {cfg['interpolation']} resize, centre crop "
         f"of {cfg['crop_pct']:g} of the shorter side; mean ({mean}), standard deviation ({std})",
         "output": output,
+        "stride": str(net.feature_info[-1]["reduction"]),
         "parameters": f"{sum(p.numel() for p in net.parameters()) / 1e6:.1f} M",
     }
 
 
-def _of_row(row: table.Weights, net: Any) -> dict[str, str]:
+def _operations(net: Any) -> str:
+    """Multiply-adds for an image of the default size."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(torch.zeros(1, *net.pretrained_cfg["input_size"], device="meta"))
-    licence = f"The weights are under {row.licence}."
-    if row.licence == "other":
-        licence = "The authors' page names no licence for the weights alone, so none is claimed here."
-    return {
-        **{key: str(getattr(row, key)) for key in ("data", "images", "epochs", "prototypes", "recipe")},
-        "command": row.command,
-        "source": f"from <{row.origin}>" if row.packaged_sha256 is None else "and come with this package",
-        "stride": str(net.feature_info[-1]["reduction"]),
-        "licence": licence,
-        "terms": "\n".join(f"- {TERMS[dataset]}" for dataset in row.datasets),
-        "cost": row.cost,
-        "operations": f"{counter.get_total_flops() / 2e9:.2f} G",
-        **({"results": results} if (results := _results(row)) else {}),
-    }
+    return f"{counter.get_total_flops() / 2e9:.2f} G"
 
-
-def _results(row: table.Weights) -> str:
-    parts = [_table(row.results)] if row.results else []
-    if row.has_prototypes and row.backbone.results:
-        parts.append(f"Of the backbone alone, {row.backbone.name}:\n\n{_table(row.backbone.results)}")
-    if any(result.command is None for results in (row.results, row.backbone.results) for result in results):
-        parts.append("What the authors report, in their paper, has not been repeated with this code.")
-    return "\n\n".join(parts)
-
-
-def _table(results: tuple[table.Result, ...]) -> str:
-    lines = ["| data | metric | % | from random weights | protocol | source |", "|---|---|---|---|---|---|"]
-    for result in results:
-        untrained = "–" if result.untrained is None else f"{result.untrained:.1f}"
-        source = result.source if result.command is None else f"{result.source}: `{result.command}`"
-        cells = (result.dataset, result.metric, f"{result.value:.1f}", untrained, result.protocol, source)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-_UNKNOWN = (
-    "Data, recipe, results and licence of these weights are not recorded here: ask those who publish them, or, if "
-    "these are yours, write them down."
-)
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
