@@ -9,6 +9,7 @@ import tyro
 from timm import optim, scheduler
 
 import slotcon_hub  # noqa: F401  (registers the models)
+from slotcon_hub.models.saving import save_classifier
 
 
 def main(
@@ -53,7 +54,7 @@ def main(
             right = torch.cat([accelerator.gather_for_metrics(wrapped(x).argmax(1) == y) for x, y in val_loader])
         accelerator.print(f"epoch {epoch + 1}: accuracy {right.float().mean():.3f} of {len(right)} images")
     if accelerator.is_main_process:
-        timm.models.save_for_hf(net, output, {"label_names": [*train.reader.class_to_idx]}, safe_serialization=True)
+        print(f"\nIt is loaded by\n{save_classifier(net, output, [*train.reader.class_to_idx])}")
 
 
 if __name__ == "__main__":

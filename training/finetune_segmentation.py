@@ -3,23 +3,15 @@
 from pathlib import Path
 
 import accelerate
-import timm
 import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn, optim, utils
+from torch import optim, utils
 from torchvision.transforms import v2
 
 import slotcon_hub  # noqa: F401  (registers the models)
 from training.data.masks import LabeledImages
 from training.evaluation import segmentation
-
-
-class Head(nn.ModuleList):
-    """For each of a backbone's maps, a layer that gives scores of the classes."""
-
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """Sum the scores, B x C x H x W, at the size of the first map."""
-        return sum(F.interpolate(m(x), maps[0].shape[2:], mode="bilinear") for m, x in zip(self, maps, strict=True))
+from training.transfer.segmenter import Segmenter
 
 
 def main(
@@ -36,25 +28,25 @@ def main(
         if output.exists():
             raise ValueError(f"{output} exists: choose another --output")
         train_set, val_set = (LabeledImages(part / "images", part / "masks") for part in (train, val))
-        backbone = timm.create_model(model, pretrained=not scratch, features_only=True, out_indices=(1, 2, 3, 4))
+        net = Segmenter(model, classes, pretrained=not scratch)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
-    config = timm.data.resolve_data_config({}, model=backbone)
-    train_set.transform = v2.RandomResizedCrop(config["input_size"][1:], scale=(0.25, 1))
-    net = nn.Sequential(backbone, Head(nn.Conv2d(c, classes, 3, 1, 1) for c in backbone.feature_info.channels()))
-    net.pretrained_cfg = config
+    train_set.transform = v2.RandomResizedCrop(net.pretrained_cfg["input_size"][1:], scale=(0.25, 1))
+    normalize = v2.Normalize(net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
     loader = utils.data.DataLoader(train_set, batch_size, shuffle=True, num_workers=workers)
     wrapped, optimizer, loader = accelerator.prepare(net, optim.AdamW(net.parameters(), lr), loader)
     for _ in range(epochs):
         for x, y in accelerate.utils.tqdm(loader):
-            scores = wrapped(v2.functional.normalize(x / 255, config["mean"], config["std"]))
-            loss = F.cross_entropy(F.interpolate(scores, y.shape[1:], mode="bilinear"), y.long(), ignore_index=255)
-            accelerator.backward(loss)
+            scores = F.interpolate(wrapped(normalize(x / 255)), y.shape[1:], mode="bilinear")
+            accelerator.backward(F.cross_entropy(scores, y.long(), ignore_index=255))
             optimizer.step()
             optimizer.zero_grad()
     found = segmentation.evaluate(net.eval(), val_set, classes, classes, match=range(classes))
     accelerator.print(f"held-out mIoU {found.miou:.3f}, pixel accuracy {found.pixel_accuracy:.3f}")
     accelerator.save_model(net, output)
+    lines = "from safetensors.torch import load_model\nfrom training.transfer.segmenter import Segmenter\nnet = "
+    lines += f'Segmenter("{model}", {classes}).eval()\nload_model(net, "{output}/model.safetensors")'
+    accelerator.print(f"\nIt is loaded by\n{lines}")
 
 
 if __name__ == "__main__":

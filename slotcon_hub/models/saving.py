@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_model_args, save_for_hf
 from torch import nn
 
+from slotcon_hub.files import replacing
 from slotcon_hub.models.backbone import averaging
 from slotcon_hub.weights.architectures import plain_timm
 
-__all__ = ["origin", "plain", "save_backbone", "save_model"]
+__all__ = ["origin", "plain", "save_backbone", "save_classifier", "save_model"]
 
 _INPUT = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
 _INPUT |= {"num_classes", "first_conv", "classifier", "fixed_input_size"}
@@ -72,8 +74,31 @@ def save_backbone(backbone: Any, folder: Path, input_size: int | None = None) ->
     save_model(net, folder, input_size, args)
 
 
+def save_classifier(net: Any, folder: Path, labels: Sequence[str]) -> str:
+    """Write a fine-tuned classifier so that timm loads it without this package; what it began as is not said.
+
+    Args:
+        net: a timm model.
+        folder: replaced if it exists.
+        labels: names of its classes, which are the model's ``pretrained_cfg["label_names"]`` once it is loaded.
+
+    Returns:
+        The lines that load it; a prototype model alone, which is in no other package, needs this one.
+    """
+    name, args = plain_timm(net.pretrained_cfg["architecture"])
+    args = args | {k: v for k, v in get_model_args(net).items() if k not in ("num_classes", "global_pool")}
+    with replacing(folder) as new:
+        save_model(net, new, model_args=args, model_config={"architecture": name, "label_names": list(labels)})
+    ours = "import slotcon_hub\n" if name.startswith("slotcon_") else ""
+    return f'{ours}import timm\nmodel = timm.create_model("local-dir:{folder}", pretrained=True).eval()'
+
+
 def save_model(
-    net: Any, folder: Path, input_size: int | None = None, model_args: dict[str, Any] | None = None
+    net: Any,
+    folder: Path,
+    input_size: int | None = None,
+    model_args: dict[str, Any] | None = None,
+    model_config: dict[str, Any] | None = None,
 ) -> None:
     """Write ``model.safetensors`` and ``config.json``, which ``timm.create_model("local-dir:<folder>")`` loads.
 
@@ -86,11 +111,13 @@ def save_model(
         input_size: side in pixels of the views that it was just trained on, which are preprocessed as all are in
             pre-training; by default, size and preprocessing are those that the model itself states.
         model_args: in place of timm's list of the arguments that the model was made with.
+        model_config: what else ``config.json`` has at its root, or in place of what timm would write there.
     """
     given = _stated(net) if input_size is None else _PREPROCESSING | {"input_size": (3, input_size, input_size)}
     save_for_hf(
         net.to(memory_format=torch.contiguous_format),
         str(folder),
+        model_config,
         safe_serialization=True,
         data_config=given | {"input_size": (net.in_chans, *given["input_size"][1:])},
     )

@@ -1,8 +1,12 @@
 """The fine-tuning examples: real images on the disk, real runs, and what they save."""
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -18,9 +22,11 @@ from torch import nn
 
 from slotcon_hub import SlotCon, SlotConConfig
 from slotcon_hub.export.teacher import export
+from slotcon_hub.models.saving import save_classifier
 from training import finetune, finetune_segmentation
 from training.data.masks import LabeledImages
 from training.evaluation.segmentation import evaluate
+from training.transfer.segmenter import Segmenter
 
 # timm's data sets leave it to the garbage collector to close files.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -88,20 +94,55 @@ def right_answers(model: nn.Module, folder: Path) -> int:
 
 def test_it_learns_and_saves_what_timm_loads(folder, backbone, tmp_path, capsys, monkeypatch):
     kept = []
-    save = timm.models.save_for_hf
-    monkeypatch.setattr(timm.models, "save_for_hf", lambda net, *a, **k: kept.append(net) or save(net, *a, **k))
+    save = finetune.save_classifier
+    monkeypatch.setattr(finetune, "save_classifier", lambda net, *a: kept.append(net) or save(net, *a))
     options = ["--model", f"local-dir:{backbone}", "--epochs", 6, "--batch-size", 4, "--lr", 3e-3]
     classify("--data", folder, "--output", tmp_path / "tuned", *options)
-    reported = re.findall(r"epoch (\d): accuracy (\S+) of (\d+) images", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    reported = re.findall(r"epoch (\d): accuracy (\S+) of (\d+) images", out)
     assert [(epoch, total) for epoch, _, total in reported] == [(str(i), "7") for i in range(1, 7)]
     assert float(reported[-1][1]) >= 6 / 7 - 1e-3
 
-    model = timm.create_model(f"local-dir:{tmp_path / 'tuned'}", pretrained=True).eval()
+    model = said_to_load(out)["model"]
     assert model.pretrained_cfg["label_names"] == sorted(COLORS)
     assert right_answers(model, folder) == round(float(reported[-1][1]) * 7)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model(x), kept[0].eval()(x), rtol=0, atol=0)
+
+
+def said_to_load(out: str) -> dict[str, Any]:
+    """What the printed lines give."""
+    found: dict[str, Any] = {}
+    exec(out.split("It is loaded by\n")[1], found)
+    return found
+
+
+PLAIN = """
+import json, sys, timm, torch
+net = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
+assert "slotcon_hub" not in sys.modules
+print(json.dumps([net(torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)).tolist(), net.pretrained_cfg]))
+"""
+
+
+@pytest.mark.parametrize("name", ["slotcon_nano", "slotcon_r18", "slotcon_nano_proto", "resnet10t"])
+def test_what_is_saved_loads_in_timm_alone_and_claims_nothing(tmp_path, name):
+    net = timm.create_model(name, pretrained="nano" in name)
+    net.reset_classifier(3)
+    lines = save_classifier(net, tmp_path / "tuned", ["a", "b", "c"])
+    x = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
+    expected = net.eval()(x).detach()
+    torch.testing.assert_close(said_to_load(f"It is loaded by\n{lines}")["model"](x), expected)
+    assert ("slotcon_hub" in lines) == (name == "slotcon_nano_proto")
+    config = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert not {"tag", "license", "description", "origin_url", "paper_ids"} & config["pretrained_cfg"].keys()
+    if "slotcon_hub" not in lines:
+        call = [sys.executable, "-c", PLAIN, str(tmp_path / "tuned")]
+        found, cfg = json.loads(subprocess.run(call, capture_output=True, check=True, cwd=tmp_path).stdout)
+        torch.testing.assert_close(torch.tensor(found), expected)
+        assert cfg["input_size"] == list(net.pretrained_cfg["input_size"])
+        assert cfg["label_names"] == ["a", "b", "c"]
 
 
 def test_it_starts_from_the_pretrained_weights(folder, backbone, tmp_path):
@@ -193,10 +234,7 @@ def segment(*args: object) -> None:
 
 def measured(output: Path, scenes: Path) -> str:
     """What a saved network should have said of itself."""
-    features = timm.create_model("slotcon_nano", features_only=True, out_indices=(1, 2, 3, 4))
-    head = finetune_segmentation.Head(nn.Conv2d(c, 3, 3, padding=1) for c in features.feature_info.channels())
-    net = nn.Sequential(features, head).eval()
-    net.pretrained_cfg = features.pretrained_cfg
+    net = Segmenter("slotcon_nano", 3).eval()
     load_model(net, output / "model.safetensors")
     images = LabeledImages(scenes / "val" / "images", scenes / "val" / "masks")
     found = evaluate(net, images, 3, 3, match=range(3))
@@ -210,6 +248,10 @@ def test_segmentation_learns_and_saves(scenes, backbone, tmp_path, capsys):
     (miou,) = re.findall(r"held-out mIoU (\S+),", out)
     assert float(miou) > 0.8
     assert measured(tmp_path / "tuned", scenes) in out.splitlines()
+    net = said_to_load(out.replace(f"local-dir:{backbone}", "slotcon_nano"))["net"]
+    assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 16, 16)
+    state = load_file(tmp_path / "tuned" / "model.safetensors")
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
 
 
 def test_two_processes_count_every_image_once(folder, scenes, backbone, tmp_path):
