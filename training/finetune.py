@@ -20,8 +20,14 @@ def main(
 
     Args:
         data: folder with train/CLASS/*.jpg and val/CLASS/*.jpg or with Parquet files, or a data set of the Hub.
+        output: folder that is made for the result.
         model: any name that timm knows, or local-dir:RUN/export/backbone.
+        scratch: start from random weights, for comparison.
+        epochs: passes over the images of train.
+        batch_size: images of a process in a step.
+        lr: peak learning rate of AdamW.
         layer_decay: a layer learns at this fraction of the rate of the next one.
+        workers: processes that load images, for each process.
     """
     accelerator = accelerate.Accelerator()
     accelerate.utils.set_seed(0)

@@ -21,6 +21,18 @@ def main(
     """Fine-tune a timm backbone and a small segmentation head on the images of TRAIN, measure on those of VAL.
 
     Either has images/ and masks/, where a PNG file of the image's name holds labels below CLASSES, 255 for none.
+
+    Args:
+        train: folder with images/ and masks/ to learn from.
+        val: folder with images/ and masks/ to measure on.
+        classes: their number, which is above every label but 255.
+        output: folder that is made for the result.
+        model: any name that timm knows, or local-dir:RUN/export/backbone.
+        scratch: start from random weights, for comparison.
+        epochs: passes over the images of train.
+        batch_size: images of a process in a step.
+        lr: learning rate of AdamW.
+        workers: processes that load images, for each process.
     """
     accelerator = accelerate.Accelerator()
     accelerate.utils.set_seed(0)

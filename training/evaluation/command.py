@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from slotcon_hub.cpu import keep_freed_memory
 from slotcon_hub.distributed import share
+from training.engine.cli import cli
 from training.engine.signals import loading
 
 __all__ = ["check_outputs", "check_positive", "finite", "run", "stream", "write"]
@@ -26,7 +26,7 @@ Settings = TypeVar("Settings")
 
 def run(name: str, description: str, settings: type[Settings], main: Callable[[Settings], None]) -> None:
     """Read the settings of a command from the command line, and carry it out; a user's errors are one sentence."""
-    chosen = tyro.cli(settings, prog=f"python -m training.evaluation.{name}", description=description)
+    chosen = cli(settings, prog=f"python -m training.evaluation.{name}", description=description)
     keep_freed_memory()
     try:
         main(chosen)

@@ -13,6 +13,7 @@ import tyro
 from slotcon_hub import SlotConConfig
 from slotcon_hub.objective.slotcon import check_numbers
 from training.data.layouts import LayoutName
+from training.engine.cli import cli
 from training.engine.optim import OptimizerName
 
 __all__ = ["RECIPES", "SCENES", "Recipe", "parse"]
@@ -269,7 +270,7 @@ def parse(argv: list[str]) -> tuple[str, Recipe]:
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
     description, default = RECIPES[name]
-    recipe = tyro.cli(Recipe, default=default, args=options, prog=f"pretrain.py {name}", description=description)
+    recipe = cli(Recipe, default=default, args=options, prog=f"pretrain.py {name}", description=description)
     if recipe.data is None:
         raise ValueError(f"{name} needs images: add --data <folder>. {description}")
     return name, recipe

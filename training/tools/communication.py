@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slotcon_hub import SlotCon, SlotConConfig
+from training.engine.cli import cli
 from training.engine.words import show
 
 __all__ = ["Machine", "Traffic", "traffic"]
@@ -115,7 +116,7 @@ class Machine:
 
 def main() -> None:
     """Print the table."""
-    machine = tyro.cli(Machine, prog="python -m training.tools.communication", description=__doc__)
+    machine = cli(Machine, prog="python -m training.tools.communication", description=__doc__)
     with torch.device("meta"):
         slotcon = SlotCon(machine.backbone, machine.slotcon)
     title = f"MB that a GPU sends in a step: {machine.backbone}, K = {machine.slotcon.num_prototypes}"

@@ -1,0 +1,43 @@
+"""Settings from the command line."""
+
+import functools
+import typing
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Annotated, Any, TypeVar
+
+import docstring_parser
+import tyro
+
+__all__ = ["cli"]
+
+Settings = TypeVar("Settings")
+
+
+def cli(settings: type[Settings] | Callable[..., Settings], **options: Any) -> Settings:
+    """``tyro.cli``, where the documentation of a field is a paragraph of its help.
+
+    tyro keeps the line breaks of a field's docstring, whose lines are indented: each would end in a stray word.
+
+    Args:
+        settings: a dataclass, or a function with arguments.
+        options: of ``tyro.cli``.
+    """
+    _explain(settings)
+    return tyro.cli(settings, **options)
+
+
+@functools.cache
+def _explain(settings: Any) -> None:
+    """Attach the documentation of each field, as one line, to its type; of dataclasses among the fields, too."""
+    for kind in getattr(settings, "__mro__", ()):
+        if not is_dataclass(kind):
+            continue
+        own = typing.get_type_hints(kind, include_extras=True)
+        docs = {doc.arg_name: doc.description for doc in docstring_parser.parse_from_object(kind).params}
+        for name in kind.__annotations__:
+            if docs.get(name):
+                kind.__annotations__[name] = Annotated[own[name], tyro.conf.arg(help=" ".join(docs[name].split()))]
+            inner = typing.get_args(own[name])[:1] or (own[name],)
+            if is_dataclass(inner[0]):
+                _explain(inner[0])
