@@ -9,10 +9,7 @@ import torch
 
 from slotcon_hub import SlotCon, SlotConConfig
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 
 CONFIG = SlotConConfig(num_prototypes=64, hidden_dim=128, out_dim=32)
 

@@ -2,14 +2,16 @@
 
 import gc
 import itertools
+import json
 import os
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -52,6 +54,7 @@ def benchmark(
     compile: bool = False,
     steps: int = 10,
     gpus: int | None = None,
+    output: Path | None = None,
 ) -> None:
     """Print what each part of a training step costs, and how long an epoch of COCO takes at this speed.
 
@@ -69,6 +72,7 @@ def benchmark(
         compile: with torch.compile.
         steps: that are measured, of each.
         gpus: of the run whose traffic is computed; None takes the processes that there are, or 8 for one alone.
+        output: JSON file for the numbers of the tables.
 
     Raises:
         ValueError: a number is too small, or there is no such recipe.
@@ -101,6 +105,8 @@ def benchmark(
             _show_parts(results[-1])
     if results and processes.is_main_process:
         _show_all(results, processes.num_processes, gpus)
+        if output:
+            output.write_text(json.dumps([_row(result, processes.num_processes) for result in results], indent=2))
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,24 @@ def _matrix_rate(device: torch.device, dtype: torch.dtype, clock: Callable[[], f
         a @ b
         taken.append(clock() - start)
     return 2 * side**3 / min(taken) * 1000
+
+
+def _row(result: Result, processes: int) -> dict[str, Any]:
+    """The numbers of the tables, for other programs: milliseconds, GB, FLOP/s."""
+    images_per_second = 1000 * processes * result.batch / result.step
+    return {
+        "machine": result.machine,
+        "K": result.recipe.slotcon.num_prototypes,
+        "batch": processes * result.batch,
+        "ms": result.step,
+        "images_per_second": images_per_second,
+        "coco_epoch_seconds": COCO / images_per_second,
+        "matrix_rate": result.rate,
+        "rate_share": sum(result.arithmetic.values()) / result.step * 1000 / result.rate,
+        "gb": result.memory,
+        "live_gb": result.live,
+        "parts_ms": result.parts,
+    }
 
 
 def _machine(device: torch.device) -> str:
