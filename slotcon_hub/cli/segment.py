@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
-from slotcon_hub.cli.table import print_table
+from slotcon_hub.cli.table import print_table, shorten
 from slotcon_hub.concepts.drawing import colors, draw_index, draw_map
 from slotcon_hub.concepts.inference import load_prototypes, segment_image
 from slotcon_hub.concepts.segments import Segment
@@ -78,7 +78,7 @@ def _segment(options: argparse.Namespace) -> None:
             _write(options.output, name, image, groups, segments, model.num_classes, facts)
         height, width = groups.shape
         largest = f"prototype {segments[0].prototype}, {segments[0].pixels / groups.numel():.0%}"
-        rows.append((str(path), f"{width} x {height}", str(len(segments)), largest))
+        rows.append((shorten(str(path)), f"{width} x {height}", str(len(segments)), largest))
     report_unreadable(unreadable, len(names))
     print_table(rows)
     ratio = 1 + watch.seconds["segments"] / watch.seconds["network"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["print_table"]
+__all__ = ["print_table", "shorten"]
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -10,3 +10,11 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def shorten(text: str, longest: int = 64) -> str:
+    """A text without its middle, where it is longer: of a path, both ends tell most."""
+    if len(text) <= longest:
+        return text
+    end = (longest - 1) * 2 // 3
+    return f"{text[: longest - 1 - end]}…{text[-end:]}"

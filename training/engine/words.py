@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-__all__ = ["as_facts", "as_metrics", "as_options", "shorten", "show", "words"]
+__all__ = ["as_facts", "as_metrics", "as_options", "show", "words"]
 
 _METRICS = {
     "step": ("step", ",d"),
@@ -77,14 +77,6 @@ def as_facts(facts: Mapping[str, Any]) -> dict[str, str]:
     """What else is known of a run, such as its device and its versions: words to text."""
     texts = {words(key): _text(value) for key, value in facts.items()}
     return {key: text for key, text in texts.items() if text is not None}
-
-
-def shorten(text: str, longest: int = 64) -> str:
-    """A text without its middle, where it is longer: of a path, both ends tell most."""
-    if len(text) <= longest:
-        return text
-    end = (longest - 1) * 2 // 3
-    return f"{text[: longest - 1 - end]}…{text[-end:]}"
 
 
 def _text(value: Any) -> str | None:

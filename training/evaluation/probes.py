@@ -10,6 +10,7 @@ from accelerate.utils import set_seed
 from rich.table import Table
 from timm.data import resolve_data_config
 
+from slotcon_hub.cli.table import shorten
 from training.engine.words import show
 from training.evaluation import command
 from training.evaluation.features import Labeled, settle
@@ -114,6 +115,6 @@ def _report(probe: str, settings: Probe, results: dict[str, dict[str, float]], p
     columns = list(next(iter(results.values())))
     table = Table("top-1 accuracy, %", *columns)
     for name, numbers in results.items():
-        table.add_row(name, *(f"{100 * numbers[column]:.2f}" for column in columns))
+        table.add_row(shorten(name), *(f"{100 * numbers[column]:.2f}" for column in columns))
     show(table)
     command.write(settings.output, probe, settings, protocol=protocol, accuracy=results)

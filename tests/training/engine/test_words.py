@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from rich.table import Column, Table
 
-from training.engine.words import as_facts, as_metrics, as_options, shorten, show
+from slotcon_hub.cli.table import shorten
+from training.engine.words import as_facts, as_metrics, as_options, show
 
 
 def test_names_are_shown_letter_for_letter(capsys):
