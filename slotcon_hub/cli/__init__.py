@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from slotcon_hub import __version__
 from slotcon_hub.cli import concepts, export, publish, segment, weights
+from slotcon_hub.cli.help import Help
 from slotcon_hub.cpu import keep_freed_memory
 
 __all__ = ["main"]
@@ -41,8 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("slotcon-hub", description=_ALL, epilog=_EXAMPLES, formatter_class=raw)
+    parser = argparse.ArgumentParser("slotcon-hub", description=_ALL, epilog=_EXAMPLES, formatter_class=Help)
     parser.add_argument("--version", action="version", version=f"slotcon-hub {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (weights, segment, concepts, export, publish):

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from slotcon_hub.cli.help import Help
 from slotcon_hub.cli.launched import together
 from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
 from slotcon_hub.cli.table import print_table
@@ -48,7 +49,7 @@ def add_commands(commands: Any) -> None:
         help="show what prototypes stand for in a folder of images",
         description=_CONCEPTS,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of images, at any depth")
     add_model_options(parser, output="concepts")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from slotcon_hub.cli.help import Help
 from slotcon_hub.export.targets import TARGETS, save_as
 from slotcon_hub.models.loading import load
 
@@ -19,7 +20,8 @@ Write a pretrained model for another library: the file or folder that it loads.
   timm         a folder for timm.create_model("local-dir:..."), which can be published as it is
 
 The first three take ResNets without a deep stem, and of a prototype model its backbone.
-NAME is <architecture>.<tag>, as `slotcon-hub list` shows them, the folder of a model, or hf-hub:<owner>/<name>."""
+NAME is <architecture>.<tag>, as `slotcon-hub list` shows them, the folder of a model or of a run, of which its
+backbone is taken (with --dense its prototype model), or hf-hub:<owner>/<name>."""
 _EXPORT_EXAMPLE = "example: slotcon-hub export slotcon_r50_proto.coco_800ep --to onnx --dense"
 
 
@@ -30,7 +32,7 @@ def add_commands(commands: Any) -> None:
         help="write a model for torchvision, Detectron2, MMSegmentation, ONNX or timm",
         description=_EXPORT,
         epilog=_EXPORT_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     deliver.add_argument("name", metavar="NAME")
     deliver.add_argument("--to", required=True, choices=TARGETS, help="the library")

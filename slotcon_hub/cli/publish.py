@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slotcon_hub.cli.help import Help
+from slotcon_hub.models.loading import is_known
 from slotcon_hub.publishing.publish import publish
 from slotcon_hub.publishing.release import build, snippet
 from slotcon_hub.publishing.verify import Check, verify_folder, verify_repository
@@ -14,7 +16,7 @@ from slotcon_hub.weights import store, table
 __all__ = ["add_commands"]
 
 _PUBLISH = """\
-Publish weights of the local store on the Hub: build the folder (safetensors, configuration, card, tensors to
+Publish weights on the Hub: build the folder (safetensors, configuration, card, tensors to
 compare with), upload it in one commit, download it again, compare, and tag the commit with this package's version.
 A backbone then loads in timm alone and in transformers.
 
@@ -23,24 +25,26 @@ anew each time. A repository that holds something else than NAME is left alone w
 _VERIFY = """\
 Check a published model: files, SHA-256, configuration, card, and whether it still gives the tensors that came with
 it. A repository is downloaded into the cache that timm and transformers use."""
+_NAME = """in the local store, such as slotcon_r50.coco_800ep; or the folder of a run, or another checkpoint that
+import takes, with --repo-id ORG/slotcon_r50.mine"""
 _HOME = "The store is $SLOTCON_HUB_HOME, or a folder among the user's data; `slotcon-hub list` names it."
 
 
 def add_commands(commands: Any) -> None:
     """Add the subcommands to those of the parser."""
-    raw = argparse.RawDescriptionHelpFormatter
     send = commands.add_parser(
-        "publish", help="publish weights on the Hub", description=_PUBLISH, epilog=_HOME, formatter_class=raw
+        "publish", help="publish weights on the Hub", description=_PUBLISH, epilog=_HOME, formatter_class=Help
     )
-    send.add_argument("name", metavar="NAME", help="in the local store, such as slotcon_r50.coco_800ep")
+    send.add_argument("name", metavar="NAME", help=_NAME)
     send.add_argument("--repo-id", metavar="ORG/NAME", help=f"by default {table.repository('NAME')}")
     send.add_argument("--private", action="store_true", help="create a private repository")
     send.add_argument("--create-pr", action="store_true", help="open a pull request instead, each time a new one")
     send.add_argument("--force", action="store_true", help="replace all that the repository holds, whatever it is")
     send.add_argument("--preview", metavar="IMAGE", type=Path, help="PNG or JPEG, shown on the card")
     send.add_argument("--dry-run", action="store_true", help="build and check the folder, and upload nothing")
-    send.set_defaults(command=_publish)
-    look = commands.add_parser("verify", help="check a published model", description=_VERIFY, formatter_class=raw)
+    send.add_argument("--output", metavar="FOLDER", type=Path, help="with --dry-run: where the folder is built")
+    send.set_defaults(command=_publish, error=send.error)
+    look = commands.add_parser("verify", help="check a published model", description=_VERIFY, formatter_class=Help)
     look.add_argument(
         "place", metavar="REPO_OR_FOLDER", help="ORG/NAME or ORG/NAME@REVISION on the Hub, or a folder"
     )
@@ -48,15 +52,19 @@ def add_commands(commands: Any) -> None:
 
 
 def _publish(options: argparse.Namespace) -> None:
+    if options.output and not options.dry_run:
+        options.error("--output is where --dry-run builds the folder: add --dry-run, or leave it out")
+    name, checkpoint = _chosen(options)
     if options.dry_run:
-        folder = Path(tempfile.mkdtemp(prefix="slotcon-hub-"))
-        build(options.name, folder, repo_id=options.repo_id, preview=options.preview)
+        folder = options.output or Path(tempfile.mkdtemp(prefix="slotcon-hub-"))
+        build(name, folder, checkpoint=checkpoint, repo_id=options.repo_id, preview=options.preview)
         print(f"{folder}: nothing was uploaded.\n")
         _show(verify_folder(folder), str(folder))
-        print(f"\nThis works now:\n\n{snippet(options.name, folder)}")
+        print(f"\nThis works now:\n\n{snippet(name, folder)}")
         return
     done = publish(
-        options.name,
+        name,
+        checkpoint=checkpoint,
         repo_id=options.repo_id,
         private=options.private,
         create_pr=options.create_pr,
@@ -65,7 +73,19 @@ def _publish(options: argparse.Namespace) -> None:
     )
     print(f"{done.url}\nrevision {done.pull_request or done.tag or 'main'}, commit {done.revision}")
     print(f"SHA-256 of {store.WEIGHTS}: {done.sha256}\n")
-    print(f"This works now:\n\n{snippet(options.name, done.repo_id, done.pull_request)}")
+    print(f"This works now:\n\n{snippet(name, done.repo_id, done.pull_request)}")
+
+
+def _chosen(options: argparse.Namespace) -> tuple[str, Path | None]:
+    """The name to publish, and the checkpoint that it is of, unless it is in the store; names come before paths."""
+    path = Path(options.name)
+    if is_known(options.name) or not path.exists():
+        return table.full_name(options.name), None
+    if options.repo_id is None:
+        raise ValueError(
+            f"{path} has no name yet: give it one, such as --repo-id {table.ORGANISATION}/slotcon_r50.mine"
+        )
+    return options.repo_id.rpartition("/")[2], path
 
 
 def _verify(options: argparse.Namespace) -> None:

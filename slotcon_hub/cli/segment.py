@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from slotcon_hub.cli.help import Help
 from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
 from slotcon_hub.cli.table import print_table, shorten
 from slotcon_hub.concepts.drawing import colors, draw_index, draw_map
@@ -39,7 +40,7 @@ def add_commands(commands: Any) -> None:
         help="divide images into segments, each with its prototype",
         description=_SEGMENT,
         epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP file")
     add_model_options(parser, output="segments")

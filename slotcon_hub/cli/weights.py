@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from slotcon_hub.cli.help import Help
 from slotcon_hub.cli.table import print_table
 from slotcon_hub.models.importing import import_checkpoint
 from slotcon_hub.weights import store, table
@@ -36,13 +37,15 @@ def add_commands(commands: Any) -> None:
         help="put a checkpoint into the local store",
         description=_IMPORT,
         epilog=f"{_IMPORT_EXAMPLE}\n\n{_HOME}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     bring.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
     bring.add_argument("name", metavar="NAME")
     bring.add_argument("--force", action="store_true", help="replace what the store has of this name")
     bring.set_defaults(command=_import)
-    show = commands.add_parser("list", help="show all weights and where they are", description=_LIST, epilog=_HOME)
+    show = commands.add_parser(
+        "list", help="show all weights and where they are", description=_LIST, epilog=_HOME, formatter_class=Help
+    )
     show.set_defaults(command=_list)
 
 

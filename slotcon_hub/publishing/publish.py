@@ -48,6 +48,7 @@ class Published:
 def publish(
     name: str,
     *,
+    checkpoint: Path | None = None,
     repo_id: str | None = None,
     private: bool = False,
     create_pr: bool = False,
@@ -61,7 +62,8 @@ def publish(
     The token is the client's own.
 
     Args:
-        name: ``<architecture>.<tag>``.
+        name: ``<architecture>.<tag>``, or an architecture of the table for its default tag.
+        checkpoint: as for :func:`slotcon_hub.publishing.release.build`.
         repo_id: ``<organisation>/<name>``, by default that of the name; created if it does not exist.
         private: create it as a private one.
         create_pr: open a pull request instead, without a tag.
@@ -73,12 +75,13 @@ def publish(
             :func:`slotcon_hub.publishing.release.build`, the checks of its folder and the comparison raise.
         RuntimeError: the Hub or the connection fails.
     """
+    name = table.full_name(name)
     repo_id = repo_id or table.repository(name)
     _check_login()
     api, stopped = HfApi(), f"publishing {repo_id} stopped"
     with tempfile.TemporaryDirectory(prefix="slotcon-hub-", ignore_cleanup_errors=True) as scratch:
         folder, cache = Path(scratch) / "model", Path(scratch) / "cache"
-        build(name, folder, repo_id=repo_id, preview=preview)
+        build(name, folder, checkpoint=checkpoint, repo_id=repo_id, preview=preview)
         if failed := next((check for check in verify_folder(folder) if not check.ok), None):
             raise ValueError(f"{name} was not published, its {failed.what} failed: {failed.found}")
         with hub.explained(stopped):

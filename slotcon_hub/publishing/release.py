@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from slotcon_hub.files import sha256
+from slotcon_hub.models.importing import read_models
 from slotcon_hub.models.loading import load
 from slotcon_hub.models.saving import save_backbone, save_model
 from slotcon_hub.publishing import cards, parity
@@ -22,7 +23,14 @@ FILES = (*RECORDED, store.RECORD, CARD)
 """All that is published of a name; the preview alone may be absent."""
 
 
-def build(name: str, folder: Path, *, repo_id: str | None = None, preview: Path | None = None) -> Path:
+def build(
+    name: str,
+    folder: Path,
+    *,
+    checkpoint: Path | None = None,
+    repo_id: str | None = None,
+    preview: Path | None = None,
+) -> Path:
     """Write what is published of a name: weights, configuration, card, tensors to compare with, and SHA-256.
 
     A backbone becomes timm's own architecture, so that timm alone and transformers load it; ``slotcon_nano`` alone
@@ -30,7 +38,9 @@ def build(name: str, folder: Path, *, repo_id: str | None = None, preview: Path 
     imported.
 
     Args:
-        name: ``<architecture>.<tag>``, in the local store.
+        name: ``<architecture>.<tag>``, or an architecture of the table for its default tag.
+        checkpoint: that :func:`slotcon_hub.models.importing.read_models` takes, such as the folder of a run; by
+            default the weights of this name in the local store or in this package.
         folder: made if it does not exist, else empty; removed after an error.
         repo_id: that the card names; by default that of the name.
         preview: a PNG or JPEG image for the card.
@@ -39,13 +49,14 @@ def build(name: str, folder: Path, *, repo_id: str | None = None, preview: Path 
         ValueError: the store lacks the weights or they are damaged, ``repo_id`` is none, or the image is none.
         FileExistsError: the folder holds something.
     """
+    name = table.full_name(name)
     repo_id = repo_id or table.repository(name)
     hub.check_repo_id(repo_id)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose another folder")
     try:
-        _save_model(name, folder)
+        _save_model(name, checkpoint, folder)
         config = {"name": name, **json.loads((folder / store.CONFIG).read_text())}
         (folder / store.CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         card = cards.render(name, repo_id=repo_id, config=config)
@@ -89,15 +100,26 @@ def has_prototypes(name: str) -> bool:
     return name.partition(".")[0].endswith("_proto")
 
 
-def _save_model(name: str, folder: Path) -> None:
+def _save_model(name: str, checkpoint: Path | None, folder: Path) -> None:
+    net, side = _from_store(name) if checkpoint is None else _from_checkpoint(name, checkpoint)
+    save = save_model if has_prototypes(name) else save_backbone
+    save(net, folder, side)
+    parity.write(net, folder)
+
+
+def _from_store(name: str) -> tuple[Any, None]:
     architecture, _, tag = name.partition(".")
     row = table.find(architecture, tag)
     if store.find(name) is None and (row is None or table.packaged(row) is None):
-        raise ValueError(f"the store ({store.home()}) lacks {name}: run `slotcon-hub import CHECKPOINT {name}`")
-    net: Any = load(name).eval()
-    save = save_model if has_prototypes(name) else save_backbone
-    save(net, folder)
-    parity.write(net, folder)
+        raise ValueError(f"the store ({store.place()}) lacks {name}: run `slotcon-hub import CHECKPOINT {name}`")
+    return load(name).eval(), None
+
+
+def _from_checkpoint(name: str, checkpoint: Path) -> tuple[Any, int | None]:
+    teacher, nets = read_models(checkpoint, name)
+    if name not in nets:
+        raise ValueError(f"{checkpoint} holds a backbone without prototypes: publish it as {next(iter(nets))}")
+    return nets[name], teacher.side
 
 
 def _save_image(source: Path, path: Path) -> None:

@@ -43,10 +43,17 @@ def verify_folder(folder: str | Path) -> list[Check]:
 
     Raises:
         FileNotFoundError: there is no such folder.
+        ValueError: it is none of these.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: name one, or a repository as <organisation>/<name>")
+    whole = {parity.FILE, store.RECORD, store.CONFIG, store.WEIGHTS, CARD}
+    if sum((folder / file).is_file() for file in whole) < len(whole) - 1:  # one may have been lost
+        raise ValueError(
+            f"{folder} is no published model: name a folder that `slotcon-hub publish NAME --dry-run` has built or "
+            "a download of a repository"
+        )
     return _checks(folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*")], {})
 
 

@@ -1,6 +1,9 @@
 """Semantic segmentation on any timm backbone that has maps."""
 
+from typing import Any
+
 import timm
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,13 +14,14 @@ class Segmenter(nn.Sequential):
     """A timm model's maps, and for each a layer that gives scores of the classes."""
 
     def __init__(self, model: str, classes: int, pretrained: bool = False) -> None:
-        backbone = timm.create_model(model, pretrained, features_only=True, out_indices=(1, 2, 3, 4))
+        backbone: Any = timm.create_model(model, pretrained, features_only=True, out_indices=(1, 2, 3, 4))
         channels = backbone.feature_info.channels()
         super().__init__(backbone, nn.ModuleList(nn.Conv2d(c, classes, 3, padding=1) for c in channels))
         self.pretrained_cfg = timm.data.resolve_data_config({}, model=backbone)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images, B x 3 x H x W, to the layers' sum at the size of the first map, B x C x H/s x W/s."""
+        layers: Any = self[1]
         maps = self[0](x)
-        scores = (layer(x) for layer, x in zip(self[1], maps, strict=True))
-        return sum(F.interpolate(s, maps[0].shape[2:], mode="bilinear") for s in scores)
+        scores = (layer(x) for layer, x in zip(layers, maps, strict=True))
+        return torch.stack([F.interpolate(s, maps[0].shape[2:], mode="bilinear") for s in scores]).sum(0)

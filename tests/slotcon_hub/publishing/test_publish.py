@@ -17,8 +17,9 @@ from huggingface_hub import close_session
 from PIL import Image
 from tiny import fill_store
 
-from slotcon_hub import __version__
+from slotcon_hub import SlotCon, SlotConConfig, __version__
 from slotcon_hub.cli import main
+from slotcon_hub.export.teacher import export
 from slotcon_hub.files import sha256
 from slotcon_hub.publishing import parity
 from slotcon_hub.publishing.publish import _changes as changes
@@ -129,6 +130,37 @@ def test_a_dry_run_needs_nobody(hub, monkeypatch, tmp_path, capsys):
     assert out.count(" ok ") == len(verify_folder(folder)) == 5
     assert main(["publish", "slotcon_r34.x", "--dry-run"]) == 1
     assert list(tmp_path.glob("slotcon-hub-*")) == [folder]
+
+
+def test_a_dry_run_goes_where_it_is_told(hub, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "empty"))
+    folder = tmp_path / "new" / "folder"
+    assert main(["publish", "slotcon_nano", "--dry-run", "--output", str(folder)]) == 0
+    assert json.loads((folder / store.CONFIG).read_text())["name"] == "slotcon_nano.imagenette_20ep"
+    assert main(["verify", str(folder)]) == 0
+    assert "folder is not empty" in refused(capsys, "slotcon_nano", "--dry-run", "--output", str(folder))
+    (tmp_path / "file").write_text("")
+    refused(capsys, "slotcon_nano", "--dry-run", "--output", str(tmp_path / "file"))
+    with pytest.raises(SystemExit):
+        main(["publish", "slotcon_nano", "--output", str(folder)])
+    assert "add --dry-run, or leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [NAME, PROTO])
+def test_a_run_is_published_by_the_name_of_the_repository(hub, monkeypatch, tmp_path, capsys, name):
+    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "empty"))
+    slotcon = SlotCon("slotcon_nano", SlotConConfig(num_prototypes=5, hidden_dim=12, out_dim=7))
+    export(slotcon, tmp_path / "run" / "export", input_size=96, trained="In a test.")
+    assert "has no name yet: give it one, such as --repo-id slotcon/" in refused(capsys, str(tmp_path / "run"))
+    assert main(["publish", str(tmp_path / "run"), "--repo-id", f"people/{name}"]) == 0
+    assert main(["verify", f"people/{name}"]) == 0
+    net = timm.create_model(f"hf-hub:people/{name}", pretrained=True)
+    expected = slotcon.teacher if name == PROTO else slotcon.teacher.backbone
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in expected.state_dict().items())
+    assert net.pretrained_cfg["input_size"] == [3, 96, 96] or net.pretrained_cfg["input_size"] == (3, 96, 96)
+    alone = str(tmp_path / "run" / "export" / "backbone")
+    assert "publish it as slotcon_nano.mine" in refused(capsys, alone, "--repo-id", f"people/{PROTO}")
+    assert "no architecture 'model'" in refused(capsys, alone, "--repo-id", "people/model.x")
 
 
 def test_a_private_repository(hub, capsys):

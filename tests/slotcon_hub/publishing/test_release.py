@@ -126,7 +126,7 @@ def test_what_the_store_lacks_is_not_published(tmp_path):
         ValueError, match=r"lacks slotcon_r34\.x: run `slotcon-hub import CHECKPOINT slotcon_r34\.x`"
     ):
         build("slotcon_r34.x", tmp_path / "model")
-    with pytest.raises(ValueError, match="is no name of weights"):
+    with pytest.raises(ValueError, match="has no default tag"):
         build("resnet18", tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

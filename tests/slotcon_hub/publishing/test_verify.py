@@ -176,6 +176,17 @@ def test_what_is_neither_folder_nor_repository(capsys, tmp_path):
         verify_folder(tmp_path / "none")
 
 
+def test_a_folder_of_something_else_is_one_sentence(tmp_path, built, capsys):
+    shutil.copytree(built[NAME], tmp_path / "export", ignore=shutil.ignore_patterns(store.RECORD, "test"))
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "export", tmp_path / "empty", tmp_path):
+        assert main(["verify", str(folder)]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert f"{folder} is no published model: name a folder that `slotcon-hub publish" in err
+        assert err.count("\n") == 1
+
+
 def test_a_repository_passes_at_any_revision(hub, built, capsys):
     repo = hub.add_repo(REPO, contents(built[NAME]))
     repo.tag("v1")
