@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def begin(run: Run) -> None:
     """Open the folder of the run, and measure where a new run starts from."""
+    if not run.claimed:
+        run.folder = run_folder.create(run.folder, named=run.recipe.output is not None)
+        run.accelerator.project_configuration.set_directories(str(run.folder))  # of the trackers
     start = settled(run) if run.fresh and run.showcase.held_out else None
     if run.accelerator.is_main_process:
         step = None if run.fresh else run.step

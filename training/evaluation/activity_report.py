@@ -55,7 +55,7 @@ def report(settings: Any, model: Any, data: Any, found: Any) -> None:
         images_by_active_slots=found.histogram.tolist(),
     )
     if settings.figures:
-        settings.figures.mkdir(exist_ok=True)
+        settings.figures.mkdir(parents=True, exist_ok=True)
         draw_activity(
             np.sort(found.usage.numpy())[::-1], found.histogram.numpy(), settings.figures / "activity.png"
         )

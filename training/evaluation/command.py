@@ -4,7 +4,6 @@ import functools
 import importlib.metadata
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 from slotcon_hub.cpu import keep_freed_memory
 from slotcon_hub.distributed import share
 from training.engine.cli import cli
+from training.engine.outputs import unwritable
 from training.engine.signals import loading
 
 __all__ = ["check_outputs", "check_positive", "finite", "run", "stream", "write"]
@@ -57,10 +57,8 @@ def check_outputs(file: Path | None, figures: Path | None) -> None:
         ValueError: there is no place for one of them.
     """
     for target, option in ((file, "--output"), (figures, "--figures")):
-        if target and not target.parent.is_dir():
-            raise ValueError(f"there is no folder {target.parent} for {option}")
-        if target and not os.access(target if target.exists() else target.parent, os.W_OK):
-            raise ValueError(f"{target} cannot be written, without the permission: choose another {option}")
+        if target and (problem := unwritable(target, option)):
+            raise ValueError(problem)
     if file and file.is_dir():
         raise ValueError(f"{file} is a folder: name a JSON file in it, --output {file / 'results.json'}")
     if figures and figures.exists() and not figures.is_dir():
@@ -73,6 +71,7 @@ def write(target: Path | None, command: str, settings: Any, **facts: Any) -> Non
         return
     versions = {p: importlib.metadata.version(p) for p in ("torch", "torchvision", "timm")}
     whole = {"command": command, "settings": asdict(settings), **facts, "versions": versions}
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(finite(whole), indent=2, default=str) + "\n")
 
 

@@ -63,7 +63,7 @@ def report(
     _print(settings, protocol, numbers)
     command.write(settings.output, "segmentation", settings, protocol=protocol, **numbers)
     if settings.figures:
-        settings.figures.mkdir(exist_ok=True)
+        settings.figures.mkdir(parents=True, exist_ok=True)
         draw_confusion(counts["plain"].numpy(), found["plain"].match, names, settings.figures / "confusion.png")
         _draw_examples(examples, found, names, benchmark, settings.figures / "examples.png")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from rich.table import Table
 
@@ -23,17 +23,22 @@ from slotcon_hub import SlotCon
 from slotcon_hub.cli.table import shorten
 from slotcon_hub.export.teacher import export
 from training.engine.words import as_facts, as_options, show
+from training.engine.outputs import unwritable
 from training.evaluation.command import finite
 from training.pretraining.curves import draw_curves, read_metrics
 from training.pretraining.preview import Showcase
 from training.pretraining.recipes import Recipe
 from training.pretraining.result import next_commands, print_result, summarize
 
-__all__ = ["before", "choose", "claim", "describe", "finish", "plain"]
+__all__ = ["before", "choose", "claim", "create", "describe", "finish", "plain"]
 
 RUN = "run.json"
 
-BEGUN = {"lock", "run.new"}
+LOCK = "lock"
+
+HELD = "{} holds a run already: add --resume to continue it, or choose another --output"
+
+BEGUN = {LOCK, "run.new"}
 """What is in the folder of a run that was killed before it had a ``run.json``."""
 
 STARTS = ("time", "revision", "versions", "python", "device", "processes", "threads", "mixed_precision")
@@ -43,23 +48,66 @@ PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "safetenso
 
 
 def choose(name: str, recipe: Recipe) -> Path:
-    """Choose the folder of a run, on the main process for all; it is made when something is written.
+    """Choose the folder of a run, on the main process for all; :func:`create` makes it when all else is ready.
 
     Raises:
-        ValueError: it holds another run; on all processes alike.
+        ValueError: it holds another run, or cannot be made; on all processes alike.
     """
     folder = recipe.output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     problem = None
     if folder.exists() and not folder.is_dir():
         problem = f"{folder} is a file: choose another --output"
     elif not recipe.resume and folder.is_dir() and any(folder.iterdir()):
-        problem = f"{folder} holds a run already: add --resume to continue it, or choose another --output"
+        problem = HELD.format(folder)
     elif recipe.resume and folder.is_dir() and not (folder / RUN).exists() and not _names(folder) <= BEGUN:
         problem = f"{folder} holds something else than a run: choose another --output"
+    problem = problem or unwritable(folder, "--output")
     folder, problem = broadcast_object_list([(folder, problem)])[0]
     if problem:
         raise ValueError(problem)
     return folder
+
+
+def create(folder: Path, *, named: bool) -> Path:
+    """Make the folder of a new run and claim it, in one step, on the main process for all.
+
+    Of processes that do so at once, a single one gets the folder: it is the one whose lock file was not there.
+
+    Args:
+        folder: chosen for the run.
+        named: by the user. If not, and another run took it in the meantime, a number is put behind its name.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: another run took it; on all processes alike.
+    """
+    made = problem = None
+    if PartialState().is_main_process:
+        names = [folder] if named else [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 1000))]
+        try:
+            made = next((name for name in names if _take(name)), None)
+            problem = None if made else HELD.format(folder)
+        except OSError as error:
+            problem = f"{folder} cannot be written ({error.strerror}): choose another --output"
+    made, problem = broadcast_object_list([(made, problem)])[0]
+    if problem:
+        raise ValueError(problem)
+    return made
+
+
+def _take(folder: Path) -> bool:
+    """Make a folder and its lock; whether this process did, and nothing else is in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        return False
+    try:
+        (folder / LOCK).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    claim(folder)
+    return True
 
 
 def claim(folder: Path, patience: int = 180) -> None:
@@ -74,20 +122,22 @@ def claim(folder: Path, patience: int = 180) -> None:
         ValueError: that one does not end.
     """
     # Never closed: that would give the lock back. A lock of this kind is not inherited by workers, who may live on.
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     for second in range(patience + 1):
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except (BlockingIOError, PermissionError):
             if second == 0:
-                print(f"waiting for the process that is training in {folder} to end", file=sys.stderr)
+                what = f"the process that is training in {folder} to end"
+                print(f"waiting up to {patience} seconds for {what}", file=sys.stderr)
             time.sleep(1)
         except OSError as error:  # some network file systems know no locks
             reason = f"{folder} cannot be locked ({error.strerror})"
             print(f"warning: {reason}: make sure that no other process trains in it", file=sys.stderr)
             return
-    raise ValueError(f"another process is still training in {folder}: stop it first, or choose another --output")
+    reason = f"another process is still training in {folder}, after {patience} seconds"
+    raise ValueError(f"{reason}: stop it first, or choose another --output")
 
 
 def describe(
@@ -122,8 +172,6 @@ def describe(
         "revision": _revision(),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    claim(folder)
     facts = plain(facts)
     kept = facts if step is None else _resumed(json.loads((folder / RUN).read_text()), facts, step)
     new = (folder / RUN).with_suffix(".new")  # whole or not at all

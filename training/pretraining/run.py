@@ -69,6 +69,8 @@ class Run:
     model: nn.Module
     """``slotcon`` as it is trained: wrapped by Accelerate."""
     optimizer: Any
+    claimed: bool = False
+    """Whether its folder is there and locked; if not, :func:`training.pretraining.folder.create` makes it."""
     fresh: bool = True
     """Whether it starts here, rather than at a checkpoint of its own."""
     step: int = 0
@@ -103,13 +105,13 @@ def prepare(name: str, recipe: Recipe) -> Run:
     images, digest, showcase = _data(recipe, processes)
     slotcon = build(recipe, processes)
     optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
-    path = _checkpoint(folder, processes) if recipe.resume else None
+    path, claimed = _checkpoint(folder, processes) if recipe.resume else (None, False)
     resumed = checkpoint.load(path, slotcon) if path else None
     behind = 0
     if recipe.continue_from and not resumed:
         behind = continuing.load(recipe.continue_from, slotcon, epoch=recipe.continue_at, epochs=recipe.epochs)
     model, optimizer = wrap(accelerator, slotcon, optimizer)
-    run = Run(name, recipe, folder, accelerator, images, digest, showcase, slotcon, model, optimizer)
+    run = Run(name, recipe, folder, accelerator, images, digest, showcase, slotcon, model, optimizer, claimed)
     run.step = run.taken = behind * run.steps_per_epoch
     if resumed:
         run.fresh = False
@@ -159,16 +161,19 @@ def _open(source: str, recipe: Recipe) -> tuple[Images, str]:
     return images, seen[1]
 
 
-def _checkpoint(folder: Path, processes: PartialState) -> Path | None:
-    """Choose the checkpoint to resume from, on the main process for all; None where there is none yet.
+def _checkpoint(folder: Path, processes: PartialState) -> tuple[Path | None, bool]:
+    """Claim the folder, and choose the checkpoint to resume from, on the main process for all.
+
+    Returns:
+        None where there is no checkpoint yet; and whether there is a folder.
 
     Raises:
         ValueError: all are damaged; on all processes alike.
     """
-    path = problem = None
+    path, problem, claimed = None, None, False
     if processes.is_main_process:
         try:
-            if folder.exists():
+            if claimed := folder.exists():
                 run_folder.claim(folder)
             path, problems = checkpoint.newest(folder)
             for reason in problems:
@@ -177,10 +182,10 @@ def _checkpoint(folder: Path, processes: PartialState) -> Path | None:
             print(f"{folder} goes on from {place}", file=sys.stderr)
         except ValueError as error:
             problem = str(error)
-    path, problem = broadcast_object_list([(path, problem)])[0]
+    path, claimed, problem = broadcast_object_list([(path, claimed, problem)])[0]
     if problem:
         raise ValueError(problem)
-    return path
+    return path, claimed
 
 
 def save(run: Run) -> None:

@@ -203,8 +203,8 @@ def test_the_embedded_scenes(prototypes, here, tmp_path, monkeypatch):
     [
         ({"model": "slotcon_r50"}, "slotcon_r50 is a backbone without prototypes"),
         ({"model": "slotcon_nope"}, "there are no weights 'slotcon_nope'"),
-        ({"output": Path("/nowhere/found.json")}, "there is no folder /nowhere for --output"),
-        ({"figures": Path("/nowhere/figures")}, "there is no folder /nowhere for --figures"),
+        ({"output": Path(__file__, "deep/found.json")}, r"\.py is a file, so that \S*found.json cannot be in it"),
+        ({"figures": Path(__file__, "figures")}, "figures cannot be in it: choose another --figures"),
         ({"output": Path("/tmp")}, r"/tmp is a folder: name a JSON file in it, --output /tmp/results\.json"),
         ({"figures": Path(__file__)}, r"test_segmentation\.py is a file: choose another --figures, a folder"),
         ({"classes": Path("/nowhere/names.txt")}, "No such file or directory: '/nowhere/names.txt'"),

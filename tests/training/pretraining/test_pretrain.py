@@ -381,6 +381,7 @@ def test_launched_as_a_module_and_the_errors_of_a_launch(tmp_path):
         ),
         (["demo", "--data", "{images}", *TINY.split(), "--mixed-precision", "fp16"], "fp16 needs a GPU"),
         (["demo", "--data", "{images}", *TINY.split(), "--output", "{images}/0.jpg"], r"0\.jpg is a file"),
+        (["demo", "--data", "{images}", *TINY.split(), "--output", "{images}/0.jpg/run"], "run cannot be in it"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(run, images, tmp_path, args, words):
