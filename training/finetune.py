@@ -1,5 +1,8 @@
 """Fine-tune a timm model as a classifier; ``accelerate launch`` runs it on several GPUs."""
 
+import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch is loaded)
+
+# isort: split
 from pathlib import Path
 
 import accelerate

@@ -1,5 +1,8 @@
 """Fine-tune a timm backbone with a small segmentation head; ``accelerate launch`` runs it on several GPUs."""
 
+import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch is loaded)
+
+# isort: split
 from pathlib import Path
 
 import accelerate

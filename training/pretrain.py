@@ -3,6 +3,9 @@
 Without the name of a recipe it is the demo. ``fit`` is the loop.
 """
 
+import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch is loaded)
+
+# isort: split
 import contextlib
 import copy
 import itertools

@@ -1,13 +1,14 @@
 """The command ``slotcon-hub``; each module here holds some of its subcommands."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from slotcon_hub import __version__
 from slotcon_hub.cli import concepts, export, publish, segment, weights
 from slotcon_hub.cli.help import Help
-from slotcon_hub.cpu import keep_freed_memory
+from slotcon_hub.cpu import keep_freed_memory, use_cores
 
 __all__ = ["main"]
 
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ:
+        use_cores()
     try:
         options.command(options)
     except (ValueError, RuntimeError, OSError, ImportError, MemoryError) as error:

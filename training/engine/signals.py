@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from training.engine.launcher import launcher
+
 __all__ = ["Stop", "loading"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LEAVE = getattr(signal, "SIGRTMIN", None)  # Linux: a signal that nothing else uses, and SIGTERM is not mistaken for
-LAUNCHERS = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")  # variables that accelerate and torchrun set
 NOTICE = b"\nstopping at the next line of metrics, with a checkpoint\n"
 ECHO = 1.0  # seconds within which a launcher may pass a terminal's Ctrl-C on to us, who have it already
 
@@ -33,7 +34,7 @@ class Stop:
         """Start without a wish."""
         self.accelerator = accelerator
         self.asked: float | None = None
-        self.launcher = os.getppid() if any(name in os.environ for name in LAUNCHERS) else None
+        self.launcher = launcher()  # any other parent may end: of nohup, setsid
 
     def __enter__(self) -> "Stop":
         self.before = {number: signal.signal(number, self._ask) for number in SIGNALS}
@@ -45,7 +46,7 @@ class Stop:
 
     def agreed(self) -> bool:
         """Whether any process wishes to stop; all must ask together. One number is read from the device."""
-        orphaned = self.launcher is not None and os.getppid() != self.launcher
+        orphaned = self.launcher is not None and os.getppid() != self.launcher.pid
         wish = torch.tensor(float(self.asked is not None or orphaned), device=self.accelerator.device)
         return bool(self.accelerator.reduce(wish, "sum").item())
 

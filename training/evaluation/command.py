@@ -13,9 +13,10 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from slotcon_hub.cpu import keep_freed_memory
+from slotcon_hub.cpu import keep_freed_memory, use_cores
 from slotcon_hub.distributed import share
 from training.engine.cli import cli
+from training.engine.launcher import told_threads
 from training.engine.outputs import unwritable
 from training.engine.signals import loading
 
@@ -28,6 +29,7 @@ def run(name: str, description: str, settings: type[Settings], main: Callable[[S
     """Read the settings of a command from the command line, and carry it out; a user's errors are one sentence."""
     chosen = cli(settings, prog=f"python -m training.evaluation.{name}", description=description)
     keep_freed_memory()
+    use_cores(told_threads())
     try:
         main(chosen)
     except (ValueError, OSError) as error:

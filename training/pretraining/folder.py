@@ -41,7 +41,17 @@ HELD = "{} holds a run already: add --resume to continue it, or choose another -
 BEGUN = {LOCK, "run.new"}
 """What is in the folder of a run that was killed before it had a ``run.json``."""
 
-STARTS = ("time", "revision", "versions", "python", "device", "processes", "threads", "mixed_precision")
+STARTS = (
+    "time",
+    "revision",
+    "versions",
+    "python",
+    "device",
+    "processes",
+    "threads",
+    "mixed_precision",
+    "float32_products",
+)
 """Facts that may be others each time that a run starts."""
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "huggingface-hub")
@@ -166,6 +176,8 @@ def describe(
         "micro_batch": recipe.micro_batch(accelerator.num_processes),
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
+        "float32_products": "TF32" if _uses_tf32(accelerator.device) else "float32",
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "device": _device_name(accelerator.device),
         "python": platform.python_version(),
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
@@ -223,6 +235,10 @@ def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, n
 
 def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
+
+
+def _uses_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.get_float32_matmul_precision() == "high"
 
 
 def _device_name(device: torch.device) -> str:

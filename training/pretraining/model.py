@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import parse_flag_from_env, set_seed
+from accelerate.utils import gather_object, parse_flag_from_env, set_seed
 from torch import nn
 
 from slotcon_hub import SlotCon, distributed
-from slotcon_hub.cpu import keep_freed_memory
+from slotcon_hub.cpu import keep_freed_memory, use_cores
 from slotcon_hub.export.teacher import backbone_model, prototype_model
 from slotcon_hub.models.backbone import create_backbone
 from training.data import scenes
 from training.engine.errors import first_line
+from training.engine.launcher import told_precision, told_threads
 from training.pretraining.recipes import SCENES, Recipe
 
 __all__ = ["accelerate", "build", "meet", "wrap"]
@@ -49,9 +50,11 @@ def meet(recipe: Recipe) -> PartialState:
     if int(os.environ.get("WORLD_SIZE", 1)) != processes.num_processes:
         raise ValueError("several processes were launched without GPUs for them: set ACCELERATE_USE_CPU=true")
     if processes.device.type == "cpu":
-        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         keep_freed_memory()
-        torch.set_num_threads(recipe.threads or max((os.cpu_count() or 1) // neighbours, 1))
+        use_cores(recipe.threads or told_threads())
+    if processes.device.type == "cuda":  # as the published code; convolutions take TF32 by torch's default
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
     recipe.micro_batch(processes.num_processes)
     return processes
 
@@ -70,7 +73,7 @@ def accelerate(recipe: Recipe, folder: Path | None = None) -> Accelerator:
     if missing:
         raise ValueError(f"tracker {', '.join(sorted(missing))} is not installed: install it or drop it")
     accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
+        mixed_precision=_precision(recipe),
         log_with=list(recipe.trackers) or None,
         project_dir=folder,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
@@ -80,6 +83,17 @@ def accelerate(recipe: Recipe, folder: Path | None = None) -> Accelerator:
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError("accelerate is set to accumulate gradients: set that to 1, and use --accumulation-steps")
     return accelerator
+
+
+def _precision(recipe: Recipe) -> str:
+    """The precision that the recipe names, or the user of the launcher, or that goes with all the devices."""
+    if recipe.mixed_precision != "auto":
+        return recipe.mixed_precision
+    if told := told_precision():
+        return told
+    if PartialState().device.type != "cuda":
+        return "no"
+    return "bf16" if all(gather_object([torch.cuda.is_bf16_supported(including_emulation=False)])) else "fp16"
 
 
 def build(recipe: Recipe, processes: PartialState) -> SlotCon:

@@ -68,8 +68,9 @@ class Recipe:
     """Of all parameters but biases and norms."""
     warmup_epochs: float = 5
     """Epochs in which the learning rate rises to its peak."""
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
-    """Precision of the layers (losses stay in float32); None takes what accelerate is configured for."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Precision of the layers (losses stay in float32). auto takes what accelerate was told or configured for; else
+    bf16 on GPUs that have it, fp16 on others, and no (float32) on the CPU."""
     channels_last: bool = True
     """Memory format of the network; the numbers stay the same."""
     grad_checkpointing: bool = False
@@ -94,8 +95,8 @@ class Recipe:
     workers: int = 8
     """Processes that load images, for each training process."""
     threads: int | None = None
-    """CPU threads of each process that trains on the CPU; None shares out all cores, where accelerate would take
-    one a process."""
+    """CPU threads of each process that trains on the CPU; None takes OMP_NUM_THREADS, else shares out the cores
+    that may be used (affinity, quota), where accelerate would take one a process."""
     log_every: int = 10
     """Steps between two lines of metrics; a run asked to stop (SIGTERM, Ctrl-C) saves and ends at the next one."""
     save_every: int = 5

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from training.data.views import TwoViews
 from training.engine import signals as stop
+from training.engine.launcher import Launcher, find_launcher
 from training.engine.signals import LEAVE, SIGNALS, Stop, loading
 from training.evaluation.command import stream
 from training.pretraining.pairs import Steps, ViewPairs, make_loader
@@ -51,14 +52,16 @@ def test_only_a_later_ctrl_c_interrupts(accelerator, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.parametrize("variable", [None, "ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"])
-def test_the_end_of_the_launcher_is_a_wish_too(accelerator, monkeypatch, variable):
-    if variable:
-        monkeypatch.setenv(variable, "no")
+@pytest.mark.parametrize("launched", [True, False])
+def test_the_end_of_the_launcher_is_a_wish_too_but_not_that_of_a_shell(accelerator, monkeypatch, launched):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # which users set too
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    parent = Launcher(os.getppid(), ("accelerate", "launch"), {})
+    monkeypatch.setattr(stop, "launcher", lambda: parent if launched else find_launcher(os.getppid()))
     wish = Stop(accelerator)
     assert not wish.agreed()
     monkeypatch.setattr(os, "getppid", lambda: -1)
-    assert wish.agreed() == (variable is not None)  # without a launcher, a parent may end: nohup, setsid
+    assert wish.agreed() == launched
 
 
 def work(pipe) -> None:

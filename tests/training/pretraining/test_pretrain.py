@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.layers import DropPath
 
-from slotcon_hub import SlotCon
+from slotcon_hub import SlotCon, cpu
 from slotcon_hub.convert import from_official
 from slotcon_hub.files import sha256
 from slotcon_hub.functional import teacher_momentum
@@ -532,8 +532,9 @@ def test_gradients_that_are_no_numbers_are_never_saved(run, images, tmp_path, mo
     assert len(lines(tmp_path / "run")) == 3
 
 
-def test_training_on_the_cpu_takes_all_cores_unless_told(run, images, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+def test_training_on_the_cpu_takes_the_cores_it_may_use_unless_told(run, images, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(cpu, "usable_cores", lambda: 6)
     chosen = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     wrong = ["--backbone", "nonsense"]  # stops it right after
@@ -542,6 +543,10 @@ def test_training_on_the_cpu_takes_all_cores_unless_told(run, images, monkeypatc
         with pytest.raises(SystemExit, match="timm cannot make"):
             run("demo", "--data", images, *TINY.replace("--threads 1", "").split(), *options, *wrong)
     assert chosen == [6, 1, 3]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    with pytest.raises(SystemExit, match="timm cannot make"):
+        run("demo", "--data", images, *TINY.replace("--threads 1", "").split(), *wrong)
+    assert chosen[3] == 5
 
 
 def test_help(capsys):
