@@ -22,8 +22,8 @@ from rich.table import Table
 from slotcon_hub import SlotCon
 from slotcon_hub.cli.table import shorten
 from slotcon_hub.export.teacher import export
-from training.engine.words import as_facts, as_options, show
 from training.engine.outputs import unwritable
+from training.engine.words import as_facts, as_options, show
 from training.evaluation.command import finite
 from training.pretraining.curves import draw_curves, read_metrics
 from training.pretraining.preview import Showcase
