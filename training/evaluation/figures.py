@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from slotcon_hub.concepts.drawing import tint
 
@@ -83,7 +84,9 @@ def draw_activity(usage: np.ndarray, histogram: np.ndarray, target: Path) -> Non
     mean = usage.sum() / max(live, 1)
     left.axhline(mean, color="black", linewidth=0.8, linestyle="--", label=f"mean of the {live} live: {mean:,.1f}")
     if live < len(usage):
-        left.axvspan(live - 0.5, len(usage) - 0.5, color="0.9", label=f"{len(usage) - live} dead")
+        left.axvspan(
+            live - 0.5, len(usage) - 0.5, facecolor="0.92", edgecolor="0.5", label=f"{len(usage) - live} dead"
+        )
     left.set_xlim(-0.5, len(usage) - 0.5)
     left.set_xlabel("slots, the most active first")
     left.set_ylabel("images in which it is active")
@@ -94,6 +97,8 @@ def draw_activity(usage: np.ndarray, histogram: np.ndarray, target: Path) -> Non
     right.axvline((numbers * histogram).sum() / images, color="black", linewidth=0.8, linestyle="--")
     right.set_xlabel(f"active slots of an image (mean {(numbers * histogram).sum() / images:.2f})")
     right.set_ylabel("images")
+    for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(target, dpi=120)
     plt.close(figure)
 
@@ -108,7 +113,7 @@ def draw_segments(blocks: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]
     """
     blocks = {title: lines for title, lines in blocks.items() if lines}
     rows = max(len(lines) for lines in blocks.values())
-    columns = max(len(images) for lines in blocks.values() for images in lines.values())
+    columns = max(2, *(len(images) for lines in blocks.values() for images in lines.values()))  # a title needs two
     whole = plt.figure(figsize=(1.15 * columns * len(blocks) + 0.3, 1.35 * rows + 0.4), layout="constrained")
     for part, (block, lines) in zip(
         whole.subfigures(1, len(blocks), squeeze=False)[0], blocks.items(), strict=True
@@ -123,7 +128,8 @@ def draw_segments(blocks: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]
                 faded = image.mean(2, keepdims=True) * 0.35 + 150
                 axis.imshow(np.where(inside[..., None], image, faded.astype(np.uint8)))
                 if inside.any() and not inside.all():
-                    axis.contour(inside, [0.5], colors="black", linewidths=0.6)
+                    for color, width in (("black", 1.6), ("white", 0.6)):  # one of them shows on any image
+                        axis.contour(inside, [0.5], colors=color, linewidths=width)
     whole.savefig(target, dpi=130)
     plt.close(whole)
 

@@ -161,7 +161,8 @@ def _draw_examples(
     for variant, segmentation in found.items():
         of_group = matched_colors(segmentation.match, palette)
         groups = [example.groups[variant].numpy() for example in examples]
-        title = "discovered groups" + (", refined" if variant == "refined" else "")
+        refined = ", refined" if variant == "refined" else ""
+        title = f"discovered groups{refined}, in the colours of the classes that they match"
         rows[title] = [paint_over(*pair, of_group) for pair in zip(images, groups, strict=True)]
         shown |= {segmentation.match[k] for group in groups for k in np.unique(group)}
     legend = {name: of_class[c] for c, name in enumerate(names) if c in shown}
