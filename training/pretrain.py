@@ -239,9 +239,7 @@ def keeping_buffers(module: nn.Module) -> Iterator[None]:
     torch._foreach_copy_(buffers, before)
 
 
-def to_device(
-    batch: dict[str, Tensor], device: torch.device, channels_last: bool
-) -> tuple[tuple[Tensor, ...], ...]:
+def to_device(batch: dict[str, Tensor], device: torch.device, channels_last: bool) -> tuple[Any, Any, Any]:
     """Send a batch to the device, colour its views there, and return views, boxes and flips as pairs."""
     crops = batch["views"].to(device, non_blocking=True)
     views = color.apply(crops.flatten(0, 1), batch["color"].flatten(0, 1))

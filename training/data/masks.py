@@ -3,7 +3,7 @@
 Dimensions: H x W pixels of an image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,9 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         """Number of images."""
         return len(self.files)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Read an image and its mask.

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 VERSION = 1  # part of the folder's name: raise it with every change that alters a pixel
 SIZE = (128, 192)  # height and width
+Array = np.ndarray
 CLASSES: tuple[str, ...] = (
     "sky", "mountain", "sea", "grass", "sand", "road",
     "house", "tree", "flowers", "car", "boat", "cow",
@@ -48,10 +50,13 @@ TINTS = {
     "cow": [(0.10, 0.06, 0.93), (0.09, 0.25, 0.86)],
     "patch": [(0.08, 0.30, 0.14), (0.06, 0.60, 0.40)],
 }
-BARK, GLASS, RUBBER, SNOW, HAZE = np.float32(
-    [(0.36, 0.26, 0.18), (0.30, 0.40, 0.50), (0.10, 0.10, 0.11), (0.96, 0.97, 1.0), (0.80, 0.85, 0.90)]
+BARK, GLASS, RUBBER, SNOW, HAZE = np.array(
+    [(0.36, 0.26, 0.18), (0.30, 0.40, 0.50), (0.10, 0.10, 0.11), (0.96, 0.97, 1.0), (0.80, 0.85, 0.90)],
+    dtype=np.float32,
 )[..., None, None]
-MORTAR, YELLOW, MUZZLE = np.float32([(0.85, 0.82, 0.78), (0.94, 0.85, 0.30), (0.80, 0.60, 0.55)])[..., None, None]
+MORTAR, YELLOW, MUZZLE = np.array([(0.85, 0.82, 0.78), (0.94, 0.85, 0.30), (0.80, 0.60, 0.55)], dtype=np.float32)[
+    ..., None, None
+]
 
 # Grounds from the horizon to the camera.
 LAYOUTS = (
@@ -65,7 +70,7 @@ def _tint(rng: np.random.Generator, name: str) -> np.ndarray:
     hue, saturation, value = TINTS[name][rng.integers(len(TINTS[name]))]
     dh, ds, dv = rng.normal(size=3) * (0.015, 0.12, 0.08)
     saturation, value = np.clip((saturation * (1 + ds), value * (1 + dv)), 0, 1)
-    return np.float32(colorsys.hsv_to_rgb((hue + dh) % 1, saturation, value))[:, None, None]
+    return np.array(colorsys.hsv_to_rgb((hue + dh) % 1, saturation, value), dtype=np.float32)[:, None, None]
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], rows: float, columns: float) -> np.ndarray:
@@ -90,13 +95,13 @@ def _box(x: np.ndarray, y: np.ndarray, cx: float, cy: float, rx: float, ry: floa
 # negative above. Back comes color, 3 x H x W; mountains bring their shape, H x W bool, too.
 
 
-def _sky(rng, x, depth):
+def _sky(rng: Generator, x: Array, depth: Array) -> Array:
     clouds = _noise(rng, x.shape, 14, 40) + 0.5 * _noise(rng, x.shape, 5, 12)
     blue = _over(_tint(rng, "horizon"), np.clip(-depth * 1.6, 0, 1), _tint(rng, "zenith"))
     return _over(blue, np.clip(0.6 * clouds - rng.uniform(-0.1, 0.8), 0, 0.9), SNOW)
 
 
-def _mountain(rng, x, depth):
+def _mountain(rng: Generator, x: Array, depth: Array) -> tuple[Array, Array]:
     peaks, heights = rng.uniform(0, x.max(), 5)[:, None], -depth.min() * rng.uniform(0.35, 0.85, 5)[:, None]
     flanks = np.float32(heights - rng.uniform(0.3, 0.8, 5)[:, None] * abs(x[0] - peaks))
     ridge = np.maximum(flanks.max(0) + 0.008 * _noise(rng, (2, x.shape[1]), 1, 4)[0], 0.04)
@@ -107,27 +112,27 @@ def _mountain(rng, x, depth):
     return _over(rock, 0.8 * snow, SNOW * (0.75 + 0.2 * sunlit)), (-depth < ridge) & (depth < 0)
 
 
-def _sea(rng, x, depth):
+def _sea(rng: Generator, x: Array, depth: Array) -> Array:
     swell = np.sin(rng.uniform(18, 30) / (depth.clip(0) + 0.25) + 1.2 * _noise(rng, x.shape, 4, 16))
     ripples = _noise(rng, x.shape, 1.6, 9)
     water = _tint(rng, "sea") * (1 + 0.10 * swell + 0.09 * ripples)
     return _over(water, np.clip(0.5 * (ripples + swell) - 0.9, 0, 0.7), SNOW)
 
 
-def _grass(rng, x, depth):
+def _grass(rng: Generator, x: Array, depth: Array) -> Array:
     blades = _noise(rng, x.shape, rng.uniform(3, 6), 1.2)
     meadow = 1 + (0.05 + 0.12 * depth.clip(0)) * blades + 0.08 * _noise(rng, x.shape, 8, 20)
     return _over(_tint(rng, "grass") * meadow, 0.15 * (blades > 1.2), YELLOW)
 
 
-def _sand(rng, x, depth):
+def _sand(rng: Generator, x: Array, depth: Array) -> Array:
     warp = 1.4 * _noise(rng, x.shape, 14, 28) + rng.uniform(-6, 6) * x
     ripples = np.sin(rng.uniform(35, 60) * np.sqrt(depth.clip(0) + 0.05) + warp)
     grain = rng.standard_normal(x.shape, np.float32)
     return _tint(rng, "sand") * (1 + 0.10 * ripples + 0.06 * grain)
 
 
-def _road(rng, x, depth):
+def _road(rng: Generator, x: Array, depth: Array) -> Array:
     distance = 1 / (depth.clip(0) + 0.2)
     along, across = rng.uniform(4, 6) * distance, rng.uniform(4, 6) * (x - 0.75) * distance
     slabs = rng.standard_normal((32, 32), np.float32)[along.astype(int) % 32, np.floor(across).astype(int) % 32]
@@ -140,7 +145,7 @@ def _road(rng, x, depth):
 # Back come color, 3 x h x w, and shape, h x w bool.
 
 
-def _house(rng, x, y):
+def _house(rng: Generator, x: Array, y: Array) -> tuple[Array, Array]:
     half, eaves, courses = rng.uniform(0.42, 0.6), rng.uniform(0.55, 0.66), rng.uniform(12, 17)
     shift = 0.5 * (np.floor(y * courses) % 2)
     mortar = (y * courses % 1 < 0.24) | ((x * courses / 2 + shift) % 1 < 0.14)
@@ -152,7 +157,7 @@ def _house(rng, x, y):
     return color, abs(x) < np.where(y > eaves, gable, half)
 
 
-def _tree(rng, x, y):
+def _tree(rng: Generator, x: Array, y: Array) -> tuple[Array, Array]:
     leaves = _noise(rng, x.shape, 4, 4) + 0.6 * _noise(rng, x.shape, 2, 2)
     if rng.random() < 0.35:
         crown = (abs(x) < 0.34 * (1.02 - y) * (0.75 + 0.5 * (-y * 5 % 1))) & (y > 0.14)
@@ -164,7 +169,7 @@ def _tree(rng, x, y):
     return color, crown | _box(x, y, 0, 0, 0.05, 0.6)
 
 
-def _flowers(rng, x, y):
+def _flowers(rng: Generator, x: Array, y: Array) -> tuple[Array, Array]:
     leaves, count = _noise(rng, x.shape, 2, 2), rng.uniform(4.5, 6.5)
     row, column = y * count, x * count + 0.5 * (np.floor(y * count) % 2)
     bloom = _disc(row % 1, column % 1, 0.5, 0.5, 0.36, 0.36)
@@ -174,7 +179,7 @@ def _flowers(rng, x, y):
     return color, (abs(x) / rng.uniform(0.8, 1.1)) ** 2.5 + y**2.5 < 0.95 + 0.05 * leaves
 
 
-def _car(rng, x, y):
+def _car(rng: Generator, x: Array, y: Array) -> tuple[Array, Array]:
     nose, roof = rng.uniform(0.85, 1.0), rng.uniform(0.45, 0.65)
     body = _box(x, y, 0, 0.37, nose, 0.21) & ~((abs(x) > nose - 0.12) & (y > 0.5))
     cabin = (abs(x + 0.1) < roof - 0.45 * (y - 0.58)) & (y >= 0.58)
@@ -185,7 +190,7 @@ def _car(rng, x, y):
     return _over(color, _disc(abs(x), y, 0.56, 0.2, 0.09, 0.09), HAZE), body | cabin | wheels
 
 
-def _boat(rng, x, y):
+def _boat(rng: Generator, x: Array, y: Array) -> tuple[Array, Array]:
     hull = (y < 0.24) & (abs(x) < 0.32 + 0.7 * y)
     reach = (1 - y) / 0.7
     sails = (y > 0.23) & (x > -rng.uniform(0.3, 0.45) * (reach - 0.15)) & (x < rng.uniform(0.4, 0.55) * reach)
@@ -195,7 +200,7 @@ def _boat(rng, x, y):
     return _over(color, (mast & ~hull) | _box(x, y, 0, 0.22, 2, 0.025), BARK), hull | sails | mast
 
 
-def _cow(rng, x, y):
+def _cow(rng: Generator, x: Array, y: Array) -> tuple[Array, Array]:
     x = x if rng.random() < 0.5 else -x
     body = (abs(x + 0.1) / 0.6) ** 3 + (abs(y - 0.62) / 0.25) ** 3 < 1
     head = _disc(x, y, 0.6, 0.78, 0.19, 0.15) | _disc(x, y, 0.5, 0.93, 0.09, 0.05)
@@ -250,16 +255,19 @@ def _populate(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, dep
     feet = [(rng.choice(spots[kind]), kind) for kind in chosen for _ in range(rng.integers(1, 4))]
     light = rng.uniform(-0.3, 0.3)
     for spot, kind in sorted(feet):
-        _place(rng, image, mask, kind, *divmod(int(spot), mask.shape[1]), float(depth.flat[spot]), light)
+        _place(rng, image, mask, kind, divmod(int(spot), mask.shape[1]), float(depth.flat[spot]), light)
 
 
-def _place(rng, image, mask, kind, foot, middle, near, light) -> None:
-    """Paint one object over its soft shadow; its foot is at row `foot`, column `middle`, depth `near`."""
+def _place(
+    rng: Generator, image: Array, mask: Array, kind: str, place: tuple[int, int], near: float, light: float
+) -> None:
+    """Paint one object over its soft shadow; its foot is at row and column `place`, depth `near`."""
+    foot, middle = place
     painter, size, aspect, _ = OBJECTS[kind]
     size *= len(mask) * (0.42 + 0.7 * near) * rng.uniform(0.85, 1.15)
     reach = int(size * (aspect / 2 + 0.1))
     box = np.s_[max(0, foot - int(size)) : foot + 1 + int(0.12 * size), max(0, middle - reach) : middle + reach]
-    image, mask = image[(slice(None), *box)], mask[box]
+    image, mask = image[:, box[0], box[1]], mask[box]
     y, x = np.mgrid[: mask.shape[0], : mask.shape[1]].astype(np.float32)
     x, y = (x + box[1].start - middle) / size, (foot + 0.5 - y - box[0].start) / size
     shadow = 1 - ((x + 0.4 * light) / (0.45 * aspect)) ** 2 - (y / 0.12) ** 2

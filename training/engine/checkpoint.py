@@ -83,7 +83,7 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     Raises:
         ValueError: the run has some, and all of them are damaged.
     """
-    problems = []
+    problems: list[str] = []
     for path in reversed(_found(folder / "checkpoints")):
         problem = _problem(path)
         if problem is None:

@@ -23,7 +23,7 @@ def cli(settings: type[Settings] | Callable[..., Settings], **options: Any) -> S
         settings: a dataclass, or a function with arguments.
         options: of ``tyro.cli``.
     """
-    _explain(settings)
+    _explain(settings)  # type: ignore[arg-type]
     return tyro.cli(settings, **options)
 
 
@@ -36,8 +36,8 @@ def _explain(settings: Any) -> None:
         own = typing.get_type_hints(kind, include_extras=True)
         docs = {doc.arg_name: doc.description for doc in docstring_parser.parse_from_object(kind).params}
         for name in kind.__annotations__:
-            if docs.get(name):
-                kind.__annotations__[name] = Annotated[own[name], tyro.conf.arg(help=" ".join(docs[name].split()))]
+            if text := docs.get(name):
+                kind.__annotations__[name] = Annotated[own[name], tyro.conf.arg(help=" ".join(text.split()))]
             inner = typing.get_args(own[name])[:1] or (own[name],)
             if is_dataclass(inner[0]):
-                _explain(inner[0])
+                _explain(inner[0])  # type: ignore[arg-type]

@@ -35,6 +35,15 @@ class Diverged(Exception):
 class Monitor:
     """Collects the outputs of steps and writes a line of metrics every so often."""
 
+    sums: Tensor | None
+    usage: Tensor | None
+    broken: Tensor | None
+    grad_norm: Tensor | None
+    overflow: Tensor | None
+    forwards: int
+    waited: float
+    since: float
+
     def __init__(
         self, folder: Path, accelerator: Accelerator, steps: range, batch_size: int, log_every: int
     ) -> None:
@@ -115,11 +124,7 @@ class Monitor:
         self.bar.close()
 
     def _reset(self) -> None:
-        self.sums: Tensor | None = None
-        self.usage: Tensor | None = None
-        self.broken: Tensor | None = None
-        self.grad_norm: Tensor | None = None
-        self.overflow: Tensor | None = None
+        self.sums = self.usage = self.broken = self.grad_norm = self.overflow = None
         self.forwards = self.steps = 0
         self.waited, self.since = 0.0, time.perf_counter()
 

@@ -18,7 +18,7 @@ from training.engine.launcher import launcher
 __all__ = ["Stop", "loading"]
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LEAVE = getattr(signal, "SIGRTMIN", None)  # Linux: a signal that nothing else uses, and SIGTERM is not mistaken for
+LEAVE: Any = getattr(signal, "SIGRTMIN", None)  # Linux: nothing else uses it, and no SIGTERM is mistaken for it
 NOTICE = b"\nstopping at the next line of metrics, with a checkpoint\n"
 ECHO = 1.0  # seconds within which a launcher may pass a terminal's Ctrl-C on to us, who have it already
 
@@ -75,6 +75,9 @@ class _Worker(ForkProcess):
 
     It is forked whatever Python's start method is: of a fork server it would have another mask and another parent.
     """
+
+    _popen: Any
+    pid: int
 
     def start(self) -> None:
         """Fork with the signals blocked, which the worker inherits; they reach this process afterwards."""

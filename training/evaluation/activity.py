@@ -84,7 +84,8 @@ class ImagesAndViews(Dataset[dict[str, Tensor]]):
         The views are drawn from (seed, number). Raises ValueError where the image cannot be read.
         """
         image = self._read(index)
-        drawn = self.views.draw(*image.shape[1:], np.random.default_rng([self.seed, index]))
+        _, height, width = image.shape
+        drawn = self.views.draw(height, width, np.random.default_rng([self.seed, index]))
         reduced = image if drawn.reduction == 1 else self._read(index, drawn.reduction)
         views = stack([self.views.cut(reduced, drawn)])
         return {

@@ -91,7 +91,7 @@ def _folder(images: Path, masks: Path, names: Path | None, size: int | None) -> 
 def coco_stuff_classes() -> tuple[tuple[str, ...], dict[str, Sequence[int]], dict[int, int]]:
     """Names of the 27 classes, which of them are things and stuff, and the class of each label 0 to 181."""
     facts = json.loads((FACTS / "cocostuff27.json").read_text())["classes"]
-    kinds = {
+    kinds: dict[str, Sequence[int]] = {
         plural: [i for i, one in enumerate(facts) if one["kind"] == kind]
         for kind, plural in (("thing", "things"), ("stuff", "stuff"))
     }

@@ -123,7 +123,7 @@ def stream(
     Raises:
         ValueError, OSError: what a sample raised.
     """
-    batches = share(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
+    batches: Any = share(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(
         _Caught(data), batch_sampler=batches, collate_fn=functools.partial(_join, join=join), **loading(workers)
     )

@@ -130,7 +130,7 @@ def wrap(accelerator: Accelerator, slotcon: SlotCon, optimizer: torch.optim.Opti
         return accelerator.prepare(slotcon, optimizer)
 
 
-def _recompute(backbone: nn.Module, name: str) -> None:
+def _recompute(backbone: Any, name: str) -> None:
     """Make a student's backbone keep few of its activations, and compute them again in the backward."""
     try:
         backbone.set_grad_checkpointing(True)

@@ -98,7 +98,8 @@ class ViewPairs(Dataset[tuple[Pair, list[int]]]):
                 self._substitute(draft)
                 self._draw(draft)
         black = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
-        return self.views.cut(black, self.views.draw(*black.shape[1:], draft.rng)), draft.unreadable
+        drawn = self.views.draw(self.views.size, self.views.size, draft.rng)
+        return self.views.cut(black, drawn), draft.unreadable
 
     def _substitute(self, draft: _Draft) -> None:
         draft.unreadable.append(draft.index)

@@ -63,9 +63,11 @@ def traffic(slotcon: SlotCon, *, batch: int, active: float, processes: int) -> T
         return Traffic(0, 0, 0, 0, 0, 0)
     reduce, gather = 2 * (processes - 1) / processes, processes - 1
     weights = FLOAT * sum(p.numel() for p in slotcon.parameters() if p.requires_grad)
-    trained, followers, image = [slotcon.student, slotcon.predictor], [slotcon.teacher], slotcon.image_loss
-    if image is not None:
-        trained, followers = [*trained, image.student, image.predictor], [*followers, image.teacher]
+    trained: list[nn.Module] = [slotcon.student, slotcon.predictor]
+    followers: list[nn.Module] = [slotcon.teacher]
+    if (image := slotcon.image_loss) is not None:
+        trained += [image.student, image.predictor]
+        followers += [image.teacher]
     norms = [m.num_features for part in trained for m in _norms(part)]
     teacher = [m.num_features for part in followers for m in _norms(part)]
     statistics = gather * sum(2 * c + 1 for c in norms + teacher) + reduce * sum(2 * c for c in norms)

@@ -5,6 +5,7 @@ is given again with the same folder, so a session may be cut off. It leaves ``se
 """
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -40,7 +41,7 @@ class Part:
     """Seconds."""
     kill_at: Path | None = None
     """Folder whose first checkpoint ends the part, by SIGKILL: of the run that is resumed later."""
-    read: Callable[[Path], dict[str, Any]] = lambda _: {}
+    read: Callable[[], dict[str, Any]] = dict
     """What the command left behind, as named values."""
 
 
@@ -61,9 +62,9 @@ def parts(folder: Path) -> Iterator[Part]:
     ):
         name = "-".join(["step", precision, *batches, "K", prototypes, *(e.strip("-") for e in extra)])
         setting = f"--mixed-precision {precision} --num-prototypes {prototypes} --batch-sizes {' '.join(batches)}"
-        options = (*setting.split(), *extra)
-        command = (*PYTHON, "training.benchmark", "step", *options, "--output", str(folder / f"{name}-result.json"))
-        yield Part(name, command, 120, read=lambda folder, name=name: _rows(folder / f"{name}-result.json"))
+        result = folder / f"{name}-result.json"
+        command = (*PYTHON, "training.benchmark", "step", *setting.split(), *extra, "--output", str(result))
+        yield Part(name, command, 120, read=functools.partial(_rows, result))
     run, images = folder / "run", folder / "images"
     options = "--view-size 32 --num-prototypes 8 --hidden-dim 32 --out-dim 16 --batch-size 16 --epochs 4"
     options += " --warmup-epochs 0.5 --save-every 1 --log-every 1 --workers 2"
@@ -72,7 +73,7 @@ def parts(folder: Path) -> Iterator[Part]:
         resume = ("--resume",) if name == "resume" else ()
         kill_at = run / place / "checkpoints" if name == "train-killed" else None
         command = (*train, "--output", str(run / place), *resume)
-        yield Part(name, command, 90, kill_at, lambda _, place=place: _end(run / place))
+        yield Part(name, command, 90, kill_at, functools.partial(_end, run / place))
     knn = ("training.evaluation.knn", "--models", "slotcon_nano", "--baseline", "--data", str(images))
     yield Part("knn", (*PYTHON, *knn), 60)
     script = "from slotcon_hub.cli import main; raise SystemExit(main())"
@@ -128,7 +129,7 @@ def _run(part: Part, folder: Path, limit: int) -> dict[str, Any]:
     result: dict[str, Any] = {"command": " ".join(part.command), "seconds": time.monotonic() - start, "code": code}
     result["ok"] = killed if part.kill_at else code == 0
     try:
-        result["values"] = part.read(folder)
+        result["values"] = part.read()
     except (OSError, ValueError) as error:
         result |= {"ok": False, "values": {}, "problem": str(error)}
     return result | {"output": log.read_text()[-3000:]}

@@ -33,7 +33,7 @@ def test_a_part_that_fails_or_hangs_is_told_and_tried_again(tmp_path, monkeypatc
     parts = [
         Part("fails", (python, "-c", "raise SystemExit(3)"), 20),
         Part("hangs", (python, "-c", "import time; time.sleep(60)"), 1),
-        Part("unread", (python, "-c", "pass"), 20, read=lambda folder: {"x": (folder / "x").read_text()}),
+        Part("unread", (python, "-c", "pass"), 20, read=lambda: {"x": (tmp_path / "x").read_text()}),
     ]
     monkeypatch.setattr(gpu_session, "parts", lambda folder: iter(parts))
     for _ in range(2):
@@ -47,7 +47,7 @@ def test_the_table_of_steps(tmp_path, monkeypatch):
     row = {"K": 256, "batch": 128, "ms": 90.4, "images_per_second": 1416.0, "coco_epoch_seconds": 83.5}
     result = tmp_path / "result.json"
     result.write_text(json.dumps([row | {"rate_share": 0.41, "gb": 8.25}]))
-    part = Part("step", (sys.executable, "-c", "pass"), 20, read=lambda _: gpu_session._rows(result))
+    part = Part("step", (sys.executable, "-c", "pass"), 20, read=lambda: gpu_session._rows(result))
     monkeypatch.setattr(gpu_session, "parts", lambda folder: iter([part]))
     main(tmp_path)
     assert "| step | 256 | 128 | 90 | 1416 | 84 | 41% | 8.2 |" in (tmp_path / "session.md").read_text()

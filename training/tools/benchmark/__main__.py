@@ -1,10 +1,12 @@
 """``python -m training.benchmark <subject> [options]``: each subject prints one table."""
 
+from typing import Any
+
 import tyro
 
 from training.tools.benchmark import data, step
 
-SUBJECTS = {"data": data.benchmark, "step": step.benchmark}
+SUBJECTS: dict[str, Any] = {"data": data.benchmark, "step": step.benchmark}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """The input pipeline on one core, beside the ordinary one of torchvision and Pillow."""
 
+import hashlib
 import io
 import time
 from collections.abc import Callable
@@ -42,6 +43,10 @@ class InMemory:
     def read(self, index: int) -> bytes:
         """Bytes of an image."""
         return self.files[index]
+
+    def digest(self) -> str:
+        """SHA-256 of all bytes."""
+        return hashlib.sha256(b"".join(self.files)).hexdigest()
 
 
 def benchmark(data: Path | None = None, side: int = 640, images: int = 16, rounds: int = 30) -> None:

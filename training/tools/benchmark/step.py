@@ -229,7 +229,8 @@ class _Laps:
     """How much a meter rose, by the part that it rose in."""
 
     def __init__(self, read: Callable[[], float]) -> None:
-        self.read, self.parts = read, {}
+        self.read = read
+        self.parts: dict[str, float] = {}
         self.last = read()
 
     @torch.compiler.disable

@@ -1,6 +1,5 @@
 """Kill a run, resume it, and compare what comes out in the end with a run that nobody disturbed."""
 
-import itertools
 import json
 import random
 import signal
@@ -75,7 +74,9 @@ def storm(
         seed: of the pauses.
     """
     rng, result, left = random.Random(seed), Storm(), list(moments)
-    for number in itertools.count():
+    number = -1
+    while True:
+        number += 1
         run, log = folder / f"run-{number}", folder / f"run-{number}.log"
         while True:
             launch = Launch([*argv, "--output", run, "--resume"], log, processes)

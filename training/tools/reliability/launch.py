@@ -61,7 +61,7 @@ class Launch:
         """Send a signal to some ranks, or to all, with the workers that load their images."""
         for process in [self.ranks[rank] for rank in ranks] or self.ranks:
             if process.is_alive():
-                os.killpg(process.pid, number)
+                os.killpg(process.pid or 0, number)
 
     def end(self, patience: float = 300) -> list[int]:
         """Wait for the end, and return the exit codes.
@@ -75,7 +75,7 @@ class Launch:
         if self.running():
             self.signal(signal.SIGKILL)
             raise TimeoutError(f"the run does not end:\n{self.log.read_text()}")
-        return [process.exitcode for process in self.ranks]
+        return [process.exitcode or 0 for process in self.ranks]
 
 
 def _start(
