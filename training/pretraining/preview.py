@@ -81,6 +81,8 @@ class Showcase:
 
     def draw(self, slotcon: SlotCon, found: Segmentation | None, target: Path) -> None:
         """Draw images, true masks and discovered groups; a group matched with a class takes its colour."""
+        if not self.images:
+            return
         images = [image.permute(1, 2, 0).numpy() for image in self.images]
         groups = [self._groups(slotcon, image) for image in self.images]
         rows = {"images": images}

@@ -75,7 +75,8 @@ def print_result(folder: Path, summary: dict[str, Any], commands: dict[str, str]
             table.add_row(*one.values())
         show(table)
     for text, path in (("curves", "curves.png"), ("groups", "groups.png"), ("weights", "export")):
-        print(f"{text}: {folder / path}")
+        if (folder / path).exists():
+            print(f"{text}: {folder / path}")
     print("\nnext:")
     for command, what in commands.items():
         print(f"  {command}\n      {what}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from training.pretraining.preview import Showcase
 from training.pretraining.recipes import DEMO
 from training.pretraining.result import as_rows, by_class, next_commands, print_result, summarize
 
@@ -23,16 +24,27 @@ def test_the_last_probe_is_part_of_the_result():
     assert "probe" not in summarize(LINES[2:], None, None)
 
 
-def test_a_run_without_a_start_has_only_an_end(capsys):
+def test_a_run_whose_images_cannot_be_shown_ends_all_the_same(tmp_path, capsys):
+    Showcase([]).draw(None, None, tmp_path / "groups.png")
+    (tmp_path / "export").mkdir()
+    print_result(tmp_path, summarize(LINES, None, None), {})
+    out = capsys.readouterr().out
+    assert f"weights: {tmp_path}/export" in out
+    assert "groups:" not in out
+
+
+def test_a_run_without_a_start_has_only_an_end(tmp_path, capsys):
     after = {"miou": 0.125, "pixel_accuracy": 0.5, "iou": [0.25] + [None] * 11, "match": [3, 0]}
     summary = summarize(LINES, None, after)
     assert as_rows(summary)["held-out mIoU, %"] == ("", "12.5")
     sky, mountain, *_ = by_class(summary)
     assert sky == {"name": "sky", "before": "", "after": "25.0", "prototype": "1"}
     assert mountain == {"name": "mountain", "before": "", "after": "", "prototype": ""}
-    print_result(Path("runs/[a]"), summary, {"do this": "that"})
+    run = tmp_path / "[a]"
+    (run / "export").mkdir(parents=True)
+    print_result(run, summary, {"do this": "that"})
     out = capsys.readouterr().out
-    assert "weights: runs/[a]/export" in out
+    assert f"weights: {run}/export" in out
     assert "  do this\n      that\n" in out
     assert "nan" not in out
     assert "None" not in out
