@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from slotcon_hub.cli.help import Help
 from slotcon_hub.cli.launched import together
-from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
+from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_output, number, report_unreadable
 from slotcon_hub.cli.table import print_table
 from slotcon_hub.concepts.discover import Batch, Concepts, crops, discover
 from slotcon_hub.concepts.gallery import INDEX, NUMBERS, Gallery, ranges
@@ -124,7 +124,7 @@ def _draw(
 
 def _check_output(output: Path, images: Path, force: bool) -> None:
     """Refuse a folder that holds something else, or the images, or is among them."""
-    check_is_no_file(output)
+    check_output(output)
     if output.is_dir() and any(output.iterdir()):
         if not (output / NUMBERS).is_file():
             raise ValueError(f"{output} holds something else than concepts: choose another --output")

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from slotcon_hub.cli.help import Help
-from slotcon_hub.export.targets import TARGETS, save_as
+from slotcon_hub.cli.options import check_output
+from slotcon_hub.export.targets import TARGETS, check_free, save_as
 from slotcon_hub.models.loading import load
 
 __all__ = ["add_commands"]
@@ -50,6 +51,8 @@ def _export(options: argparse.Namespace) -> None:
         options.error("--dense, --size and --opset are of ONNX alone: leave them out, or use --to onnx")
     named = Path(options.name.split(":")[-1]).resolve().name
     path = options.output or Path(f"{named}{TARGETS[options.to].suffix}")
+    check_output(path, folder=False)
+    check_free(path, options.force)
     dense: dict[str, Any] = {"part": "prototypes", "global_pool": ""} if options.dense else {}
     net = load(options.name, **dense).eval()
     usage = save_as(options.to, net, path, force=options.force, **given)

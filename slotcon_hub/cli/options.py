@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["PRECISIONS", "add_model_options", "check_is_no_file", "number", "report_unreadable"]
+__all__ = ["PRECISIONS", "add_model_options", "check_output", "number", "report_unreadable"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MODEL = "prototype model by name, such as slotcon_r50_proto.coco_800ep, or the folder of a run or of its export"
@@ -44,14 +44,19 @@ def _device(text: str) -> torch.device:
     return device
 
 
-def check_is_no_file(output: Path) -> None:
-    """Refuse a file where a folder is to be.
+def check_output(output: Path, *, folder: bool = True) -> None:
+    """Refuse an output that cannot be made; folders that are missing on the way to it are made, by all commands.
+
+    Args:
+        output: what --output names.
+        folder: it is to be one; else what is there is the command's concern.
 
     Raises:
-        ValueError: it is one.
+        ValueError: a file is in the way.
     """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file: choose another --output")
+    ways = (output, *output.parents) if folder else output.parents
+    if file := next((path for path in ways if path.exists() and not path.is_dir()), None):
+        raise ValueError(f"{file} is a file, where a folder is needed: choose another --output")
 
 
 def report_unreadable(unreadable: list[tuple[str, str]], total: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slotcon_hub.cli.help import Help
+from slotcon_hub.cli.options import check_output
 from slotcon_hub.models.loading import is_known
 from slotcon_hub.publishing.publish import publish
 from slotcon_hub.publishing.release import build, snippet
@@ -54,6 +55,8 @@ def add_commands(commands: Any) -> None:
 def _publish(options: argparse.Namespace) -> None:
     if options.output and not options.dry_run:
         options.error("--output is where --dry-run builds the folder: add --dry-run, or leave it out")
+    if options.output:
+        check_output(options.output)
     name, checkpoint = _chosen(options)
     if options.dry_run:
         folder = options.output or Path(tempfile.mkdtemp(prefix="slotcon-hub-"))

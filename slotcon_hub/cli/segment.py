@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from slotcon_hub.cli.help import Help
-from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_is_no_file, number, report_unreadable
+from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_output, number, report_unreadable
 from slotcon_hub.cli.table import print_table, shorten
 from slotcon_hub.concepts.drawing import colors, draw_index, draw_map
 from slotcon_hub.concepts.inference import load_prototypes, segment_image
@@ -50,7 +50,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _segment(options: argparse.Namespace) -> None:
-    check_is_no_file(options.output)
+    check_output(options.output)
     names = _names(options.images)
     there = [path for name in names for path in _targets(options.output, name) if path.exists()]
     if there and not options.force:

@@ -16,7 +16,7 @@ from slotcon_hub.models.prototype_model import SlotConPrototypes
 from slotcon_hub.models.saving import save_backbone, save_model
 from slotcon_hub.weights.architectures import plain_timm
 
-__all__ = ["TARGETS", "Target", "save_as"]
+__all__ = ["TARGETS", "Target", "check_free", "save_as"]
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,22 @@ def save_as(target: str, net: nn.Module, path: Path, *, force: bool = False, **o
         ValueError: the target cannot hold this network.
         RuntimeError: ONNX Runtime disagrees with torch.
     """
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} is there already: add --force to replace it, or name another with --output")
+    check_free(path, force)
     with replacing(path) as new:
         TARGETS[target].write(net, new, **options)
     plain = plain_timm(_backbone(net).pretrained_cfg["architecture"])[0]
     usage = TARGETS[target].usage.format(path=path, plain=plain, depth=plain.removeprefix("resnet"))
     return f"import slotcon_hub\n{usage}" if target == "timm" and isinstance(net, SlotConPrototypes) else usage
+
+
+def check_free(path: Path, force: bool) -> None:
+    """Refuse a path where something is, unless it is to be replaced.
+
+    Raises:
+        FileExistsError: there is something.
+    """
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} is there already: add --force to replace it, or name another with --output")
 
 
 def _backbone(net: Any) -> Any:

@@ -28,7 +28,10 @@ def load(name: str, part: Literal["backbone", "prototypes"] = "backbone", **kwar
         ValueError: there are no such weights, or they are damaged.
         RuntimeError: they are not to be had.
     """
-    return timm.create_model(name_for_timm(name, part), pretrained=True, **kwargs)
+    found = name_for_timm(name, part)
+    if found.startswith("slotcon_") and "." not in found and table.find(found) is None:
+        raise _no_weights(name)  # of our own architectures, not all have a default tag
+    return timm.create_model(found, pretrained=True, **kwargs)
 
 
 def name_for_timm(name: str, part: Literal["backbone", "prototypes"] = "backbone") -> str:
@@ -50,11 +53,15 @@ def name_for_timm(name: str, part: Literal["backbone", "prototypes"] = "backbone
         return f"local-dir:{_model_folder(folder, part)}"
     architecture = name.partition(".")[0]
     if ":" not in name and (architecture.startswith("slotcon_") or not timm.is_model(architecture)):
-        raise ValueError(
-            f"there are no weights {name!r}, nor a folder: `slotcon-hub list` shows the names that there are, "
-            "and `slotcon-hub import` brings others"
-        )
+        raise _no_weights(name)
     return name
+
+
+def _no_weights(name: str) -> ValueError:
+    return ValueError(
+        f"there are no weights {name!r}, nor a folder: `slotcon-hub list` shows the names that there are, and "
+        "`slotcon-hub import` brings others"
+    )
 
 
 def is_known(name: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -210,6 +211,13 @@ def test_what_is_there_stays_unless_forced(folder, nano, here, capsys):
     assert sorted(p.name for p in other.iterdir()) == [store.CONFIG, store.WEIGHTS]
 
 
+def test_a_run_is_a_model(folder, here, capsys):
+    path, _ = run(capsys, folder.parent, "--to", "timm", "--output", here / "alone")
+    assert json.loads((path / store.CONFIG).read_text())["architecture"] == "resnet18"
+    path, _ = run(capsys, folder.parent, "--to", "onnx", "--dense", "--output", here / "dense.onnx")
+    assert len(onnxruntime.InferenceSession(path).get_outputs()[0].shape) == 4
+
+
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
@@ -218,11 +226,11 @@ def test_what_is_there_stays_unless_forced(folder, nano, here, capsys):
         ("resnet5000", "there are no weights 'resnet5000'"),
         ("no/such/folder", "there are no weights 'no/such/folder'"),
         ("slotcon_r50.in1k_100ep", "slotcon-hub import CHECKPOINT slotcon_r50.in1k_100ep"),
-        ("EXPORT", "holds no config.json: name the folder of one model, such as export/backbone"),
+        (str(Path(__file__).parent), "holds no config.json: name the folder of one model, such as export/backbone"),
     ],
 )
-def test_what_cannot_be_loaded(folder, here, capsys, name, problem):
-    assert main(["export", str(folder) if name == "EXPORT" else name, "--to", "timm"]) == 1
+def test_what_cannot_be_loaded(here, capsys, name, problem):
+    assert main(["export", name, "--to", "timm"]) == 1
     error = capsys.readouterr().err
     assert problem in error
     assert error.count("\n") == 1
