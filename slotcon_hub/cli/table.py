@@ -13,8 +13,8 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def shorten(text: str, longest: int = 64) -> str:
-    """A text without its middle, where it is longer: of a path, both ends tell most."""
-    if len(text) <= longest:
+    """A path without its middle, where it is longer, since both ends tell most; other texts as they are."""
+    if len(text) <= longest or "/" not in text:
         return text
     end = (longest - 1) * 2 // 3
     return f"{text[: longest - 1 - end]}…{text[-end:]}"

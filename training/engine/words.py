@@ -9,7 +9,7 @@ from rich.console import Console
 __all__ = ["as_facts", "as_metrics", "as_options", "show", "words"]
 
 _METRICS = {
-    "step": ("step", ",d"),
+    "step": ("step", ",.0f"),
     "epoch": ("epoch", ".2f"),
     "loss": ("loss", ".3f"),
     "group_loss": ("grouping loss", ".3f"),
@@ -18,13 +18,13 @@ _METRICS = {
     "active_slots": ("active slots of a view", ".1f"),
     "positive_pairs": ("slots that are active in both views", ".1f"),
     "excluded_terms": ("slots that are active in one view or none", ".1f"),
-    "dead_slots": ("prototypes that no image uses", ",d"),
+    "dead_slots": ("prototypes that no image uses", ",.0f"),
     "usage_entropy": ("entropy of the use of prototypes (1: all alike)", ".3f"),
     "lr": ("learning rate", ".3g"),
     "teacher_momentum": ("momentum of the teacher", ".6f"),
     "grad_norm": ("norm of the gradients", ".3g"),
     "knn": ("accuracy of 20 nearest neighbours", ".1%"),
-    "unreadable": ("images that cannot be read", ",d"),
+    "unreadable": ("images that cannot be read", ",.0f"),
     "images_per_second": ("images a second", ",.0f"),
     "data_wait": ("share of time waiting for data", ".1%"),
     "memory_gb": ("memory, GB", ".1f"),
@@ -75,6 +75,8 @@ def as_options(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def as_facts(facts: Mapping[str, Any]) -> dict[str, str]:
     """What else is known of a run, such as its device and its versions: words to text."""
+    if facts.get("mixed_precision") == "no":  # as accelerate calls it
+        facts = {**facts, "mixed_precision": "float32"}
     texts = {words(key): _text(value) for key, value in facts.items()}
     return {key: text for key, text in texts.items() if text is not None}
 

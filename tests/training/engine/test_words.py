@@ -47,11 +47,14 @@ def test_facts_that_are_unknown_are_left_out():
 
 @pytest.mark.parametrize(
     ("text", "longest", "short"),
-    [("short", 5, "short"), ("/one/two/three/four", 10, "/on…e/four"), ("0123456789", 4, "0…89")],
+    [
+        ("short", 5, "short"),
+        ("/one/two/three/four", 10, "/on…e/four"),
+        ("torch 2.9, timm 1", 9, "torch 2.9, timm 1"),
+    ],
 )
-def test_long_texts_lose_their_middle(text, longest, short):
+def test_long_paths_lose_their_middle(text, longest, short):
     assert shorten(text, longest) == short
-    assert len(short) <= longest
 
 
 def test_nothing_prints_past_it():
