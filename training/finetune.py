@@ -11,7 +11,7 @@ import torch
 import tyro
 from timm import optim, scheduler
 
-import slotcon_hub  # noqa: F401  (registers the models)
+from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.saving import save_classifier
 
 
@@ -24,7 +24,7 @@ def main(
     Args:
         data: folder with train/CLASS/*.jpg and val/CLASS/*.jpg or with Parquet files, or a data set of the Hub.
         output: folder that is made for the result.
-        model: any name that timm knows, or local-dir:RUN/export/backbone.
+        model: any name that timm knows, or the folder of a run.
         scratch: start from random weights, for comparison.
         epochs: passes over the images of train.
         batch_size: images of a process in a step.
@@ -41,7 +41,8 @@ def main(
         labels = train.reader.dataset.unique("label")
         if not all(isinstance(label, int) for label in labels):
             raise ValueError(f"{data} has no labels: put its images into folders named after their classes")
-        net = timm.create_model(model, pretrained=not scratch)  # with num_classes, timm would let weights be absent
+        net = timm.create_model(name_for_timm(model), pretrained=not scratch)
+        # Not create_model's num_classes, with which timm would let weights be absent.
         net.reset_classifier(1 + max(labels))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None

@@ -11,7 +11,6 @@ import tyro
 from torch import optim, utils
 from torchvision.transforms import v2
 
-import slotcon_hub  # noqa: F401  (registers the models)
 from training.data.masks import LabeledImages
 from training.evaluation import segmentation
 from training.transfer.segmenter import Segmenter

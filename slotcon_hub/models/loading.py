@@ -108,13 +108,18 @@ def create(entry: Callable[..., nn.Module], pretrained: Any = False, **kwargs: A
                 "give one of the two"
             )
         return _load_any(architecture, os.fspath(pretrained), **{k: v for k, v in kwargs.items() if v is not None})
+    if not isinstance(pretrained, bool | int | None):
+        raise ValueError(
+            f"pretrained is a {type(pretrained).__name__}: give True, False, a tag or a path, and a state "
+            "dict to the model's load_state_dict"
+        )
     stored = isinstance(tag, str) and table.find(architecture, tag) is None and store.find(f"{architecture}.{tag}")
     if not stored:
         return entry(pretrained, **kwargs)
     if stored_cfg(stored.name) is None:
         store.verified(stored)  # which says what is wrong
     del kwargs["pretrained_cfg"]
-    return timm.create_model(f"local-dir:{stored}", pretrained=pretrained, **kwargs)
+    return timm.create_model(f"local-dir:{stored}", pretrained=bool(pretrained), **kwargs)
 
 
 def stored_cfg(name: str) -> PretrainedCfg | None:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slotcon_hub.models.loading import name_for_timm
+
 __all__ = ["Segmenter"]
 
 
@@ -14,7 +16,9 @@ class Segmenter(nn.Sequential):
     """A timm model's maps, and for each a layer that gives scores of the classes."""
 
     def __init__(self, model: str, classes: int, pretrained: bool = False) -> None:
-        backbone: Any = timm.create_model(model, pretrained, features_only=True, out_indices=(1, 2, 3, 4))
+        backbone: Any = timm.create_model(
+            name_for_timm(model), pretrained, features_only=True, out_indices=(1, 2, 3, 4)
+        )
         channels = backbone.feature_info.channels()
         super().__init__(backbone, nn.ModuleList(nn.Conv2d(c, classes, 3, padding=1) for c in channels))
         self.pretrained_cfg = timm.data.resolve_data_config({}, model=backbone)

@@ -106,6 +106,13 @@ def test_never_other_weights_than_those_asked_for(run, name, pretrained):
     one_sentence(error.value)
 
 
+def test_a_state_dict_is_not_taken_for_yes(slotcon):
+    with pytest.raises(
+        ValueError, match="pretrained is a OrderedDict: give True, False, a tag or a path, and a state dict to"
+    ):
+        timm.create_model("slotcon_nano", pretrained=slotcon.state_dict())
+
+
 def test_a_path_that_exists_is_loaded(slotcon, run, tmp_path):
     save_file(slotcon.state_dict(), tmp_path / "slotcon.safetensors")
     for path in (run, str(tmp_path / "slotcon.safetensors")):
