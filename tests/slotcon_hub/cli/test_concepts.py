@@ -353,7 +353,7 @@ def test_folders_and_files_in_the_wrong_place(model, images, capsys):
         lambda: segment(model, "a", "--output", "file"),
     ):
         assert call() == 1
-        assert "file is a file: choose another --output" in capsys.readouterr().err
+        assert "file is a file, where a folder is needed: choose another --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
