@@ -24,6 +24,7 @@ from slotcon_hub.functional import teacher_momentum
 from training.data import color
 from training.data.streaming import ParquetStream, Unreachable
 from training.data.views import TwoViews
+from training.engine.errors import naming_lost_workers
 from training.engine.metrics import Diverged, Monitor
 from training.engine.optim import lr_at
 from training.engine.signals import Stop
@@ -42,9 +43,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         begin(run)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("error: interrupted before the first step") from None
     with Stop(run.accelerator) as stop:
         try:
-            fit(run, watch, stop)
+            with naming_lost_workers("--resume goes on from the last checkpoint"):
+                fit(run, watch, stop)
+            if run.accelerator.is_main_process:
+                end(run)
+            run.accelerator.end_training()
         except (Diverged, TooManyUnreadable, OSError) as error:
             raise SystemExit(f"error: {error}") from None
         except Unreachable as error:
@@ -52,9 +59,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise SystemExit(f"error: {reason}") from None
         except KeyboardInterrupt:
             raise SystemExit("error: interrupted: --resume goes on from the last checkpoint") from None
-        if run.accelerator.is_main_process:
-            end(run)
-        run.accelerator.end_training()
 
 
 def begin(run: Run) -> None:

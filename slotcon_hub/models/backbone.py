@@ -14,21 +14,36 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-__all__ = ["ask", "averaging", "check_trainable", "create_backbone", "evaluating", "intermediate_map"]
+__all__ = [
+    "ask",
+    "averaging",
+    "check_trainable",
+    "create_backbone",
+    "evaluating",
+    "intermediate_map",
+    "names_weights",
+]
 
 _SIDE = 64  # pixels of the image that a backbone is asked with, unless it insists on another size
 
 
-def create_backbone(name: str, size: int | None = None) -> nn.Module:
+def names_weights(name: str) -> bool:
+    """Whether the name of a timm model is one of weights too: it has a tag, or says where they are."""
+    return "." in name or ":" in name
+
+
+def create_backbone(name: str, size: int | None = None, *, pretrained: bool = False) -> nn.Module:
     """Make a timm model without its head.
 
     Args:
         name: of a timm model.
         size: S of the images it is for, in pixels; models whose parameters depend on it, such as vision
             transformers, are made for it, and so that they take other sizes too where they can.
+        pretrained: load the weights of this name, in place of random ones.
 
     Raises:
-        ValueError: timm has no such model, or cannot make it without a head or for this size.
+        ValueError: timm has no such model, or cannot make it without a head or for this size, or the weights are
+            not to be had.
     """
     headless: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
     try:
@@ -39,10 +54,20 @@ def create_backbone(name: str, size: int | None = None) -> nn.Module:
                 headless["img_size"] = size
                 if "dynamic_img_size" in inspect.signature(type(model)).parameters:
                     headless["dynamic_img_size"] = True
-        return timm.create_model(name, **headless)
+        backbone = timm.create_model(name, **headless)
     except (RuntimeError, OSError, AssertionError, TypeError) as error:
         raise ValueError(
             f"timm cannot make the backbone {name!r} ({error}): timm.list_models() names those there are"
+        ) from None
+    if not pretrained:
+        return backbone
+    try:
+        return timm.create_model(name, pretrained=True, **headless)
+    except Exception as error:  # of whatever HTTP library the Hub's client has
+        reason = " ".join((str(error) or type(error).__name__).split())
+        raise ValueError(
+            f"the weights {name} are not to be had ({reason}): connect to the Hub, or name the backbone without "
+            "its tag, to start from random weights"
         ) from None
 
 

@@ -319,17 +319,21 @@ def prepare(folder: Path | None = None, *, train: int = 4000, val: int = 200, se
     `folder` defaults to `$SLOTCON_HUB_CACHE`, else to `slotcon_hub` in the user's cache. The set appears
     under its name all at once: an interrupted run leaves nothing behind, parallel runs do not disturb each
     other. Pixels of a mask are indices into `CLASSES`. Raises ValueError unless `train` and `val` are at
-    least 1 and `seed` at least 0.
+    least 1 and `seed` at least 0, and if there is no place where the set can be written.
     """
     if train < 1 or val < 1:
         raise ValueError(f"train={train}, val={val}: both need at least one scene")
     if seed < 0:
         raise ValueError(f"seed={seed}: take one that is not negative")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slotcon_hub"
-    folder = Path(folder or os.environ.get("SLOTCON_HUB_CACHE") or cache)
+    folder = folder or _cache()
     finished = folder / f"scenes-{VERSION}-{train}-{val}-{seed}"
     if not finished.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            reason = f"the scenes cannot be written to {folder} ({error.strerror})"
+            raise ValueError(f"{reason}: set SLOTCON_HUB_CACHE to a folder for them") from None
         with tempfile.TemporaryDirectory(prefix=f".{finished.name}-", dir=folder) as scratch:
             _write(_inside(Path(scratch, "set")), train, val, seed)
             try:
@@ -338,6 +342,15 @@ def prepare(folder: Path | None = None, *, train: int = 4000, val: int = 200, se
                 if not finished.is_dir():  # else another process was faster, with the same bytes
                     raise
     return _inside(finished)
+
+
+def _cache() -> Path:
+    if chosen := os.environ.get("SLOTCON_HUB_CACHE"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slotcon_hub"
+    except RuntimeError:
+        raise ValueError("this user has no home folder: set SLOTCON_HUB_CACHE to one for the scenes") from None
 
 
 def _inside(root: Path) -> Scenes:

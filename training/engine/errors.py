@@ -1,8 +1,30 @@
 """What libraries' errors say, in a line for people."""
 
-__all__ = ["first_line"]
+import contextlib
+from collections.abc import Iterator
+
+__all__ = ["first_line", "naming_lost_workers"]
 
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; its type, if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def naming_lost_workers(advice: str) -> Iterator[None]:
+    """Turn what torch raises when a worker that loads images was killed into a sentence.
+
+    Args:
+        advice: how to go on.
+
+    Raises:
+        OSError: a worker was killed, most often by the system, which needed its memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = f"a process that loads images has ended ({first_line(error).rstrip('. ')})"
+        raise OSError(f"{reason}; if memory ran out, use fewer --workers: {advice}") from None

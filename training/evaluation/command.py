@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from slotcon_hub.cpu import keep_freed_memory, use_cores
 from slotcon_hub.distributed import share
 from training.engine.cli import cli
+from training.engine.errors import naming_lost_workers
 from training.engine.launcher import told_threads
 from training.engine.outputs import unwritable
 from training.engine.signals import loading
@@ -31,7 +32,8 @@ def run(name: str, description: str, settings: type[Settings], main: Callable[[S
     keep_freed_memory()
     use_cores(told_threads())
     try:
-        main(chosen)
+        with naming_lost_workers("start again"):
+            main(chosen)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
 

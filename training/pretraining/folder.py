@@ -22,6 +22,8 @@ from rich.table import Table
 from slotcon_hub import SlotCon
 from slotcon_hub.cli.table import shorten
 from slotcon_hub.export.teacher import export
+from slotcon_hub.models.backbone import names_weights
+from training.engine.errors import first_line
 from training.engine.outputs import unwritable
 from training.engine.words import as_facts, as_options, show
 from training.evaluation.command import finite
@@ -220,9 +222,14 @@ def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, n
     for left in folder.glob(".export-*"):  # by a kill in the middle
         shutil.rmtree(left)
     trained = f"Recipe {name}, {recipe.epochs} epochs, batch {recipe.batch_size}, views of {recipe.view_size} px."
+    if names_weights(recipe.backbone):
+        trained += f" It started from the weights {recipe.backbone}."
     export(slotcon, folder / "export", input_size=recipe.view_size, trained=trained)
     found = showcase.measure(slotcon)
-    showcase.draw(slotcon, found, folder / "groups.png")
+    try:
+        showcase.draw(slotcon, found, folder / "groups.png")
+    except Exception as error:  # the run is over: what is drawn of it must not end it
+        print(f"warning: groups.png could not be drawn: {first_line(error)}", file=sys.stderr)
     draw_curves(folder / "metrics.jsonl", folder / "curves.png")
 
     start = folder / "before.json"

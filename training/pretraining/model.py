@@ -96,14 +96,19 @@ def _precision(recipe: Recipe) -> str:
     return "bf16" if all(gather_object([torch.cuda.is_bf16_supported(including_emulation=False)])) else "fp16"
 
 
-def build(recipe: Recipe, processes: PartialState) -> SlotCon:
+def build(recipe: Recipe, processes: PartialState, *, pretrained: bool = False) -> SlotCon:
     """Build the model of a recipe, and make sure that it can be trained on its views and exported.
+
+    Args:
+        recipe: of the run.
+        processes: of the run.
+        pretrained: load the weights that the backbone's name stands for, into student and teacher.
 
     Raises:
         ValueError: it cannot.
     """
     set_seed(recipe.seed)
-    slotcon = SlotCon(create_backbone(recipe.backbone, recipe.view_size), recipe.slotcon)
+    slotcon = SlotCon(create_backbone(recipe.backbone, recipe.view_size, pretrained=pretrained), recipe.slotcon)
     backbone_model(slotcon)
     prototypes = prototype_model(slotcon)
     for height, width in [(recipe.view_size, recipe.view_size), *[scenes.SIZE] * (recipe.data == SCENES)]:

@@ -43,7 +43,8 @@ class Recipe:
     other folder is taken whole, and so is every folder with None."""
 
     backbone: str = "slotcon_r50"
-    """Any timm model that has a map: convolutional, or a transformer, which is made for the size of the views."""
+    """Any timm model that has a map: convolutional, or a transformer, which is made for the size of the views. With
+    a tag, resnet18.a1_in1k, the run starts from these pretrained weights; without one, from random weights."""
     slotcon: Annotated[SlotConConfig, tyro.conf.arg(name="")] = field(default_factory=SlotConConfig)
 
     view_size: int = 224
@@ -82,8 +83,8 @@ class Recipe:
     """Of initialisation, order and augmentation."""
 
     continue_from: Path | None = None
-    """Checkpoint to go on from in a new run: an authors' full one, or model.safetensors of a run. Student, teacher,
-    predictor and centre are its own; the optimiser's momentum starts anew."""
+    """What to go on from in a new run: the folder of a run, one of its checkpoints, or an authors' full checkpoint.
+    Student, teacher, predictor and centre are its own; the optimiser's momentum starts anew."""
     continue_at: int | None = None
     """Epoch of the schedule to go on at: 0 starts a new one with these weights; None takes the checkpoint's, and 0
     where it names none."""

@@ -94,7 +94,7 @@ def next_commands(folder: Path, recipe: Recipe, held_out: Path | None) -> dict[s
     if held_out or (recipe.data and recipe.data != SCENES and Path(recipe.data).is_dir()):
         data = shlex.quote(str(held_out or recipe.data))
     ours = [name.removesuffix("_proto") for name in timm.list_models("slotcon_*_proto")]
-    known = [name for name in ours if recipe.backbone in (name, plain_timm(name)[0])]
+    known = [name for name in ours if recipe.backbone.partition(".")[0] in (name, plain_timm(name)[0])]
     commands = {
         f"python -m training.report {run}": "curves, groups and settings on one page",
         f"slotcon-hub concepts --model {run} --images {data}": "what each prototype stands for",

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from slotcon_hub import SlotCon
+from slotcon_hub.models.backbone import names_weights
 from training.data import scenes
 from training.data.images import Images, open_images
 from training.data.layouts import LAYOUTS
@@ -103,9 +104,10 @@ def prepare(name: str, recipe: Recipe) -> Run:
     folder = run_folder.choose(name, recipe)
     accelerator = accelerate(recipe, folder)
     images, digest, showcase = _data(recipe, processes)
-    slotcon = build(recipe, processes)
-    optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
     path, claimed = _checkpoint(folder, processes) if recipe.resume else (None, False)
+    starts = not path and not recipe.continue_from
+    slotcon = build(recipe, processes, pretrained=starts and names_weights(recipe.backbone))
+    optimizer = make_optimizer(slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
     resumed = checkpoint.load(path, slotcon) if path else None
     behind = 0
     if recipe.continue_from and not resumed:
@@ -225,6 +227,11 @@ def _restore(run: Run, states: dict[str, Any], progress: dict[str, Any]) -> None
             raise ValueError(
                 f"{run.recipe.data} holds {these:,} images, which are not the {those:,} of this run, by their "
                 "names and order: give --data the folder or the data set that holds those"
+            )
+        if then != now and setting == "epochs":
+            raise ValueError(
+                f"this run has epochs={then}, not {now}, and its schedule ends with them: to train longer, start a "
+                f"new run with --continue-from {run.folder} --epochs {now}, without --resume, in another --output"
             )
         if then != now:
             raise ValueError(

@@ -1,5 +1,7 @@
 """The demo's data set: scenes are reproducible, balanced and labelled; its files appear once and whole."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -217,3 +219,18 @@ def test_prepare_refuses_numbers_that_make_no_set(wrong, tmp_path):
     with pytest.raises(ValueError, match=f"{name}={value}"):
         prepare(tmp_path, **wrong)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_place_for_the_scenes_it_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot be written to \S+ \(.+\): set SLOTCON_HUB_CACHE to a folder"):
+        prepare(tmp_path / "file/cache", train=1, val=1)
+    for name in ("SLOTCON_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ValueError, match="this user has no home folder: set SLOTCON_HUB_CACHE to one"):
+        prepare(train=1, val=1)

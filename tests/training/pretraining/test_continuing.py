@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 from slotcon_hub import SlotCon, SlotConConfig
 from slotcon_hub.convert import from_official
 from slotcon_hub.weights.reader import read_checkpoint
+from training.engine import checkpoint
 from training.pretraining.continuing import load
 
 
@@ -39,6 +40,27 @@ def test_the_model_of_another_run(tmp_path, slotcon):
     save_file(state, tmp_path / "model.safetensors")
     assert load(tmp_path / "model.safetensors", slotcon, epoch=None, epochs=3) == 0
     assert all((value == 3).all() for value in slotcon.state_dict().values())
+
+
+def test_the_folder_of_a_run_and_its_checkpoints_name_their_epoch(tmp_path, slotcon):
+    optimizer, settings = {"optimizer": {}}, {"settings": {"images": 103, "batch_size": 10}}
+    for step, value in ((20, 2.0), (39, 4.0)):
+        with torch.no_grad():
+            for part in slotcon.state_dict().values():
+                part.fill_(value)
+        checkpoint.save(tmp_path, step, slotcon, optimizer, settings, keep=2)
+    first, newest = (tmp_path / "checkpoints" / f"step-{step:08d}" for step in (20, 39))
+    for path, epoch, value in (
+        (tmp_path, 3, 4),
+        (newest, 3, 4),
+        (first, 2, 2),
+        (first / "model.safetensors", 2, 2),
+    ):
+        assert load(path, slotcon, epoch=None, epochs=5) == epoch
+        assert all((part == value).all() for part in slotcon.state_dict().values())
+    assert load(tmp_path, slotcon, epoch=0, epochs=5) == 0
+    with pytest.raises(ValueError, match="has 3 epochs behind it, and this schedule ends at 3: give more"):
+        load(tmp_path, slotcon, epoch=None, epochs=3)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
@@ -99,6 +121,7 @@ def code(folder):
         (cut_safetensors, "is damaged, or no safetensors file"),
         (code, "so it was not loaded"),
         (lambda folder: folder / "none.pth", "there is no checkpoint at"),
+        (lambda folder: folder, "holds no checkpoint of a run: give --continue-from the folder of a run"),
     ],
 )
 def test_what_cannot_be_gone_on_from_is_refused_in_a_sentence(tmp_path, slotcon, make, words):

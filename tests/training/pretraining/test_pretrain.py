@@ -8,9 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import timm
 import torch
@@ -33,6 +35,7 @@ from training.engine.metrics import Diverged
 from training.engine.optim import lr_at
 from training.pretraining import model as build
 from training.pretraining import pairs as data
+from training.pretraining.preview import Showcase
 from training.tools.reliability.kills import differences
 from training.tools.reliability.launch import Launch
 
@@ -56,7 +59,7 @@ def test_a_run_and_what_it_leaves(run, images, capsys):
         with Image.open(folder / name) as image:
             assert np.asarray(image.convert("RGB")).std() > 10
     assert any((folder / "slotcon").glob("events.out.tfevents.*"))
-    assert "num_prototypes" in capsys.readouterr().out
+    assert "--num-prototypes" in capsys.readouterr().out
     teacher = {k: v for k, v in weights(folder).items() if k.startswith("teacher.")}
     exported = load_file(folder / "export/prototypes/model.safetensors")
     assert_equal(exported, {k.removeprefix("teacher."): v for k, v in teacher.items()})
@@ -69,8 +72,8 @@ def drop_paths(monkeypatch):
     """Give the backbone what draws random numbers in every step."""
     create = build.create_backbone
 
-    def with_drop_paths(*args):
-        backbone = create(*args)
+    def with_drop_paths(*args, **options):
+        backbone = create(*args, **options)
         for block in backbone.layer3:
             block.drop_path = DropPath(0.5)
         return backbone
@@ -419,6 +422,84 @@ def test_resuming_with_another_shape_or_other_settings_is_refused(run, images):
     assert (folder / "run.json").read_text() == before
     with pytest.raises(SystemExit, match=r"is of another model .* resume with the recipe"):
         run("demo", "--data", images, *TINY.split(), "--resume", "--num-prototypes", "6", "--output", folder)
+
+
+def test_more_epochs_are_a_new_run_that_goes_on_from_the_old_one(run, images, tmp_path):
+    options = ["demo", "--data", images, *TINY.split()]
+    folder = run(*options)
+    words = f"this run has epochs=2, not 3, .* start a new run with --continue-from {folder} --epochs 3, without"
+    with pytest.raises(SystemExit, match=words):
+        run(*options, "--epochs", "3", "--resume", "--output", folder)
+    new = run(*options, "--epochs", "3", "--continue-from", folder, "--output", tmp_path / "new")
+    assert [line["step"] for line in lines(new)] == [5, 6]
+
+
+def test_a_backbone_with_a_tag_starts_from_its_weights_and_is_not_asked_for_them_again(run, images, monkeypatch):
+    options = ["demo", "--data", images, *TINY.replace("slotcon_nano", "slotcon_nano.imagenette_20ep").split()]
+    starts = []
+    fit = pretrain.fit
+
+    def see(ready, *others):
+        starts.append({k: v.clone() for k, v in ready.slotcon.state_dict().items()})
+        fit(ready, *others)
+
+    monkeypatch.setattr(pretrain, "fit", see)
+    folder = run(*options)
+    weights = timm.create_model("slotcon_nano", pretrained=True, num_classes=0).state_dict()
+    for side in ("student", "teacher"):
+        assert_equal({k: starts[0][f"{side}.backbone.{k}"] for k in weights}, weights)
+    assert json.loads((folder / "run.json").read_text())["settings"]["backbone"] == "slotcon_nano.imagenette_20ep"
+    card = (folder / "export/backbone/README.md").read_text()
+    assert "It started from the weights slotcon_nano.imagenette_20ep." in card
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *a, pretrained=False, **k: create(*a, **k))  # as if not there
+    shutil.rmtree(folder / "checkpoints/step-00000004")
+    run(*options, "--resume", "--output", folder)
+    first = f"student.backbone.{next(iter(weights))}"
+    assert not torch.equal(starts[1][first], starts[0][first])
+
+
+def test_weights_of_a_backbone_that_are_not_to_be_had_are_no_random_ones(run, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = (
+        r"^error: the weights resnet18.a1_in1k are not to be had \(.*\): connect to the Hub, or name the backbone"
+    )
+    with pytest.raises(SystemExit, match=words) as stop:
+        run("demo", "--data", images, *TINY.split(), "--backbone", "resnet18.a1_in1k")
+    assert "\n" not in str(stop.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_images_cannot_be_shown_ends_well(run, images, monkeypatch, capsys):
+    nothing = Showcase([])
+    monkeypatch.setattr(Showcase, "of_images", lambda *_: nothing)
+    folder = run("demo", "--data", images, *TINY.split(), figures=True)
+    said = capsys.readouterr()
+    assert (folder / "summary.json").is_file()
+    assert (
+        "warning: groups.png could not be drawn: of the images that were tried for it, none can be read" in said.err
+    )
+    assert "groups: " not in said.out
+
+
+def test_a_killed_worker_is_one_sentence(images, tmp_path):
+    options = ["--data", images, *TINY.split(), "--workers", 2, "--epochs", 500, "--show-every", 0]
+    launch = Launch(["demo", *options, "--output", tmp_path / "run"], tmp_path / "log")
+    while launch.running() and not (tmp_path / "run/metrics.jsonl").exists():
+        time.sleep(0.05)
+    worker, *_ = psutil.Process(launch.ranks[0].pid).children()
+    worker.kill()
+    assert launch.end() == [1]
+    said = launch.log.read_text()
+    assert "error: a process that loads images has ended (DataLoader worker (pid" in said
+    assert "use fewer --workers: --resume goes on from the last checkpoint\n" in said
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_before_the_first_step_is_one_sentence(run, images, monkeypatch):
+    monkeypatch.setattr(pretrain, "prepare", interrupt)
+    with pytest.raises(SystemExit, match=r"^error: interrupted before the first step$"):
+        run("demo", "--data", images, *TINY.split())
 
 
 def test_images_may_move_but_not_change(run, images, tmp_path):

@@ -52,7 +52,12 @@ def test_a_run_without_a_start_has_only_an_end(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("backbone", "name"),
-    [("slotcon_nano", "slotcon_nano"), ("resnet18", "slotcon_r18"), ("resnet50", "slotcon_r50"), ("vgg11", None)],
+    [
+        ("slotcon_nano", "slotcon_nano"),
+        ("resnet18", "slotcon_r18"),
+        ("resnet50.a1_in1k", "slotcon_r50"),
+        ("vgg11", None),
+    ],
 )
 def test_the_next_commands(tmp_path, backbone, name):
     run = tmp_path / "my run"

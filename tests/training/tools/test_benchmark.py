@@ -124,3 +124,15 @@ def test_step_goes_through_the_settings_beside_what_was_reported(capsys, monkeyp
 def test_what_cannot_be_measured_is_one_sentence(options):
     with pytest.raises(SystemExit, match=r"^error: [^\n]*(choose one of|measure 1 step or more)"):
         main(["step", *options])
+
+
+def test_busy_prints_both_kinds_of_waiting(capsys):
+    main(["busy", "--rounds", "1", "--steps", "1", "--others", "1"])
+    out = capsys.readouterr().out
+    rows = [line.split("│")[2:6] for line in out.splitlines() if line.startswith("│")]
+    assert [row[0].strip() for row in rows] == ["sleep", "spin"] * 2
+    for _, alone, busy, times in rows:
+        assert float(times) == pytest.approx(float(busy) / float(alone), abs=0.06, rel=0.06)
+    assert out.count("alone, sleeping costs") == 2
+    with pytest.raises(SystemExit, match=r"^error: measure 1 round or more"):
+        main(["busy", "--rounds", "0"])

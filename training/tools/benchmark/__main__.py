@@ -4,9 +4,9 @@ from typing import Any
 
 import tyro
 
-from training.tools.benchmark import data, step
+from training.tools.benchmark import busy, data, step
 
-SUBJECTS: dict[str, Any] = {"data": data.benchmark, "step": step.benchmark}
+SUBJECTS: dict[str, Any] = {"data": data.benchmark, "step": step.benchmark, "busy": busy.benchmark}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,125 @@
+"""Training and evaluation on a CPU that others use too, with threads that sleep while they wait, or spin."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from statistics import median
+
+import torch
+from rich.table import Table
+
+from training.engine.words import show
+from training.pretraining.model import meet
+from training.pretraining.recipes import RECIPES
+from training.tools.benchmark.step import _Trained
+
+__all__ = ["benchmark"]
+
+SPINS = 300_000  # times that a thread looks before it sleeps, where libgomp is told nothing
+WAITING = {"sleep": {"OMP_WAIT_POLICY": "passive"}, "spin": {"GOMP_SPINCOUNT": str(SPINS)}}
+WORK = ("training step", "evaluation, 4 batches")
+BATCH = 64
+
+
+def benchmark(others: int = 2, rounds: int = 5, steps: int = 3) -> None:
+    """Print the seconds of a step of the demo, and of an evaluation, alone and beside busy processes.
+
+    Two processes take turns. In the first, threads sleep while they wait for each other, as our commands tell them;
+    in the second they spin, as they do by default. Medians of all rounds.
+
+    Args:
+        others: processes that keep a core busy each.
+        rounds: in each of which everything is measured once.
+        steps: and as many evaluations, of each measurement.
+
+    Raises:
+        ValueError: a number is too small.
+    """
+    if min(others, rounds, steps) < 1:
+        raise ValueError("measure 1 round or more, of 1 step or more, beside 1 process or more")
+    times: dict[tuple[str, str, bool], list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        workers = {waiting: stack.enter_context(_worker(waiting, steps)) for waiting in WAITING}
+        for _ in range(rounds):
+            for busy in (False, True):
+                with _busy(others if busy else 0):
+                    for waiting, measure in workers.items():
+                        for work, seconds in zip(WORK, measure(), strict=True):
+                            times.setdefault((work, waiting, busy), []).append(seconds)
+    _show({key: median(values) for key, values in times.items()}, others)
+
+
+@contextlib.contextmanager
+def _worker(waiting: str, steps: int) -> Iterator[Callable[[], list[float]]]:
+    """A process that measures whenever it is asked to; how its threads wait is read when it loads torch."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_WAIT", "GOMP_"))} | WAITING[waiting]
+    env["ACCELERATE_USE_CPU"] = "true"
+    command = [sys.executable, "-c", f"from training.tools.benchmark.busy import serve; serve({steps})"]
+    with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        asked, said = process.stdin, process.stdout
+
+        def measure() -> list[float]:
+            asked.write("\n")
+            asked.flush()
+            return json.loads(said.readline())
+
+        try:
+            yield measure
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def _busy(count: int) -> Iterator[None]:
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def serve(steps: int) -> None:
+    """Answer every line of the input by the median seconds of each kind of work."""
+    recipe = replace(RECIPES["demo"][1], trackers=(), mixed_precision="no")
+    trained = _Trained(recipe, meet(recipe), BATCH)
+    network, images = trained.slotcon.teacher.backbone, torch.randn(BATCH, 3, recipe.view_size, recipe.view_size)
+
+    def evaluate() -> None:
+        with torch.inference_mode():
+            for _ in range(4):
+                network(images)
+
+    for work in (trained.step, evaluate):  # warmed up
+        work()
+    for _ in sys.stdin:
+        print(json.dumps([_median(work, steps) for work in (trained.step, evaluate)]), flush=True)
+
+
+def _median(work: Callable[[], object], times: int) -> float:
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds)
+
+
+def _show(seconds: dict[tuple[str, str, bool], float], others: int) -> None:
+    table = Table("", "threads that wait", "alone, s", f"beside {others} busy processes, s", "times as long")
+    for work in WORK:
+        for waiting in WAITING:
+            alone, busy = seconds[work, waiting, False], seconds[work, waiting, True]
+            table.add_row(work, waiting, f"{alone:.3f}", f"{busy:.3f}", f"{busy / alone:.1f}")
+    show(table)
+    for work in WORK:
+        ratio = seconds[work, "sleep", False] / seconds[work, "spin", False] - 1
+        print(f"{work}: alone, sleeping costs {ratio:+.1%}")
