@@ -35,7 +35,7 @@ def test_two_processes_give_the_numbers_of_one(prototypes, here, tmp_path):
         commands[name] = [word for pair in options for word in pair if word != "True"]
     calls = [[f"training.evaluation.{name}", *options] for name, options in commands.items()]
     said = launched(tmp_path / "two", *calls, processes=2)
-    assert said.count("pixel accuracy") == said.count("positive pairs") == 1
+    assert said.count("pixel accuracy") == said.count("active in both views") == 1
     for name in commands:
         one, two = (json.loads((tmp_path / f"{n}-{name}.json").read_text()) for n in ("one", "two"))
         assert one.pop("settings") != two.pop("settings")
