@@ -360,7 +360,7 @@ def test_the_snippet_works_in_timm_alone_and_in_transformers(hub, filled, monkey
     (tmp_path / parity.FILE).write_bytes(hub.repos[f"slotcon/{R50}"].at().file(parity.FILE).content)
 
     shutil.rmtree(tmp_path / "store")
-    monkeypatch.setenv("SLOTCON_HUB_ORG", "slotcon")
+    monkeypatch.setattr("slotcon_hub.weights.table._CHOSEN", "slotcon")
     loaded = timm.create_model(R50, pretrained=True).state_dict()
     assert all(torch.equal(loaded[key], value) for key, value in net.state_dict().items())
 
