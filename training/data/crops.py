@@ -5,7 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["RATIO", "SCALE", "Box", "Crop", "Range", "draw_crop", "draw_second_crop", "mirror", "shared_boxes"]
+__all__ = [
+    "RATIO",
+    "SCALE",
+    "Box",
+    "Crop",
+    "Range",
+    "draw_crop",
+    "draw_second_crop",
+    "mirror",
+    "overlap",
+    "shared_boxes",
+]
 
 # H W pixels of the image.
 
@@ -86,7 +97,7 @@ def draw_second_crop(
     """
     for _ in range(DRAWS):
         area, crop = _draw(height, width, rng, scale, ratio)
-        if crop is not None and _shared_area(first, crop) >= LEAST_OVERLAP * area:
+        if crop is not None and overlap(first, crop) >= LEAST_OVERLAP * area:
             return crop
     size = draw_crop(height, width, rng, scale=scale, ratio=ratio)
     return _place_over(first, size.height, size.width, height, width, rng)
@@ -99,7 +110,7 @@ def shared_boxes(first: Crop, second: Crop) -> tuple[Box, Box]:
         ValueError: if the crops share no pixel.
 
     """
-    if not _shared_area(first, second):
+    if not overlap(first, second):
         raise ValueError(f"{first} and {second} share no pixel: draw the second with draw_second_crop.")
     top, left = max(first.top, second.top), max(first.left, second.left)
     bottom = min(first.top + first.height, second.top + second.height)
@@ -134,8 +145,8 @@ def _draw(
     return area, Crop(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
 
 
-def _shared_area(first: Crop, second: Crop) -> int:
-    """Pixels that two crops share."""
+def overlap(first: Crop, second: Crop) -> int:
+    """Count the pixels that two crops share."""
     rows = min(first.top + first.height, second.top + second.height) - max(first.top, second.top)
     columns = min(first.left + first.width, second.left + second.width) - max(first.left, second.left)
     return max(0, rows) * max(0, columns)

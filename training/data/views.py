@@ -16,7 +16,18 @@ from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
 from training.data import color
-from training.data.crops import RATIO, SCALE, Box, Crop, Range, draw_crop, draw_second_crop, mirror, shared_boxes
+from training.data.crops import (
+    RATIO,
+    SCALE,
+    Box,
+    Crop,
+    Range,
+    draw_crop,
+    draw_second_crop,
+    mirror,
+    overlap,
+    shared_boxes,
+)
 
 __all__ = ["Pair", "TwoCrops", "TwoViews", "stack"]
 
@@ -114,9 +125,7 @@ class TwoViews:
         """
         crops = self._draw_crops(height, width, rng)
         flips = tuple(self.geometric and bool(rng.random() < 0.5) for _ in crops)
-        side = min(min(crop.height, crop.width) for crop in crops)
-        reduction = next((r for r in REDUCTIONS if side >= r * DETAIL * self.size), 1)
-        first, second = (_reduce(crop, reduction) for crop in crops)
+        reduction, first, second = self._reduce_both(*crops)
         colors = np.stack([color.draw(view, rng) for view in (1, 2)])
         return TwoCrops(reduction, (first, second), flips, colors)
 
@@ -142,6 +151,19 @@ class TwoViews:
             views.append(view.flip(1) if flipped else view)
             boxes.append(mirror(box) if flipped else box)
         return Pair(views, boxes, drawn.flips, drawn.color)
+
+    def _reduce_both(self, first: Crop, second: Crop) -> tuple[int, Crop, Crop]:
+        """Take the largest reduction that leaves detail enough, and a pixel that both crops show.
+
+        Whole pixels of the reduced image are coarser: an overlap thinner than one can lie between them.
+        """
+        side = min(first.height, first.width, second.height, second.width)
+        for reduction in REDUCTIONS:
+            if side >= reduction * DETAIL * self.size:
+                reduced = _reduce(first, reduction), _reduce(second, reduction)
+                if overlap(*reduced):
+                    return reduction, *reduced
+        return 1, first, second
 
     def _draw_crops(self, height: int, width: int, rng: np.random.Generator) -> tuple[Crop, Crop]:
         first = draw_crop(height, width, rng, scale=self.scale, ratio=self.ratio)

@@ -333,3 +333,23 @@ def test_impossible_options_are_refused(options, message):
 def test_other_images_are_refused(image):
     with pytest.raises(ValueError, match="decode it in RGB"):
         TwoViews().cut(image, TwoViews().draw(8, 8, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("size", [4, 8, 48])
+def test_views_of_a_reduced_image_meet_however_thin_their_overlap(size):
+    """Small views reduce an image more: a thin overlap may fall between its pixels."""
+    views = TwoViews(size)
+    for seed in range(800):
+        rng = np.random.default_rng(seed)
+        drawn = views.draw(int(rng.integers(200, 900)), int(rng.integers(200, 900)), rng)
+        for box in shared_boxes(*drawn.crops):
+            assert 0 <= box[0] < box[2] <= 1
+            assert 0 <= box[1] < box[3] <= 1
+
+
+def test_an_overlap_between_reduced_pixels_keeps_the_full_resolution():
+    views = TwoViews(16)
+    first, second = Crop(0, 0, 256, 257), Crop(0, 256, 256, 256)  # they share one column, and 257 // 8 == 256 // 8
+    assert views._reduce_both(first, second)[0] == 1
+    second = Crop(0, 240, 256, 256)
+    assert views._reduce_both(first, second)[0] == 8
