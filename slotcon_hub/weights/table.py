@@ -155,8 +155,8 @@ _NANO = Weights(
     command="accelerate launch training/pretrain.py imagenette_20ep --data IMAGENETTE",
     recipe="Images with a short side of 160 px, in batches of 64, two views of 96 px of each; LARS, learning "
     "rate 2.0 after 1 epoch of warm-up, then a cosine to 1e-6; weight decay 1e-5; temperature of the targets 0.04; "
-    "the teacher's momentum rises from 0.97 to 1. The file holds the weights in half precision. They were trained with "
-    "timm's LARS; the command now takes the published code's, so that it gives other weights.",
+    "the teacher's momentum rises from 0.97 to 1. The file holds the weights in half precision. They were trained "
+    "with timm's LARS; the command now takes the published code's, so that it gives other weights.",
     cost="About an hour on two cores of an x86-64 CPU.",
     hidden_dim=512,
     out_dim=128,
