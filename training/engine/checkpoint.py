@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from slotcon_hub.files import sha256
-from training.engine.errors import first_line
+from training.engine.errors import first_line, is_lost_worker
 
 __all__ = ["load", "newest", "save"]
 
@@ -63,6 +63,8 @@ def save(
         _flush(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if is_lost_worker(error):
+            raise  # which has nothing to do with the disk
         raise OSError(
             f"the checkpoint {target} could not be written ({first_line(error)}): make room there, then continue "
             "with --resume from the one before"

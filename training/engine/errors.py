@@ -3,12 +3,17 @@
 import contextlib
 from collections.abc import Iterator
 
-__all__ = ["first_line", "naming_lost_workers"]
+__all__ = ["first_line", "is_lost_worker", "naming_lost_workers"]
 
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says; its type, if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Whether torch says that a worker was killed, which it does in the midst of whatever the main process does."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 @contextlib.contextmanager
@@ -24,7 +29,7 @@ def naming_lost_workers(advice: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        if not is_lost_worker(error):
             raise
         reason = f"a process that loads images has ended ({first_line(error).rstrip('. ')})"
         raise OSError(f"{reason}; if memory ran out, use fewer --workers: {advice}") from None

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from training.engine import checkpoint
+from training.engine.errors import naming_lost_workers
 
 FILES = ["model.safetensors", "optimizer.pt", "state.json", "SHA256SUMS"]
 
@@ -196,3 +197,22 @@ class Malicious:
 
     def __reduce__(self):
         return (open, (str(self.marker), "w"))
+
+
+def test_a_worker_that_is_killed_during_a_save_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    before, _ = save(tmp_path, 5, nn.Linear(3, 2))
+
+    def killed(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")  # torch does so anywhere
+
+    monkeypatch.setattr(checkpoint, "save_file", killed)
+    with (
+        pytest.raises(
+            OSError, match=r"^a process that loads images has ended .*by signal: Killed\).*: start again$"
+        ),
+        naming_lost_workers("start again"),
+    ):
+        save(tmp_path, 10, nn.Linear(3, 2))
+    assert names(tmp_path) == [before.name]
+    with pytest.raises(RuntimeError, match="another"), naming_lost_workers("start again"):
+        raise RuntimeError("another")
