@@ -83,7 +83,13 @@ def test_arrows_between_rooms_point_down(package):
             continue
         for name in imported(file):
             parts = name.split(".")
-            if parts[0] == package and parts[1] in level and parts[1] != room and level[parts[1]] >= level[room]:
+            if (
+                parts[0] == package
+                and parts[1:]
+                and parts[1] in level
+                and parts[1] != room
+                and level[parts[1]] >= level[room]
+            ):
                 wrong.append(f"{file.relative_to(ROOT)} imports {name}")
     assert not wrong
 

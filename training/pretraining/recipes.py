@@ -256,7 +256,12 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     ),
 }
 
-HELP = "usage: accelerate launch training/pretrain.py [recipe] [options]\n\nRecipes, each with its own --help:\n"
+HELP = """\
+usage: python training/pretrain.py [recipe] [options]
+       accelerate launch training/pretrain.py [recipe] [options]   (several processes)
+
+Recipes, each with its own --help:
+"""
 
 
 def parse(argv: list[str]) -> tuple[str, Recipe]:
