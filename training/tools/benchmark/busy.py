@@ -78,7 +78,8 @@ def _worker(waiting: str, steps: int) -> Iterator[Callable[[], list[float]]]:
 
 @contextlib.contextmanager
 def _busy(count: int) -> Iterator[None]:
-    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    command = [sys.executable, "-c", "import os; us = os.getppid()\nwhile os.getppid() == us: pass"]  # ends with us
+    processes = [subprocess.Popen(command) for _ in range(count)]
     try:
         yield
     finally:
