@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import itertools
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -11,17 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 __all__ = ["EncodedImage", "ImageFiles", "decode", "files_below"]
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+SUFFIXES: tuple[str, ...] = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+if features.check("avif"):
+    SUFFIXES = (".avif", *SUFFIXES)
 
 
 class ImageFiles:
-    """All JPEG, PNG and WebP files below some folders, in order of their paths.
+    """All files below some folders with an ending in ``SUFFIXES``, in order of their paths.
 
     Links to folders are followed. What is hidden is left out: macOS puts a ``._x.jpg`` beside an ``x.jpg``.
     """
@@ -34,7 +35,7 @@ class ImageFiles:
             listed: what :func:`files_below` yields for them, where that is known already.
 
         Raises:
-            ValueError: a folder does not exist, or they hold no image.
+            ValueError: a folder does not exist or cannot be listed, or they hold no image.
         """
         for folder in folders:
             if not folder.is_dir():
@@ -65,16 +66,33 @@ class ImageFiles:
 
 
 def files_below(*folders: Path) -> Iterator[str]:
-    """Yield the paths of files that are not hidden; a folder that several links lead to is entered once."""
+    """Yield the paths of files that are not hidden; a folder that several links lead to is entered once.
+
+    Raises:
+        ValueError: a folder cannot be listed; its images would be missing without a word.
+    """
     entered = set()
-    for root, inner, files in itertools.chain.from_iterable(os.walk(f, followlinks=True) for f in folders):
-        place = os.path.realpath(root)
-        if place in entered:
-            inner.clear()
-            continue
-        entered.add(place)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        yield from (os.path.join(root, name) for name in files if not name.startswith("."))
+    waiting = [os.fspath(folder) for folder in reversed(folders)]
+    while waiting:
+        folder, inner = waiting.pop(), []
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(".") or entry.name == "@eaDir":  # thumbnails of a Synology NAS
+                        continue
+                    if entry.is_dir():
+                        inner.append(entry.path)
+                    else:
+                        yield entry.path
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be listed ({error.strerror}): make it readable, or move it"
+            ) from None
+        waiting += sorted(inner, reverse=True)
 
 
 class EncodedImage:

@@ -216,3 +216,26 @@ def test_reading_what_has_gone(tmp_path):
     for index in range(2):
         with pytest.raises(OSError, match="No such file"):
             files.read(index)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(b"")
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "b":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"/b cannot be listed \(Permission denied\): make it readable"):
+        ImageFiles(tmp_path)
+
+
+def test_other_endings_are_listed_and_thumbnails_of_a_nas_are_not(tmp_path):
+    for name in ("a.bmp", "b.tif", "c.TIFF", "d.jfif", "@eaDir/e.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [os.path.basename(path) for path in ImageFiles(tmp_path).paths] == ["a.bmp", "b.tif", "c.TIFF", "d.jfif"]

@@ -11,7 +11,7 @@ from slotcon_hub.images import ImageFiles, files_below
 from training.data.layouts import LAYOUTS, LayoutName
 from training.data.streaming import ParquetStream
 
-__all__ = ["ImageTable", "Images", "open_images"]
+__all__ = ["ImageTable", "Images", "load_table", "open_images"]
 
 
 class Images(Protocol):
@@ -127,10 +127,25 @@ def open_images(
             if streaming:
                 raise ValueError(f"{path} holds no Parquet file to stream: leave out --streaming")
             return ImageFiles(*folders, listed=files)
-        source = {"path": "parquet", "data_dir": str(path)}
+        source = _parquet(path)
     if streaming:
         return ParquetStream(lambda: _list_parquet(data, split, source), column)
     return ImageTable(_load(data, split, source), column)
+
+
+def load_table(data: str, split: str) -> Any:
+    """Load a split of a folder of Parquet files, or of ``hf:`` and the name of a data set.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    if data.startswith("hf:"):
+        return _load(data, split, {"path": data.removeprefix("hf:")})
+    return _load(data, split, _parquet(Path(data).expanduser()))
+
+
+def _parquet(folder: Path) -> dict[str, str]:
+    return {"path": "parquet", "data_dir": str(folder)}
 
 
 def _load(data: str, split: str, source: dict[str, str]) -> Any:

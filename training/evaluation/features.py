@@ -5,10 +5,8 @@ Dimensions: N images, C channels.
 
 import random
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate import Accelerator
 from timm.data import create_transform, resolve_data_config
@@ -17,7 +15,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2.functional import to_pil_image
 
 from slotcon_hub.images import decode
-from training.data.images import ImageTable
+from training.data.labels import open_labeled
 from training.evaluation import command
 
 __all__ = ["Features", "Labeled", "extract", "settle"]
@@ -36,36 +34,15 @@ class Features:
 class Labeled:
     """Labelled images: a folder with a folder for each class, Parquet files, or a data set of the Hub."""
 
-    def __init__(self, data: str, split: str) -> None:
+    def __init__(self, data: str, split: str, image_column: str = "image", label_column: str = "label") -> None:
         """Open a split, such as "train" or "validation"; class folders may stand in folders named after splits.
 
         Raises:
-            ValueError: it cannot be opened, or has no column ``image`` of images or no integers in ``label``.
+            ValueError: it cannot be opened, or lacks images or labels; no image has been read then.
         """
-        path = Path(data).expanduser()
-        if data.startswith("hf:"):
-            source: tuple[str, ...] = (data.removeprefix("hf:"),)
-            where: dict[str, str] = {}
-        elif path.is_dir():
-            source = ("parquet" if any(path.rglob("*.parquet")) else "imagefolder",)
-            where = {"data_dir": str(path)}
-        else:
-            raise ValueError(f"there is no folder {path}: give class folders, Parquet files, or hf:<name>")
-        try:
-            table = datasets.load_dataset(*source, split=split, **where)
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise ValueError(
-                f"{data}, split {split!r}, could not be loaded: {' '.join(str(error).split())}"
-            ) from None
-        if not {"image", "label"} <= set(table.column_names):
-            raise ValueError(
-                f"{data} needs the columns image and label, and has {', '.join(table.column_names)}: give a table "
-                "that has them, or a folder with a folder of images for each class"
-            )
-        self.labels = torch.as_tensor(table["label"][:])
-        if self.labels.is_floating_point() or not len(table) or int(self.labels.min()) < 0:
-            raise ValueError(f"{data}, split {split!r}, has no labels: they are integers from 0")
-        self.images = ImageTable(table, "image")
+        opened = open_labeled(data, split, image_column, label_column)
+        self.images, self.classes = opened.images, opened.classes
+        self.labels = torch.tensor(opened.labels)
         self.transform: Any = None
         self.epoch: int | None = None
 

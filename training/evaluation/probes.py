@@ -30,11 +30,15 @@ class Probe:
     models: tuple[str, ...]
     """timm models with weights, or folders that runs exported."""
     data: str
-    """Folder of class folders, or of Parquet files, or hf:<name>; columns image and label."""
+    """Folder of class folders, or of Parquet files, or hf:<name>."""
     train_split: str = "train"
     """Split that is learned from."""
     test_split: str = "validation"
     """Split that is measured."""
+    image_column: str = "image"
+    """Column of a table that holds the images."""
+    label_column: str = "label"
+    """Column of a table that holds the labels: integers from 0, text or booleans."""
     baseline: bool = False
     """Measure each model with random weights too, and BatchNorm statistics of the images."""
     batch_size: int = 64
@@ -87,8 +91,14 @@ def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, flo
     command.check_outputs(settings.output, None)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
-        train = Labeled(settings.data, settings.train_split)
-        test = Labeled(settings.data, settings.test_split)
+        columns = settings.image_column, settings.label_column
+        train = Labeled(settings.data, settings.train_split, *columns)
+        test = Labeled(settings.data, settings.test_split, *columns)
+    if train.classes != test.classes and not _numbered(train, test):
+        raise ValueError(
+            f"{settings.train_split} and {settings.test_split} have different classes: "
+            f"{', '.join(sorted({*train.classes} ^ {*test.classes})[:5])} in one of them alone"
+        )
     classes = int(train.labels.max()) + 1
     if int(test.labels.max()) >= classes:
         raise ValueError(
@@ -105,6 +115,11 @@ def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, flo
         features[name] = {"channels": model.num_features, "preprocessing": resolve_data_config({}, model=model)}
     facts = {"train": len(train), "test": len(test), "classes": classes, "features": features}
     return (results if accelerator.is_main_process else {}), facts
+
+
+def _numbered(*parts: Labeled) -> bool:
+    """Whether the classes have no names, so that a part may lack the last ones."""
+    return all(part.classes == [str(number) for number in range(len(part.classes))] for part in parts)
 
 
 def _report(probe: str, settings: Probe, results: dict[str, dict[str, float]], protocol: dict[str, Any]) -> None:

@@ -220,7 +220,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, model):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / f"{name}.png")
     (tmp_path / "train" / "b" / "b.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"^row 1 \(.*b\.png\) cannot be read: cannot identify image file"):
+    with pytest.raises(ValueError, match=r"^/.*b\.png cannot be read: cannot identify image file"):
         extract(load(str(model)), Labeled(str(tmp_path), "train"), Accelerator(cpu=True), workers=0)
 
 
@@ -237,5 +237,5 @@ def test_sixteen_bits_of_grey_are_not_clipped(tmp_path, model):
 def test_labels_must_be_there(tmp_path):
     (tmp_path / "train").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "train" / "a.png")
-    with pytest.raises(ValueError, match="needs the columns image and label, and has image: give a table"):
+    with pytest.raises(ValueError, match=r"a\.png has no class: put it into a folder"):
         Labeled(str(tmp_path), "train")

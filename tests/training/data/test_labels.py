@@ -1,0 +1,84 @@
+"""Labelled images, by class folders and by tables."""
+
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from training.data.labels import open_labeled
+
+
+def paint(folder: Path, count: int = 2) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.new("RGB", (8, 8)).save(folder / f"{number}.png")
+
+
+def test_the_split_is_the_first_folder_alone(tmp_path):
+    for split in ("train", "val"):
+        for name in ("train", "bullet_train", "cat"):
+            paint(tmp_path / split / name)
+    for split, folder in (("train", "train"), ("validation", "val")):
+        found = open_labeled(str(tmp_path), split)
+        assert found.classes == ["bullet_train", "cat", "train"]
+        assert sorted(found.labels) == [0, 0, 1, 1, 2, 2]
+        assert all(path.startswith(f"{tmp_path}/{folder}/") for path in found.images.paths)
+
+
+def test_the_class_is_the_folder_below_the_split(tmp_path):
+    for name in ("cat/indoor", "cat/outdoor", "dog/indoor"):
+        paint(tmp_path / "train" / name)
+    found = open_labeled(str(tmp_path), "train")
+    assert (found.classes, found.labels) == (["cat", "dog"], [0, 0, 0, 0, 1, 1])
+
+
+def test_links_to_class_folders_are_followed(tmp_path):
+    paint(tmp_path / "elsewhere")
+    paint(tmp_path / "data" / "train" / "cat")
+    (tmp_path / "data" / "train" / "dog").symlink_to(tmp_path / "elsewhere")
+    assert open_labeled(str(tmp_path / "data"), "train").labels == [0, 0, 1, 1]
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    paint(tmp_path / "train" / "cat")
+    with pytest.raises(ValueError, match=r"no folder for the split 'validation' \(there are: train\)"):
+        open_labeled(str(tmp_path), "validation")
+
+
+def table(folder: Path, labels: list) -> Path:
+    image = [{"bytes": b"never read", "path": None}] * len(labels)
+    rows = datasets.Dataset.from_dict({"img": image, "kind": labels}).cast_column(
+        "img", datasets.Image(decode=False)
+    )
+    folder.mkdir()
+    rows.to_parquet(folder / "train.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers", "classes"),
+    [
+        (["dog", "cat", "dog"], [1, 0, 1], ["cat", "dog"]),
+        ([True, False, True], [1, 0, 1], ["False", "True"]),
+        ([0, 2, 1], [0, 2, 1], ["0", "1", "2"]),
+    ],
+)
+def test_labels_of_tables(tmp_path, labels, numbers, classes):
+    found = open_labeled(str(table(tmp_path / "data", labels)), "train", "img", "kind")
+    assert (found.labels, found.classes) == (numbers, classes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ([0, None, 1], "row 1 has no label"),
+        ([[0], [1]], "whole numbers, text or booleans"),
+        ([0.5, 1.0], "whole numbers, text or booleans"),
+        ([0, -1], "row 1 has label -1"),
+        ([0, 10**9], "label 1000000000 among 2 classes"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, labels, reason):
+    with pytest.raises(ValueError, match=f"split 'train', column 'kind': .*{reason}"):
+        open_labeled(str(table(tmp_path / "data", labels)), "train", "img", "kind")

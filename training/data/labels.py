@@ -1,0 +1,96 @@
+"""Labelled images: class folders, listed by us, and tables with a column of labels."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slotcon_hub.images import ImageFiles, files_below
+from training.data.images import Images, ImageTable, load_table
+
+__all__ = ["LabeledFiles", "open_labeled"]
+
+SPLITS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class LabeledFiles:
+    """Encoded images and their labels."""
+
+    images: Images
+    labels: list[int]
+    """Of each image, an index of ``classes``."""
+    classes: list[str]
+
+
+def open_labeled(data: str, split: str, image_column: str = "image", label_column: str = "label") -> LabeledFiles:
+    """Open a split of labelled images, and check its labels before any image is read.
+
+    Args:
+        data: a folder of class folders, which may stand in folders named after splits, a folder of Parquet files,
+            or ``hf:`` and the name of a data set.
+        split: "train", "validation" (its folder may be ``val``) or "test", or the name of another folder.
+        image_column: of a table.
+        label_column: of a table; integers from 0, or text or booleans, which are numbered in sorted order.
+
+    Raises:
+        ValueError: there is no such split, or an image without a class.
+    """
+    path = Path(data).expanduser()
+    if data.startswith("hf:"):
+        return _of_table(data, split, image_column, label_column)
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {path}: give class folders, Parquet files, or hf:<name>")
+    folders = {name: path / name for names in SPLITS.values() for name in names if (path / name).is_dir()}
+    root = next((path / name for name in SPLITS.get(split, (split,)) if (path / name).is_dir()), path)
+    if any(file.endswith(".parquet") for file in files_below(path if not folders else root)):
+        return _of_table(data, split, image_column, label_column)
+    if root == path and (folders or split != "train"):
+        there = ", ".join(folders) or "none"
+        raise ValueError(f"{path} has no folder for the split {split!r} (there are: {there}): name another split")
+    images = ImageFiles(root)
+    names = [_class(file, root) for file in images.paths]
+    classes = sorted({*names, *(name for folder in folders.values() for name in _inner(folder))})
+    numbers = {name: number for number, name in enumerate(classes)}
+    return LabeledFiles(images, [numbers[name] for name in names], classes)
+
+
+def _class(file: str, root: Path) -> str:
+    first, *rest = file.removeprefix(os.path.join(root, "")).split(os.sep)
+    if not rest:
+        raise ValueError(f"{file} has no class: put it into a folder in {root} that is named after its class")
+    return first
+
+
+def _inner(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [e.name for e in entries if e.is_dir() and not e.name.startswith(".") and e.name != "@eaDir"]
+
+
+def _of_table(data: str, split: str, image_column: str, label_column: str) -> LabeledFiles:
+    import datasets
+
+    table = load_table(data, split)
+    where = f"{data}, split {split!r}, column {label_column!r}"
+    if label_column not in table.column_names:
+        raise ValueError(f"{where}: there is none, give --label-column one of {', '.join(table.column_names)}")
+    images = ImageTable(table, image_column)
+    feature = table.features[label_column]
+    values: list[Any] = table.with_format("arrow")[:].column(label_column).to_pylist()
+    if any(value is None for value in values):
+        raise ValueError(f"{where}: row {values.index(None)} has no label, leave such rows out")
+    kinds = {type(value) for value in values}
+    if kinds in ({str}, {bool}):
+        named = [str(value) for value in values]
+        classes = sorted(set(named))
+        numbers = {name: number for number, name in enumerate(classes)}
+        return LabeledFiles(images, [numbers[name] for name in named], classes)
+    if kinds != {int}:
+        raise ValueError(f"{where}: labels are whole numbers, text or booleans, not {feature}")
+    if min(values) < 0:
+        raise ValueError(f"{where}: row {values.index(min(values))} has label {min(values)}, they count from 0")
+    if isinstance(feature, datasets.ClassLabel):
+        return LabeledFiles(images, values, list(feature.names))
+    if max(values) >= 10 * len(set(values)) + 1000:
+        raise ValueError(f"{where}: label {max(values)} among {len(set(values))} classes, number them from 0")
+    return LabeledFiles(images, values, [str(number) for number in range(max(values) + 1)])
