@@ -13,11 +13,13 @@ from timm import optim, scheduler
 
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.saving import save_classifier
+from training.evaluation.features import Labeled
 
 
 def main(
     data: str, output: Path, model: str = "slotcon_nano", scratch: bool = False, epochs: int = 10,
     batch_size: int = 64, lr: float = 1e-3, layer_decay: float = 0.75, workers: int = 4,
+    image_column: str = "image", label_column: str = "label",
 ) -> None:  # fmt: skip
     """Fine-tune a timm model as a classifier of images, and save it as timm does.
 
@@ -31,19 +33,23 @@ def main(
         lr: peak learning rate of AdamW.
         layer_decay: a layer learns at this fraction of the rate of the next one.
         workers: processes that load images, for each process.
+        image_column: column of a table that holds the images.
+        label_column: column of a table that holds the labels.
     """
     accelerator = accelerate.Accelerator()
     accelerate.utils.set_seed(0)
     try:
         if output.exists():
             raise ValueError(f"{output} exists: choose another --output")
-        train, val = (timm.data.create_dataset(f"hfds/{data}", split=s) for s in ("train", "validation"))
-        labels = train.reader.dataset.unique("label")
-        if not all(isinstance(label, int) for label in labels):
-            raise ValueError(f"{data} has no labels: put its images into folders named after their classes")
+        path = Path(data).expanduser()
+        named = data if data.startswith("hf:") or path.is_absolute() or path.exists() else f"hf:{data}"
+        columns = image_column, label_column
+        train, val = (Labeled(named, split, *columns) for split in ("train", "validation"))
+        if val.labels.max() >= len(train.classes):
+            raise ValueError(f"{data}: validation has label {int(val.labels.max())}, which train lacks")
         net = timm.create_model(name_for_timm(model), pretrained=not scratch)
         # Not create_model's num_classes, with which timm would let weights be absent.
-        net.reset_classifier(1 + max(labels))
+        net.reset_classifier(len(train.classes))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
     config = timm.data.resolve_data_config({}, model=net)
@@ -54,17 +60,24 @@ def main(
     schedule = scheduler.CosineLRScheduler(optimizer, epochs * len(train_loader), warmup_t=20, t_in_epochs=False)
     for epoch in range(epochs):
         wrapped.train()
-        for step, (x, y) in enumerate(accelerate.utils.tqdm(train_loader), start=epoch * len(train_loader)):
+        for step, (index, x) in enumerate(accelerate.utils.tqdm(train_loader), start=epoch * len(train_loader)):
             schedule.step_update(step)  # one of torch's would pass over the rates of the layers
-            accelerator.backward(torch.nn.functional.cross_entropy(wrapped(x), y))
+            accelerator.backward(
+                torch.nn.functional.cross_entropy(wrapped(x), train.labels[index.cpu()].to(x.device))
+            )
             optimizer.step()
             optimizer.zero_grad()
         wrapped.eval()
         with torch.no_grad():
-            right = torch.cat([accelerator.gather_for_metrics(wrapped(x).argmax(1) == y) for x, y in val_loader])
+            right = torch.cat(
+                [
+                    accelerator.gather_for_metrics(wrapped(x).argmax(1) == val.labels[i.cpu()].to(x.device))
+                    for i, x in val_loader
+                ]
+            )
         accelerator.print(f"epoch {epoch + 1}: accuracy {right.float().mean():.3f} of {len(right)} images")
     if accelerator.is_main_process:
-        print(f"\nIt is loaded by\n{save_classifier(net, output, [*train.reader.class_to_idx])}")
+        print(f"\nIt is loaded by\n{save_classifier(net, output, train.classes)}")
 
 
 if __name__ == "__main__":

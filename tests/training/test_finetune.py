@@ -184,9 +184,9 @@ def test_every_layer_learns_at_its_own_rate(folder, backbone, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--data", "{tmp}/nowhere"], "Couldn't find any data file at .*/nowhere"),
-        (["--data", "{data}/train"], "Unknown split"),
-        (["--data", "{flat}", "--scratch"], "flat has no labels: put its images into folders"),
+        (["--data", "{tmp}/nowhere"], "there is no folder .*/nowhere"),
+        (["--data", "{data}/train"], "has no folder for the split 'validation'"),
+        (["--data", "{flat}", "--scratch"], "has no class: put it into a folder"),
         (["--data", "{data}", "--output", "{data}"], "data exists: choose another --output"),
         (["--data", "{data}", "--model", "slotcon_r34"], "No pretrained weights exist for slotcon_r34"),
         (["--data", "{data}", "--model", "slotcon_r5000"], "there are no weights 'slotcon_r5000'"),
