@@ -71,16 +71,19 @@ def files_below(*folders: Path) -> Iterator[str]:
     Raises:
         ValueError: a folder cannot be listed; its images would be missing without a word.
     """
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise ValueError(f"there is no folder {folder}: name a folder of images")
     entered = set()
     waiting = [os.fspath(folder) for folder in reversed(folders)]
     while waiting:
-        folder, inner = waiting.pop(), []
+        place, inner = waiting.pop(), []
         try:
-            status = os.stat(folder)
+            status = os.stat(place)
             if (status.st_dev, status.st_ino) in entered:
                 continue
             entered.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as entries:
+            with os.scandir(place) as entries:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name == "@eaDir":  # thumbnails of a Synology NAS
                         continue
@@ -89,9 +92,7 @@ def files_below(*folders: Path) -> Iterator[str]:
                     else:
                         yield entry.path
         except OSError as error:
-            raise ValueError(
-                f"{folder} cannot be listed ({error.strerror}): make it readable, or move it"
-            ) from None
+            raise ValueError(f"{place} cannot be listed ({error.strerror}): make it readable, or move it") from None
         waiting += sorted(inner, reverse=True)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from training.data.layouts import LAYOUTS, LayoutName
 from training.data.streaming import ParquetStream
 
 __all__ = ["ImageTable", "Images", "load_table", "open_images"]
+
+SPLIT = re.compile(r"(train|validation|val|test)(?![a-zA-Z])")
 
 
 class Images(Protocol):
@@ -113,7 +116,7 @@ def open_images(
         raise ValueError("hf: is followed by the name of a data set: give --data hf:<owner>/<name>")
     path = Path(os.path.expanduser(data))
     if data.startswith("hf:"):
-        source = {"path": data.removeprefix("hf:")}
+        source: dict[str, Any] = {"path": data.removeprefix("hf:")}
     elif "://" in data:
         source, split = {"path": "parquet", "data_files": data}, "train"
     elif path.suffix == ".parquet" and not path.is_dir():
@@ -144,18 +147,31 @@ def load_table(data: str, split: str) -> Any:
     return _load(data, split, _parquet(Path(data).expanduser()))
 
 
-def _parquet(folder: Path) -> dict[str, str]:
-    return {"path": "parquet", "data_dir": str(folder)}
+def _parquet(folder: Path) -> dict[str, Any]:
+    """Leave out what is beside Parquet files; a split is then what a name below the folder begins with."""
+    parts: dict[str, list[str]] = {}
+    listed = sorted(files_below(folder))
+    if all(file.endswith(".parquet") for file in listed):
+        return {"path": "parquet", "data_dir": str(folder)}
+    for file in listed:
+        if file.endswith(".parquet"):
+            names = os.path.relpath(file, folder).split(os.sep)
+            found = next(filter(None, map(SPLIT.match, names)), None)
+            split = {"val": "validation", None: None}.get(found and found[1], found and found[1])
+            parts.setdefault(split or "", []).append(file)
+    if parts.keys() > {""}:
+        raise ValueError(f"{parts[''][0]} is of no split, others are: begin its name with train, or move it")
+    return {"path": "parquet", "data_files": {split or "train": files for split, files in parts.items()}}
 
 
-def _load(data: str, split: str, source: dict[str, str]) -> Any:
+def _load(data: str, split: str, source: dict[str, Any]) -> Any:
     import datasets
 
     with _one_sentence(data, split):
         return datasets.load_dataset(**source, split=split)
 
 
-def _list_parquet(data: str, split: str, source: dict[str, str]) -> list[str]:
+def _list_parquet(data: str, split: str, source: dict[str, Any]) -> list[str]:
     """List the Parquet files of a split, as ``datasets`` tells them apart."""
     import datasets
 

@@ -22,7 +22,7 @@ def test_nothing_to_read(tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "notes.txt").write_text("")
     for name in ("empty", "text"):
-        with pytest.raises(ValueError, match=rf"{name} holds no .jpeg, .jpg, .png, .webp file, at any depth: name"):
+        with pytest.raises(ValueError, match=rf"{name} holds no .* file, at any depth: name"):
             open_images(str(tmp_path / name))
     with pytest.raises(ValueError, match=r"there is no file .*missing.parquet: give --data"):
         open_images(str(tmp_path / "missing.parquet"))

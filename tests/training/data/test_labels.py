@@ -1,5 +1,6 @@
 """Labelled images, by class folders and by tables."""
 
+import shutil
 from pathlib import Path
 
 import datasets
@@ -82,3 +83,12 @@ def test_labels_of_tables(tmp_path, labels, numbers, classes):
 def test_labels_that_are_none(tmp_path, labels, reason):
     with pytest.raises(ValueError, match=f"split 'train', column 'kind': .*{reason}"):
         open_labeled(str(table(tmp_path / "data", labels)), "train", "img", "kind")
+
+
+def test_parquet_files_alone_are_read_and_split_by_how_their_names_begin(tmp_path):
+    folder = table(tmp_path / "data", [0, 1])
+    (folder / "train.parquet").rename(folder / "bullet_train.parquet")
+    shutil.copy(folder / "bullet_train.parquet", folder / "cat.parquet")
+    for name in ("_SUCCESS", "LICENSE", "1.jpg"):
+        (folder / name).write_bytes(b"")
+    assert open_labeled(str(folder), "train", "img", "kind").labels == [0, 1, 0, 1]
