@@ -13,7 +13,7 @@ from timm import optim, scheduler
 
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.saving import save_classifier
-from training.evaluation.features import Labeled
+from training.evaluation.features import open_parts
 
 
 def main(
@@ -24,7 +24,7 @@ def main(
     """Fine-tune a timm model as a classifier of images, and save it as timm does.
 
     Args:
-        data: folder with train/CLASS/*.jpg and val/CLASS/*.jpg or with Parquet files, or a data set of the Hub.
+        data: folder with train/CLASS/*.jpg and val/CLASS/*.jpg or with Parquet files, or hf:<name>.
         output: folder that is made for the result.
         model: any name that timm knows, or the folder of a run.
         scratch: start from random weights, for comparison.
@@ -41,12 +41,7 @@ def main(
     try:
         if output.exists():
             raise ValueError(f"{output} exists: choose another --output")
-        path = Path(data).expanduser()
-        named = data if data.startswith("hf:") or path.is_absolute() or path.exists() else f"hf:{data}"
-        columns = image_column, label_column
-        train, val = (Labeled(named, split, *columns) for split in ("train", "validation"))
-        if val.labels.max() >= len(train.classes):
-            raise ValueError(f"{data}: validation has label {int(val.labels.max())}, which train lacks")
+        train, val = open_parts(data, "train", "validation", image_column, label_column)
         net = timm.create_model(name_for_timm(model), pretrained=not scratch)
         # Not create_model's num_classes, with which timm would let weights be absent.
         net.reset_classifier(len(train.classes))
@@ -60,21 +55,15 @@ def main(
     schedule = scheduler.CosineLRScheduler(optimizer, epochs * len(train_loader), warmup_t=20, t_in_epochs=False)
     for epoch in range(epochs):
         wrapped.train()
-        for step, (index, x) in enumerate(accelerate.utils.tqdm(train_loader), start=epoch * len(train_loader)):
+        for step, (i, x) in enumerate(accelerate.utils.tqdm(train_loader), start=epoch * len(train_loader)):
             schedule.step_update(step)  # one of torch's would pass over the rates of the layers
-            accelerator.backward(
-                torch.nn.functional.cross_entropy(wrapped(x), train.labels[index.cpu()].to(x.device))
-            )
+            accelerator.backward(torch.nn.functional.cross_entropy(wrapped(x), train.labels.to(x.device)[i]))
             optimizer.step()
             optimizer.zero_grad()
         wrapped.eval()
         with torch.no_grad():
-            right = torch.cat(
-                [
-                    accelerator.gather_for_metrics(wrapped(x).argmax(1) == val.labels[i.cpu()].to(x.device))
-                    for i, x in val_loader
-                ]
-            )
+            hits = (wrapped(x).argmax(1) == val.labels.to(x.device)[i] for i, x in val_loader)
+            right = torch.cat([*map(accelerator.gather_for_metrics, hits)])
         accelerator.print(f"epoch {epoch + 1}: accuracy {right.float().mean():.3f} of {len(right)} images")
     if accelerator.is_main_process:
         print(f"\nIt is loaded by\n{save_classifier(net, output, train.classes)}")

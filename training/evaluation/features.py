@@ -18,7 +18,7 @@ from slotcon_hub.images import decode
 from training.data.labels import open_labeled
 from training.evaluation import command
 
-__all__ = ["Features", "Labeled", "extract", "settle"]
+__all__ = ["Features", "Labeled", "extract", "open_parts", "settle"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,24 @@ class Labeled:
         config = resolve_data_config({}, model=model)
         self.epoch = epoch
         self.transform = create_transform(**config, is_training=epoch is not None, color_jitter=None)
+
+
+def open_parts(data: str, train: str, test: str, image_column: str, label_column: str) -> tuple[Labeled, Labeled]:
+    """Open a split to learn from and one to measure, which number the same classes alike.
+
+    Raises:
+        ValueError: one cannot be opened, or their classes differ.
+    """
+    parts = tuple(Labeled(data, split, image_column, label_column) for split in (train, test))
+    first, second = (part.classes for part in parts)
+    # Tables of bare numbers give no names: a part may lack the last ones.
+    bare = all(names == [str(number) for number in range(len(names))] for names in (first, second))
+    if bare and len(second) > len(first):
+        raise ValueError(f"{data}: {test} has label {len(second) - 1}, which {train} lacks")
+    if not bare and first != second:
+        alone = ", ".join(sorted({*first} ^ {*second})[:5])
+        raise ValueError(f"{data}: {train} and {test} have different classes, of one alone are {alone}")
+    return parts[0], parts[1]
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from timm.data import resolve_data_config
 from slotcon_hub.cli.table import shorten
 from training.engine.words import show
 from training.evaluation import command
-from training.evaluation.features import Labeled, settle
+from training.evaluation.features import Labeled, open_parts, settle
 from training.evaluation.models import load
 
 __all__ = ["Probe", "run"]
@@ -91,14 +91,8 @@ def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, flo
     command.check_outputs(settings.output, None)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
-        columns = settings.image_column, settings.label_column
-        train = Labeled(settings.data, settings.train_split, *columns)
-        test = Labeled(settings.data, settings.test_split, *columns)
-    if train.classes != test.classes and not _numbered(train, test):
-        raise ValueError(
-            f"{settings.train_split} and {settings.test_split} have different classes: "
-            f"{', '.join(sorted({*train.classes} ^ {*test.classes})[:5])} in one of them alone"
-        )
+        splits = settings.train_split, settings.test_split
+        train, test = open_parts(settings.data, *splits, settings.image_column, settings.label_column)
     classes = int(train.labels.max()) + 1
     if int(test.labels.max()) >= classes:
         raise ValueError(
@@ -115,11 +109,6 @@ def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, flo
         features[name] = {"channels": model.num_features, "preprocessing": resolve_data_config({}, model=model)}
     facts = {"train": len(train), "test": len(test), "classes": classes, "features": features}
     return (results if accelerator.is_main_process else {}), facts
-
-
-def _numbered(*parts: Labeled) -> bool:
-    """Whether the classes have no names, so that a part may lack the last ones."""
-    return all(part.classes == [str(number) for number in range(len(part.classes))] for part in parts)
 
 
 def _report(probe: str, settings: Probe, results: dict[str, dict[str, float]], protocol: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from training.data.labels import open_labeled
+from training.evaluation.features import open_parts
 
 
 def paint(folder: Path, count: int = 2) -> None:
@@ -92,3 +93,11 @@ def test_parquet_files_alone_are_read_and_split_by_how_their_names_begin(tmp_pat
     for name in ("_SUCCESS", "LICENSE", "1.jpg"):
         (folder / name).write_bytes(b"")
     assert open_labeled(str(folder), "train", "img", "kind").labels == [0, 1, 0, 1]
+
+
+def test_text_is_never_numbered_in_two_ways(tmp_path):
+    folder = table(tmp_path / "data", ["cat", "dog"])
+    table(tmp_path / "more", ["ant", "dog"])
+    (tmp_path / "more" / "train.parquet").rename(folder / "validation.parquet")
+    with pytest.raises(ValueError, match="train and validation have different classes, of one alone are ant, cat"):
+        open_parts(str(folder), "train", "validation", "img", "kind")
