@@ -5,20 +5,25 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import center_crop, resize
 
-__all__ = ["EncodedImage", "ImageFiles", "decode", "files_below"]
+__all__ = ["EncodedImage", "ImageFiles", "central_square", "decode", "files_below", "printable", "trim"]
 
 SUFFIXES: tuple[str, ...] = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 if features.check("avif"):
     SUFFIXES = (".avif", *SUFFIXES)
+
+MAX_PIXELS = "SLOTCON_HUB_MAX_PIXELS"
+"""Environment variable: the most pixels of an image that is read; else Pillow's limit holds, some 179 million."""
 
 
 class ImageFiles:
@@ -52,8 +57,8 @@ class ImageFiles:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """Path of a file."""
-        return self.paths[index]
+        """Path of a file, to be shown."""
+        return printable(self.paths[index])
 
     def read(self, index: int) -> bytes:
         """Bytes of a file."""
@@ -63,6 +68,34 @@ class ImageFiles:
         """SHA-256 of the paths below their folders, in their order: the same wherever the folders are."""
         names = (path.removeprefix(next(f for f in self._folders if path.startswith(f))) for path in self.paths)
         return hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path that can be printed and written: what is not UTF-8 in it becomes ``\\xe9`` and its like."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def trim(image: Tensor, times: int = 4) -> Tensor:
+    """The middle of an image, ... x H x W, at most so many times as long as its short side.
+
+    What is beyond must not be resized by the short side: it could be of any length.
+    """
+    height, width = image.shape[-2:]
+    if max(height, width) <= times * min(height, width):
+        return image
+    return center_crop(image, [min(height, times * width), min(width, times * height)])
+
+
+def central_square(image: Tensor, short: int, side: int, interpolation: InterpolationMode) -> Tensor:
+    """Resize the short side of an image, antialiased, and cut out its middle: ... x H x W to ... x side x side.
+
+    Args:
+        image: of any kind of values; labels take a nearest interpolation.
+        short: pixels of the short side, at least ``side``.
+        side: of the square, in pixels.
+        interpolation: of the resizing.
+    """
+    return center_crop(resize(trim(image), [short], interpolation, antialias=True), [side, side])
 
 
 def files_below(*folders: Path) -> Iterator[str]:
@@ -97,10 +130,13 @@ def files_below(*folders: Path) -> Iterator[str]:
 
 
 class EncodedImage:
-    """An encoded image of which the header has been read: its pixels are yet to be decoded."""
+    """An encoded image of which the header has been read: its pixels are yet to be decoded.
+
+    Every image is upright, as Pillow's ``exif_transpose`` makes it: this is the one place that decides it.
+    """
 
     def __init__(self, data: bytes) -> None:
-        """Read the header.
+        """Read the header, and the height and width of the upright image.
 
         Raises:
             OSError: it is no image, or so large (by Pillow's limit) that it may be a decompression bomb.
@@ -108,45 +144,93 @@ class EncodedImage:
         self._data = data
         with _errors_of_pillow():
             self._image = Image.open(io.BytesIO(data))
-        self.height, self.width = self._image.height, self._image.width
+            self._orientation = _orientation(self._image, data)
+            if self._orientation != 1 and self._image.format == "TIFF":  # Pillow turns it while it is read
+                ImageOps.exif_transpose(self._image, in_place=True)
+                self._orientation = 1
+        sides = self._image.height, self._image.width
+        self.height, self.width = sides if self._orientation < 5 else sides[::-1]
 
-    def decode(self, *, upright: bool = False, reduction: int = 1) -> Tensor:
-        """Decode an image of any colour mode to RGB, uint8 3 x H x W; once only.
+    def decode(self, *, reduction: int = 1) -> Tensor:
+        """Decode an image of any colour mode to RGB, uint8 3 x H x W, upright; once only.
 
         Transparency is dropped, 16 bits a channel become their upper 8, and of an animation the first frame is
         taken.
 
         Args:
-            upright: turn it as its EXIF says, to be looked at; left as it is, as usual in pre-training.
-            reduction: 2, 4 or 8 to average squares of so many pixels a side, what is left over at the right and
-                at the bottom likewise. A JPEG does this while it is decoded, from fewer of its cosines.
+            reduction: 2, 4 or 8 to average squares of so many pixels a side, what is left over at the stored
+                image's right and bottom likewise. A JPEG does this while it is decoded, from fewer cosines.
 
         Raises:
             OSError: it is damaged.
         """
         with _errors_of_pillow(), self._image as image:
-            jpeg = image.format in ("JPEG", "MPO")  # cameras write MPO: several JPEGs, the image first
-            if jpeg and reduction == 1:
-                # The fast way. Only JPEGs take it: a damaged PNG ends torchvision in a segmentation fault.
-                with contextlib.suppress(RuntimeError):
-                    data = torch.frombuffer(self._data, dtype=torch.uint8)
-                    return decode_jpeg(data, ImageReadMode.RGB, apply_exif_orientation=upright)
-            if jpeg and min(image.size) >= 2 * reduction:
-                image.draft(None, (image.width // reduction, image.height // reduction))
-                reduction = 1
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
-                image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-            image = image.convert("RGB")
-            if reduction > 1:
-                image = image.reduce(reduction)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+            return _TURNS[self._orientation](self._decode_stored(image, reduction))
+
+    def samples(self) -> Tensor:
+        """Decode the values of an image of one channel as they are stored, int64 H x W, upright; once only.
+
+        Those of a palette are its indices; grey of few bits is not stretched to 0 to 255.
+
+        Raises:
+            OSError: it is damaged, of several channels, or no PNG.
+        """
+        kind, mode = self._image.format, self._image.mode
+        if kind != "PNG":
+            raise OSError(f"it is {kind}, not PNG: save it as PNG, which keeps every value")
+        if mode not in ("1", "L", "P") and not mode.startswith("I"):
+            raise OSError(f"it holds {mode}, not one value a pixel: save it as grey or with a palette")
+        with _errors_of_pillow(), self._image as image:
+            values = torch.from_numpy(np.asarray(image).astype(np.int64))
+            if mode == "L":
+                values //= 255 // (2 ** min(self._data[24], 8) - 1)  # bits of a sample, which Pillow stretches
+            return _TURNS[self._orientation](values[None])[0]
+
+    def _decode_stored(self, image: Image.Image, reduction: int) -> Tensor:
+        jpeg = image.format in ("JPEG", "MPO")  # cameras write MPO: several JPEGs, the image first
+        if jpeg and reduction == 1:
+            # The fast way. Only JPEGs take it: a damaged PNG ends torchvision in a segmentation fault.
+            with contextlib.suppress(RuntimeError):
+                return decode_jpeg(torch.frombuffer(self._data, dtype=torch.uint8), ImageReadMode.RGB)
+        if jpeg and min(image.size) >= 2 * reduction:
+            image.draft(None, (image.width // reduction, image.height // reduction))
+            reduction = 1
+        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
+            image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        image = image.convert("RGB")
+        if reduction > 1:
+            image = image.reduce(reduction)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def decode(data: bytes, *, upright: bool = False, reduction: int = 1) -> Tensor:
+_TURNS: dict[int, Callable[[Tensor], Tensor]] = {
+    1: lambda image: image,
+    2: lambda image: image.flip(2),
+    3: lambda image: image.flip(1, 2),
+    4: lambda image: image.flip(1),
+    5: lambda image: image.mT,
+    6: lambda image: image.rot90(-1, (1, 2)),
+    7: lambda image: image.mT.flip(1, 2),
+    8: lambda image: image.rot90(1, (1, 2)),
+}
+"""By EXIF's number of an orientation, what makes a C x H x W image upright."""
+
+_OF_PNG = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")  # where a PNG may say how it is turned
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """EXIF's number, 1 to 8, from EXIF or else from XMP; 1 where these are damaged."""
+    if image.format == "PNG" and not any(mark in data for mark in _OF_PNG):
+        return 1  # Pillow would look for it behind the pixels, and decode them
+    with contextlib.suppress(Exception):  # Pillow raises whatever its parsers stumble over
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in _TURNS else 1
+    return 1
+
+
+def decode(data: bytes, *, reduction: int = 1) -> Tensor:
     """Decode an image in one go: see :class:`EncodedImage`, which raises OSError for whatever is wrong."""
-    return EncodedImage(data).decode(upright=upright, reduction=reduction)
+    return EncodedImage(data).decode(reduction=reduction)
 
 
 @contextlib.contextmanager
@@ -154,8 +238,21 @@ def _errors_of_pillow() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            _set_limit()
             yield
         except UnidentifiedImageError:  # whose message is an address in memory
             raise OSError("cannot identify image file: it is of no format that Pillow reads") from None
+        except Image.DecompressionBombError as error:
+            raise OSError(
+                f"{str(error).rstrip('.')}; where you trust it, set {MAX_PIXELS} to a larger number of pixels"
+            ) from None
         except Exception as error:  # Pillow raises whatever its parsers stumble over
             raise OSError(f"{type(error).__name__}: {error}") from None
+
+
+def _set_limit() -> None:
+    """Let Pillow read images of as many pixels as the environment says: it refuses twice its own limit."""
+    if wanted := os.environ.get(MAX_PIXELS):
+        if not wanted.isdecimal() or not int(wanted):
+            raise ValueError(f"{MAX_PIXELS}={wanted}: give a whole number of pixels, such as 500000000")
+        Image.MAX_IMAGE_PIXELS = (int(wanted) + 1) // 2

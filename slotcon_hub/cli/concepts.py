@@ -19,7 +19,7 @@ from slotcon_hub.concepts.inference import CenterCrop, load_prototypes
 from slotcon_hub.concepts.stopwatch import Stopwatch
 from slotcon_hub.distributed import gather_objects, rank
 from slotcon_hub.files import replacing
-from slotcon_hub.images import ImageFiles
+from slotcon_hub.images import ImageFiles, printable
 
 __all__ = ["add_commands"]
 
@@ -108,7 +108,7 @@ def _draw(
     """Write the pages, their index and the numbers into a folder."""
     facts = {
         "model": options.model,
-        "images": str(options.images),
+        "images": printable(options.images),
         "segment": options.segment,
         "top": options.top,
         "resize": crop.resize,

@@ -16,7 +16,7 @@ from slotcon_hub.concepts.drawing import colors, draw_index, draw_map
 from slotcon_hub.concepts.inference import load_prototypes, segment_image
 from slotcon_hub.concepts.segments import Segment
 from slotcon_hub.concepts.stopwatch import Stopwatch
-from slotcon_hub.images import decode
+from slotcon_hub.images import decode, printable
 
 __all__ = ["add_commands"]
 
@@ -62,15 +62,15 @@ def _segment(options: argparse.Namespace) -> None:
     for path, name in tqdm(list(zip(options.images, names, strict=True)), "segments", unit="image"):
         try:
             with watch.measure("decoding"):
-                image = decode(path.read_bytes(), upright=True)
+                image = decode(path.read_bytes())
         except OSError as error:
-            unreadable.append((str(path), str(error)))
+            unreadable.append((printable(path), str(error)))
             continue
         precision = PRECISIONS[options.precision]
         groups, segments = segment_image(model, image, size=options.size, precision=precision, watch=watch)
         facts = {
             "model": options.model,
-            "image": str(path),
+            "image": printable(path),
             "size": options.size,
             "precision": options.precision,
             "device": options.device.type,
@@ -79,7 +79,7 @@ def _segment(options: argparse.Namespace) -> None:
             _write(options.output, name, image, groups, segments, model.num_classes, facts)
         height, width = groups.shape
         largest = f"prototype {segments[0].prototype}, {segments[0].pixels / groups.numel():.0%}"
-        rows.append((shorten(str(path)), f"{width} x {height}", str(len(segments)), largest))
+        rows.append((shorten(printable(path)), f"{width} x {height}", str(len(segments)), largest))
     report_unreadable(unreadable, len(names))
     print_table(rows)
     ratio = 1 + watch.seconds["segments"] / watch.seconds["network"]

@@ -143,7 +143,7 @@ class _Crops(Dataset[tuple[int, Tensor | str]]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
         try:
-            return index, self.crop(decode(self.files.read(index), upright=True))
+            return index, self.crop(decode(self.files.read(index)))
         except OSError as error:
             return index, str(error)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from slotcon_hub.concepts.discover import Concepts
 from slotcon_hub.concepts.drawing import draw_page, mark
 from slotcon_hub.concepts.inference import CenterCrop
-from slotcon_hub.images import ImageFiles, decode
+from slotcon_hub.images import ImageFiles, decode, printable
 from slotcon_hub.templates import fill
 
 __all__ = ["INDEX", "NUMBERS", "Gallery", "ranges"]
@@ -57,7 +57,7 @@ class Gallery:
         return [order[i : i + self.per_page] for i in range(0, len(order), self.per_page)]
 
     def _name(self, image: int) -> str:
-        return Path(os.path.relpath(self.files.name(image), self.root)).as_posix()
+        return printable(Path(os.path.relpath(self.files.paths[image], self.root)).as_posix())
 
     def _share(self, prototype: int) -> float:
         """Of the pixels of all crops."""
@@ -74,7 +74,7 @@ class Gallery:
     def _images(self, prototype: int) -> list[Image.Image]:
         marked = []
         for segment in self.concepts.nearest(prototype):
-            crop = self.crop(decode(self.files.read(segment.image), upright=True)).permute(1, 2, 0).numpy()
+            crop = self.crop(decode(self.files.read(segment.image))).permute(1, 2, 0).numpy()
             marked.append(mark(crop, segment.pixel_mask(self.crop.side) if segment.mask else None))
         return marked
 

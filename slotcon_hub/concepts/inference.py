@@ -12,17 +12,16 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import center_crop, normalize, resize
+from torchvision.transforms.v2.functional import normalize, resize
 
 from slotcon_hub.concepts.segments import Segment, describe_segments, group_map
 from slotcon_hub.concepts.stopwatch import Stopwatch
+from slotcon_hub.images import central_square
 from slotcon_hub.models.layers import PrototypeNetwork
 from slotcon_hub.models.loading import is_known, load
 from slotcon_hub.models.prototype_model import SlotConPrototypes
 
 __all__ = ["CenterCrop", "dense_maps", "load_prototypes", "segment_image"]
-
-_LONGEST = 4  # times its short side that an image is cut to before it is resized
 
 
 def load_prototypes(name: str) -> SlotConPrototypes:
@@ -70,13 +69,7 @@ class CenterCrop:
 
     def __call__(self, image: Tensor) -> Tensor:
         """uint8 3 x H x W to uint8 3 x S x S."""
-        height, width = image.shape[1:]
-        # What a strip has beyond the crop's reach must not be resized: it could be of any length.
-        strip = [min(height, _LONGEST * width), min(width, _LONGEST * height)]
-        resized = resize(
-            center_crop(image, strip), [self.resize], InterpolationMode(self.interpolation), antialias=True
-        )
-        return center_crop(resized, [self.side, self.side])
+        return central_square(image, self.resize, self.side, InterpolationMode(self.interpolation))
 
 
 @torch.inference_mode()

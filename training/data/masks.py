@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
-from slotcon_hub.images import ImageFiles, decode
+from slotcon_hub.images import EncodedImage, ImageFiles, central_square, decode, printable
 
 __all__ = ["IGNORE", "CenterSquare", "LabeledImages"]
 
@@ -80,25 +78,25 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         try:
             image = decode(path.read_bytes())
         except OSError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from None
+            raise ValueError(f"{printable(path)} cannot be read: {error}") from None
         truth = self._truth(mask)
         if image.shape[1:] != truth.shape:
             sizes = " but ".join(f"{width} x {height}" for height, width in (truth.shape, image.shape[1:]))
-            raise ValueError(f"{mask} is {sizes} pixels in the image: masks and images must be of one size")
+            raise ValueError(
+                f"{printable(mask)} is {sizes} pixels in the image: "
+                "masks and images must be of one size, each turned as its EXIF says"
+            )
         return self.transform(tv_tensors.Image(image), tv_tensors.Mask(truth)) if self.transform else (image, truth)
 
     def _truth(self, path: Path) -> Tensor:
         try:
-            with Image.open(path) as image:
-                if image.mode not in ("L", "P"):
-                    raise ValueError(f"it holds {image.mode}, not one 8-bit label a pixel (grey or palette)")
-                labels = pil_to_tensor(image)[0]
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as a mask: {error}") from None
-        truth = self.table[labels.long()]
+            labels = EncodedImage(path.read_bytes()).samples()
+        except OSError as error:
+            raise ValueError(f"{printable(path)} cannot be read as a mask: {error}") from None
+        truth = self.table[labels.clamp(max=IGNORE)].where(labels <= IGNORE, -1)
         if (truth < 0).any():
             raise ValueError(
-                f"{path} has the unknown label {int(labels[truth < 0].min())}: "
+                f"{printable(path)} has the unknown label {int(labels[truth < 0].min())}: "
                 f"known are {min(self.known)} to {max(self.known)}, and {IGNORE} for pixels without one"
             )
         return truth.byte()
@@ -122,7 +120,7 @@ def _demand_partners(files: dict[str, Path], partners: dict[str, Path], folder: 
     if alone:
         raise ValueError(
             f"{len(alone)} of {len(files)} files have no {what} of their name in {folder}: "
-            f"the first is {files[alone[0]]}"
+            f"the first is {printable(files[alone[0]])}"
         )
 
 
@@ -135,7 +133,5 @@ class CenterSquare:
 
     def __call__(self, image: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """3 x H x W and H x W to 3 x size x size and size x size, the same part of both."""
-        image = resize(image, [self.size], InterpolationMode.BILINEAR, antialias=True)
-        truth = resize(truth[None], [self.size], InterpolationMode.NEAREST_EXACT)
-        square = [self.size, self.size]
-        return center_crop(image, square), center_crop(truth, square)[0]
+        image = central_square(image, self.size, self.size, InterpolationMode.BILINEAR)
+        return image, central_square(truth[None], self.size, self.size, InterpolationMode.NEAREST_EXACT)[0]

@@ -59,7 +59,7 @@ class Labeled:
             random.seed(f"{self.epoch} {index}")
             torch.manual_seed(random.getrandbits(63))
         try:
-            image = decode(self.images.read(index), upright=True)
+            image = decode(self.images.read(index))
         except OSError as error:
             raise ValueError(f"{self.images.name(index)} cannot be read: {error}") from None
         return index, self.transform(to_pil_image(image))

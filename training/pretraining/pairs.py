@@ -29,7 +29,7 @@ SUBSTITUTES = 100  # images tried in the place of an unreadable one
 ORDERS, SAMPLES, STEPS = 0, 1, 2  # streams of random numbers that never meet
 PAUSES = (0.1, 0.5, 2)  # seconds between attempts to read an image
 LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-TOLERATED = 0.01  # share of the images that may be unreadable
+TOLERATED = 0.01  # share of the images that may be unreadable; one may always, beside others
 
 
 @dataclass
@@ -38,20 +38,23 @@ class _Draft:
 
     rng: np.random.Generator
     index: int
-    unreadable: list[int] = field(default_factory=list)
+    unreadable: dict[int, str] = field(default_factory=dict)
+    """By index, why they cannot be read."""
+    tried: int = 0
+    """Images that could not be read, an image as often as it was met."""
     image: EncodedImage = field(init=False)
     views: TwoCrops = field(init=False)
 
 
-class ViewPairs(Dataset[tuple[Pair, list[int]]]):
+class ViewPairs(Dataset[tuple[Pair, dict[int, str]]]):
     """Pairs of views of images, by (epoch, index)."""
 
     def __init__(self, images: Images, views: TwoViews, seed: int) -> None:
         """Take the images, how views are made of them, and the seed of all draws."""
         self.images, self.views, self.seed = images, views, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Pair, list[int]]:
-        """The sample of an epoch and an image: its two views, and indices of images that could not be read.
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Pair, dict[int, str]]:
+        """The sample of an epoch and an image: its two views, and why images could not be read, by index.
 
         In the place of an unreadable image comes another one, drawn from the same numbers; after a hundred of
         them a black one, since such data end the run at its next line of metrics.
@@ -59,7 +62,7 @@ class ViewPairs(Dataset[tuple[Pair, list[int]]]):
         (sample,) = self.__getitems__([key])
         return sample
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Pair, list[int]]]:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Pair, dict[int, str]]]:
         """The samples of a batch: first all is drawn, then made, so that either code stays in the caches."""
         drafts = [_Draft(np.random.default_rng([self.seed, SAMPLES, *key]), key[1]) for key in keys]
         for draft in drafts:
@@ -68,13 +71,13 @@ class ViewPairs(Dataset[tuple[Pair, list[int]]]):
 
     def _draw(self, draft: _Draft) -> None:
         """Draw the views of an image whose header can be read, or of none."""
-        while len(draft.unreadable) < SUBSTITUTES:
+        while draft.tried < SUBSTITUTES:
             try:
                 draft.image = EncodedImage(self._read(draft.index))
                 draft.views = self.views.draw(draft.image.height, draft.image.width, draft.rng)
                 return
-            except OSError:
-                self._substitute(draft)
+            except OSError as error:
+                self._substitute(draft, error)
 
     def _read(self, index: int) -> bytes:
         """Read an image's bytes, again where that may help: a server of files may be away for a moment."""
@@ -89,20 +92,21 @@ class ViewPairs(Dataset[tuple[Pair, list[int]]]):
                 time.sleep(pause)
         return self.images.read(index)
 
-    def _make(self, draft: _Draft) -> tuple[Pair, list[int]]:
-        while len(draft.unreadable) < SUBSTITUTES:
+    def _make(self, draft: _Draft) -> tuple[Pair, dict[int, str]]:
+        while draft.tried < SUBSTITUTES:
             try:
                 pixels = draft.image.decode(reduction=draft.views.reduction)
                 return self.views.cut(pixels, draft.views), draft.unreadable
-            except OSError:
-                self._substitute(draft)
+            except OSError as error:
+                self._substitute(draft, error)
                 self._draw(draft)
         black = torch.zeros(3, self.views.size, self.views.size, dtype=torch.uint8)
         drawn = self.views.draw(self.views.size, self.views.size, draft.rng)
         return self.views.cut(black, drawn), draft.unreadable
 
-    def _substitute(self, draft: _Draft) -> None:
-        draft.unreadable.append(draft.index)
+    def _substitute(self, draft: _Draft, error: OSError) -> None:
+        draft.unreadable[draft.index] = error.strerror or str(error)
+        draft.tried += 1
         draft.index = int(draft.rng.integers(len(self.images)))
 
 
@@ -116,24 +120,26 @@ class Unreadable:
     def __init__(self, images: Images, accelerator: Accelerator, known: set[int]) -> None:
         """Start with those that are known already; new ones join them."""
         self.images, self.accelerator = images, accelerator
-        self.mine: set[int] = set()
+        self.mine: dict[int, str] = {}
         self.all = known
 
-    def add(self, indices: list[int]) -> None:
-        """Note images that this process met."""
-        self.mine.update(indices)
+    def add(self, reasons: dict[int, str]) -> None:
+        """Note images that this process met, with the reasons."""
+        self.mine.update(reasons)
 
     def check(self) -> None:
         """Name the new ones; all processes must call this together.
 
         Raises:
-            TooManyUnreadable: they are more than 1 % of the images; on all processes alike.
+            TooManyUnreadable: they are more than one, and more than 1 % of the images; or all. On all processes
+                alike.
         """
-        met = set(gather_object(sorted(self.mine)))
-        for index in sorted(met - self.all):
-            self.accelerator.print(f"skipped, since it cannot be read: {self.images.name(index)}", file=sys.stderr)
+        met = dict(gather_object(sorted(self.mine.items())))
+        for index in sorted(met.keys() - self.all):
+            name = self.images.name(index)
+            self.accelerator.print(f"skipped, since it cannot be read: {name} ({met[index]})", file=sys.stderr)
         self.all.update(met)
-        if len(self.all) > TOLERATED * len(self.images):
+        if len(self.all) > min(max(TOLERATED * len(self.images), 1), len(self.images) - 1):
             names = "\n  ".join(self.images.name(index) for index in sorted(self.all))
             raise TooManyUnreadable(
                 f"{len(self.all)} of {len(self.images)} images cannot be read, more than {TOLERATED:.0%}: "
@@ -207,10 +213,10 @@ class Steps(Sampler[list[tuple[int, int]]]):
         return deal(self.groups, rank * self.workers + worker, rng)
 
 
-def collate(samples: list[tuple[Pair, list[int]]]) -> dict[str, Any]:
-    """Stack pairs of views, and join the indices that are ``unreadable``."""
+def collate(samples: list[tuple[Pair, dict[int, str]]]) -> dict[str, Any]:
+    """Stack pairs of views, and join what is ``unreadable``: reasons by index."""
     pairs, unreadable = zip(*samples, strict=True)
-    return {**stack(pairs), "unreadable": list(itertools.chain(*unreadable))}
+    return {**stack(pairs), "unreadable": dict(itertools.chain(*(reasons.items() for reasons in unreadable)))}
 
 
 def make_loader(pairs: ViewPairs, steps: Steps, workers: int) -> DataLoader[Any]:

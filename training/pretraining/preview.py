@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import center_crop, resize
+from torchvision.transforms.v2.functional import resize
 
 from slotcon_hub import SlotCon
 from slotcon_hub.concepts.drawing import colors
 from slotcon_hub.concepts.segments import group_map
 from slotcon_hub.export.teacher import prototype_model
-from slotcon_hub.images import decode
+from slotcon_hub.images import decode, trim
 from training.data import scenes
 from training.data.images import Images
 from training.data.masks import LabeledImages
@@ -64,9 +64,8 @@ class Showcase:
                 image = decode(images.read(int(index)))
             except OSError:
                 continue
-            short = min(image.shape[1:])
-            image = center_crop(image, [min(side, LONGEST * short) for side in image.shape[1:]])
-            if short > DRAWN:
+            image = trim(image, LONGEST)
+            if min(image.shape[1:]) > DRAWN:
                 image = resize(image, [DRAWN], InterpolationMode.BICUBIC, antialias=True)
             shown.append(image)
         return cls(shown[:: max(len(shown) // SHOWN, 1)][:SHOWN], size)

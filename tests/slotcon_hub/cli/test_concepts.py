@@ -1,11 +1,13 @@
 """``slotcon-hub concepts`` and ``slotcon-hub segment`` as people type them."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +256,26 @@ def test_segment_with_many_prototypes(tmp_path):
         assert image.mode == "I;16"
         used = set(np.asarray(image).flatten().tolist())
     assert used == {row["prototype"] for row in numbers("segments/a-segments.json")["segments"]}
+
+
+def test_names_that_are_no_utf8_are_escaped(model, capsys):
+    folder, name = os.fsencode("in"), b"caf\xe9.jpg"
+    os.mkdir(folder)
+    for seed, file in enumerate((name, b"a.jpg", b"b.jpg", b"bad\xe9.jpg")):
+        Image.fromarray(painted(seed)).save(encoded := BytesIO(), "JPEG")
+        Path(os.fsdecode(os.path.join(folder, file))).write_bytes(
+            b"" if file.startswith(b"bad") else encoded.getvalue()
+        )
+    assert concepts(model, "in") == 0
+    assert r"in/bad\xe9.jpg (cannot identify" in capsys.readouterr().err
+    told = numbers("concepts/concepts.json")
+    assert {found["file"] for row in told["concepts"] for found in row["nearest"]} >= {r"caf\xe9.jpg"}
+    assert told["unreadable"] == [r"bad\xe9.jpg"]
+    assert r"caf\xe9.jpg" in Path("concepts/index.html").read_text("utf-8")
+    assert segment(model, os.fsdecode(os.path.join(folder, name))) == 0
+    assert r"caf\xe9.jpg" in capsys.readouterr().out
+    (file,) = Path("segments").glob("*.json")
+    assert numbers(file)["image"] == r"in/caf\xe9.jpg"
 
 
 def test_segment_of_every_kind_of_image(model, tmp_path):

@@ -159,4 +159,4 @@ def test_images_are_turned_upright_before(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(painted(1, 40, 60)).save(tmp_path / "a.jpg", exif=exif)
-    assert decode((tmp_path / "a.jpg").read_bytes(), upright=True).shape == (3, 60, 40)
+    assert decode((tmp_path / "a.jpg").read_bytes()).shape == (3, 60, 40)

@@ -1,5 +1,6 @@
 """Labelled images as they lie on the disk: read exactly, or refused by name."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from slotcon_hub import images
 from training.data.masks import CenterSquare, LabeledImages
 
 
@@ -44,6 +46,62 @@ def test_a_palette_and_unlabelled_pixels(folders):
     labels.save(folders[1] / "a.png")
     Image.new("RGB", (2, 1)).save(folders[0] / "a.png")
     assert LabeledImages(*folders, labels={3: 1})[0][1].tolist() == [[1, 255]]
+
+
+def png(values: np.ndarray, bits: int, *, palette: bool) -> bytes:
+    """Grey or palette indices of 1 to 16 bits a sample, as the format defines them."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + name + body + zlib.crc32(name + body).to_bytes(4, "big")
+
+    height, width = values.shape
+    rows = [np.unpackbits(row.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)[:, -bits:] for row in values]
+    lines = b"".join(b"\0" + np.packbits(row).tobytes() for row in rows)
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([bits, 3 if palette else 0, 0, 0, 0])
+    colors = chunk(b"PLTE", bytes(range(3 * 2 ** min(bits, 4)))) if palette else b""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + colors
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "palette"), [*((bits, False) for bits in (1, 2, 4, 8, 16)), *((bits, True) for bits in (1, 2, 4, 8))]
+)
+def test_labels_are_the_samples_whatever_their_bits(folders, bits, palette):
+    values = np.random.default_rng(0).integers(0, min(2**bits, 9), (5, 7))
+    (folders[1] / "a.png").write_bytes(png(values, bits, palette=palette))
+    assert LabeledImages(*folders)[0][1].tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_masks_belong_to_the_upright_image(folders, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(folders[0] / "a.png") as image:
+        stored = image.rotate({3: 180, 6: 90}[orientation], expand=True)
+        expected = np.array(image)
+    stored.save(folders[0] / "a.png", exif=exif)
+    image, truth = LabeledImages(*folders)[0]
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), expected)
+    with Image.open(folders[1] / "a.png") as mask:
+        labels = np.array(mask)
+        mask.rotate({3: 180, 6: 90}[orientation], expand=True).save(folders[1] / "a.png", exif=exif)
+    assert np.array_equal(truth.numpy(), labels)
+    assert np.array_equal(LabeledImages(*folders)[0][1].numpy(), labels)  # a mask says itself how it is turned
+
+
+@pytest.mark.parametrize("size", [(1, 30_000), (30_000, 1)])
+def test_the_middle_of_a_strip_needs_little_memory(size, monkeypatch):
+    made = []
+    resize = images.resize
+    monkeypatch.setattr(images, "resize", lambda *a, **k: made.append(resize(*a, **k)) or made[-1])
+    image, truth = CenterSquare(16)(torch.zeros(3, *size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8))
+    assert (image.shape, truth.shape) == ((3, 16, 16), (16, 16))
+    assert max(part.numel() for part in made) <= 3 * 16 * 16 * 4
 
 
 def rename(folders: tuple[Path, Path]) -> None:
@@ -90,13 +148,18 @@ def cut_short(folder: int) -> object:
     return harm
 
 
+def disguise(folders: tuple[Path, Path]) -> None:
+    Image.new("L", (7, 5)).save(folders[1] / "a.png", "JPEG")
+
+
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
         (write_mask(np.full((5, 7), 200)), r"masks/a\.png has the unknown label 200: known are 0 to 8, and 255"),
         (write_mask(np.zeros((7, 5))), r"masks/a\.png is 5 x 7 but 7 x 5 pixels in the image"),
         (write_mask(np.zeros((5, 7, 3))), r"masks/a\.png cannot be read as a mask: it holds RGB"),
-        (write_mask(np.zeros((5, 7)), np.uint16), r"masks/a\.png cannot be read as a mask: it holds I;16"),
+        (write_mask(np.full((5, 7), 300), np.uint16), r"masks/a\.png has the unknown label 300: known are 0 to 8"),
+        (disguise, r"masks/a\.png cannot be read as a mask: it is JPEG, not PNG"),
         (cut_short(0), r"images/a\.png cannot be read: OSError"),
         (cut_short(1), r"masks/a\.png cannot be read as a mask: "),
     ],

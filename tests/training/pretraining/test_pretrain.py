@@ -560,8 +560,9 @@ def on_a_disk_of_its_own(argv: list[str]) -> None:
 
 
 def test_unreadable_images_stop_the_run_with_a_list(run, images, tmp_path):
-    (images / "bad.jpg").write_bytes(b"not an image")
-    with pytest.raises(SystemExit, match=r"(?s)1 of 11 images cannot be read, more than 1%.*bad\.jpg"):
+    for name in ("bad.jpg", "worse.jpg"):
+        (images / name).write_bytes(b"not an image")
+    with pytest.raises(SystemExit, match=r"(?s)2 of 12 images cannot be read, more than 1%.*bad\.jpg.*worse\.jpg"):
         run("demo", "--data", images, *TINY.split(), "--epochs", "8")
 
 

@@ -190,10 +190,11 @@ def test_bad_images_are_named_and_odd_ones_are_taken(tmp_path):
 
 def test_a_run_that_fails_ends_although_its_workers_wait(options, tmp_path):
     data = images(tmp_path / "images")
-    (data / "bad.jpg").write_bytes(b"")
+    for name in ("bad.jpg", "worse.jpg"):
+        (data / name).write_bytes(b"")
     launch = Launch([*options, "--data", data, "--workers", 1, "--output", tmp_path / "run"], tmp_path / "log")
     assert launch.end(60) == [1]
-    assert "error: 1 of 33 images cannot be read" in launch.log.read_text()
+    assert "error: 2 of 34 images cannot be read" in launch.log.read_text()
 
 
 def test_a_run_that_fails_undisturbed_is_one_sentence(monkeypatch):
