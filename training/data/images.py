@@ -12,7 +12,30 @@ from slotcon_hub.images import ImageFiles, files_below
 from training.data.layouts import LAYOUTS, LayoutName
 from training.data.streaming import ParquetStream
 
-__all__ = ["ImageTable", "Images", "load_table", "open_images"]
+__all__ = [
+    "TOLERATED",
+    "ImageTable",
+    "Images",
+    "UnreadableImage",
+    "are_too_many",
+    "load_table",
+    "open_images",
+]
+
+TOLERATED = 0.01  # share of the images that may be unreadable; one may always, beside others
+
+
+class UnreadableImage(ValueError):
+    """An image cannot be read: its name and the reason; there may be a few of them."""
+
+    def __init__(self, name: str, error: OSError) -> None:
+        """Take the image's name, and what went wrong."""
+        super().__init__(f"{name} cannot be read: {error.strerror or error}")
+
+
+def are_too_many(unreadable: int, images: int) -> bool:
+    """Whether so many of the images cannot be read that the data must be mended first."""
+    return unreadable > min(max(TOLERATED * images, 1), images - 1)
 
 SPLIT = re.compile(r"(train|validation|val|test)(?![a-zA-Z])")
 

@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 
 from slotcon_hub.images import EncodedImage, ImageFiles, central_square, decode, printable
+from training.data.images import UnreadableImage
 
 __all__ = ["IGNORE", "CenterSquare", "LabeledImages"]
 
@@ -78,7 +79,7 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         try:
             image = decode(path.read_bytes())
         except OSError as error:
-            raise ValueError(f"{printable(path)} cannot be read: {error}") from None
+            raise UnreadableImage(printable(path), error) from None
         truth = self._truth(mask)
         if image.shape[1:] != truth.shape:
             sizes = " but ".join(f"{width} x {height}" for height, width in (truth.shape, image.shape[1:]))

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, default_collate
 from slotcon_hub.functional import active_slots
 from slotcon_hub.images import decode
 from training.data import color
-from training.data.images import Images, open_images
+from training.data.images import Images, UnreadableImage, open_images
 from training.data.views import TwoViews, stack
 from training.evaluation import command
 from training.evaluation.activity_report import report
@@ -103,7 +103,7 @@ class ImagesAndViews(Dataset[dict[str, Tensor]]):
         try:
             return decode(self.images.read(index), reduction=reduction)
         except OSError as error:
-            raise ValueError(f"{self.images.name(index)} cannot be read: {error}") from None
+            raise UnreadableImage(self.images.name(index), error) from None
 
 
 @dataclass(frozen=True)
@@ -167,12 +167,13 @@ def watch(model: Any, data: ImagesAndViews, accelerator: Accelerator, *, batch_s
         accelerator.gather(mine).unflatten(0, (-1, number)).transpose(0, 1).flatten(1)
         for mine in (nearest, examples)
     )
+    images = int(histogram.sum())
     return Activity(
-        images=len(data),
+        images=images,
         usage=usage.cpu(),
         histogram=histogram.cpu(),
-        in_views=int(in_views) / 2 / len(data),
-        pairs=int(pairs) / len(data),
+        in_views=int(in_views) / 2 / images,
+        pairs=int(pairs) / images,
         examples=_first(*everyone)[1].cpu(),
     )
 

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 
 from slotcon_hub.cpu import keep_freed_memory, use_cores
 from slotcon_hub.distributed import share
+from training.data.images import UnreadableImage, are_too_many
 from training.engine.cli import cli
 from training.engine.errors import naming_lost_workers
 from training.engine.launcher import told_threads
@@ -101,8 +103,12 @@ class _Caught(Dataset[tuple[int, Any]]):
             return index, error
 
 
-def _join(samples: list[tuple[int, Any]], join: Callable[[list[tuple[int, Any]]], Any]) -> Any:
-    return next((sample for _, sample in samples if isinstance(sample, Exception)), None) or join(samples)
+def _join(
+    samples: list[tuple[int, Any]], join: Callable[[list[tuple[int, Any]]], Any]
+) -> tuple[list[Exception], Any]:
+    """The errors, and the batch of those without; None if there are none."""
+    good = [(index, sample) for index, sample in samples if not isinstance(sample, Exception)]
+    return [sample for _, sample in samples if isinstance(sample, Exception)], join(good) if good else None
 
 
 def stream(
@@ -123,13 +129,22 @@ def stream(
         workers: that load samples for each process.
 
     Raises:
-        ValueError, OSError: what a sample raised.
+        ValueError, OSError: what a sample raised, but a few unreadable images are named and left out.
     """
     batches: Any = share(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(
         _Caught(data), batch_sampler=batches, collate_fn=functools.partial(_join, join=join), **loading(workers)
     )
-    for batch in tqdm(loader, "images", unit="batch", disable=not accelerator.is_main_process, leave=False):
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    unreadable = 0
+    for errors, batch in tqdm(loader, "images", unit="batch", disable=not accelerator.is_main_process, leave=False):
+        for error in errors:
+            if not isinstance(error, UnreadableImage):
+                raise error
+            unreadable += 1
+            if are_too_many(unreadable, len(data)):
+                raise ValueError(
+                    f"{error}; at least {unreadable} of {len(data)} images cannot be: mend or remove them"
+                ) from None
+            tqdm.write(f"skipped: {error}", file=sys.stderr)
+        if batch is not None:
+            yield batch

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2.functional import to_pil_image
 
-from slotcon_hub.images import decode
+from slotcon_hub.images import decode, trim
+from training.data.images import UnreadableImage
 from training.data.labels import open_labeled
 from training.evaluation import command
 
@@ -26,7 +27,7 @@ class Features:
     """Pooled features of a data set in its order, the same on every process."""
 
     values: Tensor
-    """float32 N x C, on the CPU."""
+    """float32 N x C, on the CPU; images that cannot be read are left out."""
     labels: Tensor
     """int64 N, in [0, classes)."""
 
@@ -45,6 +46,7 @@ class Labeled:
         self.labels = torch.tensor(opened.labels)
         self.transform: Any = None
         self.epoch: int | None = None
+        self.trimmed = False
 
     def __len__(self) -> int:
         """Number of images."""
@@ -53,7 +55,7 @@ class Labeled:
     def __getitem__(self, index: int) -> tuple[int, Any]:
         """The number, and the transformed image; what is random in it is keyed by epoch and number.
 
-        Raises ValueError where the image cannot be read.
+        Raises UnreadableImage.
         """
         if self.epoch is not None:
             random.seed(f"{self.epoch} {index}")
@@ -61,13 +63,14 @@ class Labeled:
         try:
             image = decode(self.images.read(index))
         except OSError as error:
-            raise ValueError(f"{self.images.name(index)} cannot be read: {error}") from None
-        return index, self.transform(to_pil_image(image))
+            raise UnreadableImage(self.images.name(index), error) from None
+        return index, self.transform(to_pil_image(trim(image) if self.trimmed else image))
 
     def prepare(self, model: Any, epoch: int | None = None) -> None:
         """Preprocess as the model is configured; in an epoch, with random resized crops and flips instead."""
         config = resolve_data_config({}, model=model)
         self.epoch = epoch
+        self.trimmed = epoch is None and config["crop_mode"] != "squash"  # random crops are of the whole image
         self.transform = create_transform(**config, is_training=epoch is not None, color_jitter=None)
 
 
@@ -110,10 +113,10 @@ def extract(
         workers: that load images for each process.
 
     Returns:
-        The features of all processes' shares, in the order of the data set, each image once.
+        The features of all processes' shares, in the order of the data set, each readable image once.
 
     Raises:
-        ValueError, OSError: an image cannot be read.
+        ValueError: too many images cannot be read.
     """
     images.prepare(model, epoch)
     device = accelerator.device
@@ -126,8 +129,9 @@ def extract(
         numbers.append(index.to(device))
     index = accelerator.gather(accelerator.pad_across_processes(torch.cat(numbers), pad_index=len(images)))
     found = accelerator.gather(accelerator.pad_across_processes(torch.cat(values)))
-    order = index.argsort()[: len(images)]  # the padding comes last
-    return Features(found[order].cpu(), images.labels)
+    index, order = index.sort()
+    read = index < len(images)  # the padding comes last
+    return Features(found[order[read]].cpu(), images.labels[index[read].cpu()])
 
 
 def _stack(samples: list[tuple[int, tuple[int, Tensor]]]) -> tuple[Tensor, Tensor]:

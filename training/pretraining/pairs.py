@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from slotcon_hub.images import EncodedImage
-from training.data.images import Images
+from training.data.images import TOLERATED, Images, are_too_many
 from training.data.streaming import deal
 from training.data.views import Pair, TwoCrops, TwoViews, stack
 from training.engine.signals import loading
@@ -29,7 +29,6 @@ SUBSTITUTES = 100  # images tried in the place of an unreadable one
 ORDERS, SAMPLES, STEPS = 0, 1, 2  # streams of random numbers that never meet
 PAUSES = (0.1, 0.5, 2)  # seconds between attempts to read an image
 LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-TOLERATED = 0.01  # share of the images that may be unreadable; one may always, beside others
 
 
 @dataclass
@@ -139,7 +138,7 @@ class Unreadable:
             name = self.images.name(index)
             self.accelerator.print(f"skipped, since it cannot be read: {name} ({met[index]})", file=sys.stderr)
         self.all.update(met)
-        if len(self.all) > min(max(TOLERATED * len(self.images), 1), len(self.images) - 1):
+        if are_too_many(len(self.all), len(self.images)):
             names = "\n  ".join(self.images.name(index) for index in sorted(self.all))
             raise TooManyUnreadable(
                 f"{len(self.all)} of {len(self.images)} images cannot be read, more than {TOLERATED:.0%}: "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from slotcon_hub.export.teacher import backbone_model
+from training.data.images import are_too_many
 from training.engine.errors import first_line
 from training.engine.metrics import Monitor
 from training.evaluation.features import Features, Labeled, extract
@@ -78,7 +79,7 @@ class Watch:
             for part, found in zip(self.parts, features, strict=True):
                 if problem := _lacking(part, found):  # on all processes alike
                     return None, model.problem or problem
-            return knn(*features, run.accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS], None
+            return knn(*map(_present, features), run.accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS], None
         except Exception as error:
             if run.accelerator.num_processes > 1:
                 raise  # the others wait for this process in the middle of it
@@ -117,10 +118,19 @@ class _Spared(nn.Module):
 
 
 def _lacking(part: _Probed, found: Features) -> str | None:
-    """Say so where images have no features; on all processes alike."""
-    none = (~found.values.isfinite().all(dim=1)).nonzero().flatten().tolist()
-    if not none:
+    """Say so where more images have no features than are tolerated; on all processes alike."""
+    none = (~_finite(found)).nonzero().flatten().tolist()
+    if not are_too_many(len(none), len(part)):
         return None
     first = part.images.name(none[0])
     reasons = "it cannot be read, or there was no memory for it"
     return f"{len(none)} of {len(part)} images have no features, the first of them {first}: {reasons}"
+
+
+def _finite(found: Features) -> Tensor:
+    return found.values.isfinite().all(dim=1)
+
+
+def _present(found: Features) -> Features:
+    """Those of the images that have some."""
+    return Features(found.values[_finite(found)], found.labels[_finite(found)])

@@ -1,6 +1,7 @@
 """Probes: the neighbours against loops, and the commands on real folders, with one process and with two."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -215,13 +216,37 @@ def test_impossible_numbers(change, sentence):
         LinearProbe(**{"models": ("resnet10t",), "data": "", **change})
 
 
-def test_an_image_that_cannot_be_read_is_named(tmp_path, model):
+def test_an_image_that_cannot_be_read_is_named(tmp_path, model, capsys):
     for name in ("a", "b"):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / f"{name}.png")
+    whole = extract(load(str(model)), Labeled(str(tmp_path), "train"), Accelerator(cpu=True), workers=0)
+    (tmp_path / "train" / "a" / "a.png").write_bytes(b"no image")
+    found = extract(
+        load(str(model)), Labeled(str(tmp_path), "train"), Accelerator(cpu=True), batch_size=1, workers=0
+    )
+    assert found.labels.tolist() == [1]  # one among few is left out, with its label
+    torch.testing.assert_close(found.values, whole.values[1:])
+    assert re.search(r"skipped: /.*a\.png cannot be read: cannot identify image file", capsys.readouterr().err)
     (tmp_path / "train" / "b" / "b.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"^/.*b\.png cannot be read: cannot identify image file"):
+    with pytest.raises(
+        ValueError, match=r"^/.*b\.png cannot be read: .*2 of 2 images cannot be: mend or remove them"
+    ):
         extract(load(str(model)), Labeled(str(tmp_path), "train"), Accelerator(cpu=True), workers=0)
+
+
+@pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000)])
+def test_a_strip_is_cut_before_it_is_resized(tmp_path, model, size, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", size).save(tmp_path / "train" / name / "strip.png")
+    images = Labeled(str(tmp_path), "train")
+    images.prepare(load(str(model)))
+    sizes = []
+    transform = images.transform
+    images.transform = lambda image: sizes.append(image.size) or transform(image)
+    assert images[0][1].shape[0] == 3
+    assert max(*sizes[0]) == 4
 
 
 def test_sixteen_bits_of_grey_are_not_clipped(tmp_path, model):
