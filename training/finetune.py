@@ -47,8 +47,8 @@ def main(
         net.reset_classifier(len(train.classes))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
-    config = timm.data.resolve_data_config({}, model=net)
-    train.transform, val.transform = (timm.data.create_transform(**config, is_training=t) for t in (True, False))
+    train.transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net), is_training=True)
+    val.prepare(net)
     both = [torch.utils.data.DataLoader(d, batch_size, d is train, num_workers=workers) for d in (train, val)]
     optimizer = optim.create_optimizer_v2(net, "adamw", lr, weight_decay=0.05, layer_decay=layer_decay)
     wrapped, optimizer, train_loader, val_loader = accelerator.prepare(net, optimizer, *both)

@@ -28,6 +28,7 @@ class Segment(NamedTuple):
 
 _VALUES = 2**21  # at a time while maps are blown up: 8 MiB of float32
 _PARTS = 8  # of the rows of pixels, at least: those with few contenders and those with many
+_TALL = 4  # times its width that an image is high, from where on it is taken on its side
 _ROUNDING = 1e-6  # of the largest value: more than what interpolation loses in float32
 
 
@@ -45,6 +46,9 @@ def group_map(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     Returns:
         B x H x W prototype numbers (the lowest where several are equal), and the similarities with them.
     """
+    if size[0] > _TALL * size[1]:  # the weights of the rows would take more memory than all else
+        groups, similarities = group_map(scores.mT, (size[1], size[0]))
+        return groups.mT, similarities.mT
     scores = scores.expand(-1, -1, max(scores.shape[2], 2), -1)  # a lone row of cells is taken twice
     batch, _, height, width = scores.shape
     contenders, numbers = (values.flatten(0, 1) for values in _contenders(scores))

@@ -28,9 +28,10 @@ TOLERATED = 0.01  # share of the images that may be unreadable; one may always, 
 class UnreadableImage(ValueError):
     """An image cannot be read: its name and the reason; there may be a few of them."""
 
-    def __init__(self, name: str, error: OSError) -> None:
-        """Take the image's name, and what went wrong."""
-        super().__init__(f"{name} cannot be read: {error.strerror or error}")
+    @classmethod
+    def of(cls, name: str, error: OSError) -> "UnreadableImage":
+        """By the image's name, and what went wrong; not by ``__init__``, so that it travels from a worker."""
+        return cls(f"{name} cannot be read: {error.strerror or error}")
 
 
 def are_too_many(unreadable: int, images: int) -> bool:

@@ -79,7 +79,7 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         try:
             image = decode(path.read_bytes())
         except OSError as error:
-            raise UnreadableImage(printable(path), error) from None
+            raise UnreadableImage.of(printable(path), error) from None
         truth = self._truth(mask)
         if image.shape[1:] != truth.shape:
             sizes = " but ".join(f"{width} x {height}" for height, width in (truth.shape, image.shape[1:]))

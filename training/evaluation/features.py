@@ -63,7 +63,7 @@ class Labeled:
         try:
             image = decode(self.images.read(index))
         except OSError as error:
-            raise UnreadableImage(self.images.name(index), error) from None
+            raise UnreadableImage.of(self.images.name(index), error) from None
         return index, self.transform(to_pil_image(trim(image) if self.trimmed else image))
 
     def prepare(self, model: Any, epoch: int | None = None) -> None:

@@ -43,7 +43,7 @@ class Settings:
     """"scenes" for the held-out embedded ones, coco-stuff:FOLDER for COCO-Stuff-27 in a folder of COCO, or any
     folder of images, with --masks."""
     masks: Path | None = None
-    """Folder of 8-bit PNGs, named as the images: a pixel is the number of its class, or 255 for none."""
+    """Folder of grey or palette PNGs, named as the images: a pixel is the number of its class, or 255 for none."""
     classes: Path | None = None
     """Text file of class names, one a line, for a folder of images; without it, classes are what masks show."""
     split: Literal["val", "train"] = "val"

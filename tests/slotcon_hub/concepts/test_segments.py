@@ -123,3 +123,15 @@ def test_regions(size):
 
 def test_equally_large_regions_come_in_order():
     assert [r.prototype for r in describe_segments(torch.tensor([[5, 2], [2, 5]]), torch.zeros(2, 2))] == [2, 5]
+
+
+def test_a_tall_strip_is_a_wide_one_on_its_side(monkeypatch):
+    made = []
+    weigh = segments._interpolation
+    monkeypatch.setattr(segments, "_interpolation", lambda *a: made.append(weigh(*a)) or made[-1])
+    scores = torch.randn(1, 20, 938, 1, generator=torch.Generator().manual_seed(0))
+    groups, similarities = group_map(scores, (30_000, 1))
+    expected = F.interpolate(scores, (30_000, 1), mode="bilinear").max(1)
+    torch.testing.assert_close(similarities, expected.values)
+    assert (groups == expected.indices).float().mean() > 0.999  # two may be equal but for rounding
+    assert max(weights.numel() for weights in made) < 1000

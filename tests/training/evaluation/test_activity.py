@@ -126,6 +126,15 @@ def test_half_precision_changes_little(prototypes, folder, here, tmp_path):
     assert found[1]["settings"]["mixed_precision"] == "bf16"
 
 
+def test_a_strip_is_cut_before_it_is_resized(prototypes, tmp_path, monkeypatch):
+    Image.new("RGB", (30_000, 1)).save(tmp_path / "strip.png")
+    data = ImagesAndViews(ImageFiles(tmp_path), load_prototypes(str(prototypes)), 0)
+    sizes, cut = [], data.cut
+    monkeypatch.setattr(data, "cut", lambda image: sizes.append(tuple(image.shape)) or cut(image))
+    assert data[0]["image"].shape == data.whole(0).shape
+    assert sizes == [(3, 1, 4)] * 2
+
+
 def test_a_damaged_image_is_named(prototypes, here, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"broken\.jpg cannot be read: cannot identify image file"):
