@@ -38,6 +38,7 @@ def are_too_many(unreadable: int, images: int) -> bool:
     """Whether so many of the images cannot be read that the data must be mended first."""
     return unreadable > min(max(TOLERATED * images, 1), images - 1)
 
+
 SPLIT = re.compile(r"(train|validation|val|test)(?![a-zA-Z])")
 
 
