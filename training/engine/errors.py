@@ -12,7 +12,12 @@ def first_line(error: BaseException) -> str:
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """Whether torch says that a worker was killed, which it does in the midst of whatever the main process does."""
+    """Whether a worker was killed: torch says so in the midst of whatever the main process does.
+
+    If the worker was handing over a batch, what is read first is the end of its connection.
+    """
+    if isinstance(error, ConnectionResetError | EOFError):
+        return True
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
@@ -28,7 +33,7 @@ def naming_lost_workers(advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionResetError, EOFError) as error:
         if not is_lost_worker(error):
             raise
         reason = f"a process that loads images has ended ({first_line(error).rstrip('. ')})"
