@@ -121,7 +121,7 @@ def extract(
     images.prepare(model, epoch)
     device = accelerator.device
     numbers = [torch.zeros(0, dtype=torch.long, device=device)]
-    values = [torch.zeros(0, model.num_features, device=device)]
+    values = [torch.zeros(0, model.head_hidden_size, device=device)]
     batches = command.stream(images, _stack, accelerator, batch_size=batch_size, workers=workers)
     for index, batch in batches:
         with accelerator.autocast():

@@ -106,7 +106,7 @@ def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, flo
             if not pretrained:
                 settle(model, train, accelerator.device)
             results[name if pretrained else f"{name}, random"] = measure(model, train, test, accelerator, settings)
-        features[name] = {"channels": model.num_features, "preprocessing": resolve_data_config({}, model=model)}
+        features[name] = {"channels": model.head_hidden_size, "preprocessing": resolve_data_config({}, model=model)}
     facts = {"train": len(train), "test": len(test), "classes": classes, "features": features}
     return (results if accelerator.is_main_process else {}), facts
 

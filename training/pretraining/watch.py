@@ -105,7 +105,7 @@ class _Spared(nn.Module):
 
     def __init__(self, model: Any, side: int) -> None:
         super().__init__()
-        self.model, self.num_features = model, model.num_features
+        self.model, self.head_hidden_size = model, model.head_hidden_size
         self.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, side, side), "crop_pct": 0.875}
         self.problem: str | None = None
 
@@ -114,7 +114,7 @@ class _Spared(nn.Module):
             return self.model(images)
         except RuntimeError as error:  # a full GPU is one
             self.problem = first_line(error)
-            return images.new_full((len(images), self.num_features), torch.nan)
+            return images.new_full((len(images), self.head_hidden_size), torch.nan)
 
 
 def _lacking(part: _Probed, found: Features) -> str | None:

@@ -123,6 +123,15 @@ def test_features_are_each_image_once_and_in_order(data, model):
     assert (first - found.values).abs().amax() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "ghostnet_050", "slotcon_nano_proto"])
+def test_features_are_as_wide_as_the_model_makes_them(data, name):
+    """Of these the pooled width is another than ``num_features``."""
+    net = timm.create_model(name, num_classes=0).eval()
+    net.pretrained_cfg = {**net.pretrained_cfg, "input_size": (3, 64, 64)}
+    found = extract(net, Labeled(str(data), "train"), Accelerator(cpu=True), batch_size=4, workers=0)
+    assert found.values.shape[1] == net(torch.zeros(2, 3, 64, 64)).shape[1] != net.num_features
+
+
 def test_a_random_model_gets_statistics_of_the_images(data):
     net = load("resnet10t", pretrained=False)
     settle(net, Labeled(str(data), "train"), torch.device("cpu"), batches=2, batch_size=4)
