@@ -16,9 +16,8 @@ class Segmenter(nn.Sequential):
     """A timm model's maps, and for each a layer that gives scores of the classes."""
 
     def __init__(self, model: str, classes: int, pretrained: bool = False) -> None:
-        backbone: Any = timm.create_model(
-            name_for_timm(model), pretrained, features_only=True, out_indices=(1, 2, 3, 4)
-        )
+        name, last = name_for_timm(model), (-4, -3, -2, -1)  # a stem's map comes first where there are five
+        backbone: Any = timm.create_model(name, pretrained, features_only=True, out_indices=last)
         channels = backbone.feature_info.channels()
         super().__init__(backbone, nn.ModuleList(nn.Conv2d(c, classes, 3, padding=1) for c in channels))
         self.pretrained_cfg = timm.data.resolve_data_config({}, model=backbone)
@@ -27,5 +26,7 @@ class Segmenter(nn.Sequential):
         """Normalised images, B x 3 x H x W, to the layers' sum at the size of the first map, B x C x H/s x W/s."""
         layers: Any = self[1]
         maps = self[0](x)
+        if str(getattr(self[0], "output_fmt", "NCHW")).endswith("NHWC"):  # as Swin's
+            maps = [one.permute(0, 3, 1, 2) for one in maps]
         scores = (layer(x) for layer, x in zip(layers, maps, strict=True))
         return torch.stack([F.interpolate(s, maps[0].shape[2:], mode="bilinear") for s in scores]).sum(0)
