@@ -34,7 +34,6 @@ from training.data import scenes, streaming
 from training.engine.metrics import Diverged
 from training.engine.optim import lr_at
 from training.pretraining import model as build
-from training.pretraining import pairs as data
 from training.pretraining.preview import Showcase
 from training.tools.reliability.kills import differences
 from training.tools.reliability.launch import Launch
@@ -82,7 +81,7 @@ def drop_paths(monkeypatch):
 
 
 def test_resumed_is_uninterrupted(run, images, tmp_path, monkeypatch, capsys, drop_paths):
-    monkeypatch.setattr(data, "TOLERATED", 1.0)
+    monkeypatch.setattr("training.data.images.TOLERATED", 1.0)
     for name in ("0.jpg", "2.jpg", "4.jpg"):
         (images / name).write_bytes(b"")
     whole = run("demo", "--data", images, *TINY.split(), "--output", tmp_path / "whole")
