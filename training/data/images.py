@@ -182,8 +182,8 @@ def _parquet(folder: Path) -> dict[str, Any]:
         if file.endswith(".parquet"):
             names = os.path.relpath(file, folder).split(os.sep)
             found = next(filter(None, map(SPLIT.match, names)), None)
-            split = {"val": "validation", None: None}.get(found and found[1], found and found[1])
-            parts.setdefault(split or "", []).append(file)
+            split = found[1] if found else ""
+            parts.setdefault("validation" if split == "val" else split, []).append(file)
     if parts.keys() > {""}:
         raise ValueError(f"{parts[''][0]} is of no split, others are: begin its name with train, or move it")
     return {"path": "parquet", "data_files": {split or "train": files for split, files in parts.items()}}

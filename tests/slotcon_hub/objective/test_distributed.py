@@ -208,13 +208,18 @@ def check_timm(rank: int, world: int) -> dict[str, Any]:
     return timm_results(synchronize_batchnorm(make_timm(), "cpu"), x[:1] if rank == 0 else x[1:])
 
 
+def make_wrapped(norms: bool, config: SlotConConfig, synchronized: bool) -> tuple[SlotCon, DistributedDataParallel]:
+    """A model, and the same as training wraps it."""
+    model = make_slotcon(norms, config)
+    if synchronized:
+        synchronize_batchnorm(model, "cpu")
+    return model, DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
 def check_slotcon(rank: int, world: int) -> dict[str, Any]:
     found = {}
     for name, (options, norms) in VARIANTS.items():
-        model = make_slotcon(norms, replace(TINY, **options))
-        if norms:
-            synchronize_batchnorm(model, "cpu")
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        model, wrapped = make_wrapped(norms, replace(TINY, **options), synchronized=norms)
         out = wrapped(*part_of(whole_batch(world), rank))
         found[name] = slotcon_results(model, out.loss, out.slot_loss)
     return found
@@ -224,10 +229,7 @@ def check_one_direction_after_the_other(rank: int, world: int) -> dict[str, Any]
     """As training goes: only the backward of the last direction sums the gradients over the processes."""
     found = {}
     for name, (options, norms) in VARIANTS.items():
-        model = make_slotcon(norms, replace(TINY, **options))
-        if norms:
-            synchronize_batchnorm(model, "cpu")
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        model, wrapped = make_wrapped(norms, replace(TINY, **options), synchronized=norms)
         batch = part_of(whole_batch(world), rank)
         targets = model.teach(*batch)
         with wrapped.no_sync():
@@ -243,10 +245,7 @@ def check_patterns(rank: int, world: int) -> dict[str, Any]:
     found = {}
     original = SF.active_slots
     for name, kind, synchronized in itertools.product(PATTERNS, KINDS, (True, False)):
-        model = make_slotcon(norms=True, config=replace(TINY, slot_loss=kind))
-        if synchronized:
-            synchronize_batchnorm(model, "cpu")
-        wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        model, wrapped = make_wrapped(True, replace(TINY, slot_loss=kind), synchronized)
         s1, s2, t1, t2 = activity(PATTERNS[name][rank])
         said = iter((t1, t2, s1, s2))  # the order in which the forward asks
         SF.active_slots = lambda scores, said=said: next(said)
