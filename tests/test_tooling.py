@@ -14,6 +14,11 @@ def test_pre_commit_and_ci_use_the_same_ruff():
     assert re.findall(r"rev: v([\d.]+)", (ROOT / ".pre-commit-config.yaml").read_text()) == [pinned]
 
 
+def test_the_readme_begins_with_the_demo():
+    command = 'pip install -e ".[train]" && accelerate launch training/pretrain.py\n'
+    assert command in (ROOT / "README.md").read_text()
+
+
 def test_ci_runs_the_readmes_test_command():
     command = 'pip install -e ".[train,test]" && pytest'
     assert command in (ROOT / "README.md").read_text()
