@@ -16,7 +16,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 
-__all__ = ["EncodedImage", "ImageFiles", "central_square", "decode", "files_below", "printable", "trim"]
+__all__ = ["SUFFIXES", "EncodedImage", "ImageFiles", "central_square", "decode", "files_below", "printable", "trim"]
 
 SUFFIXES: tuple[str, ...] = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 if features.check("avif"):

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from slotcon_hub.images import ImageFiles, files_below
-from training.data.images import Images, ImageTable, load_table
+from training.data.images import Images
+from training.data.tables import ImageTable, load_table
 
 __all__ = ["LabeledFiles", "open_labeled"]
 
-SPLITS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def open_labeled(data: str, split: str, image_column: str = "image", label_colum
         return _of_table(data, split, image_column, label_column)
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}: give class folders, Parquet files, or hf:<name>")
-    folders = {name: path / name for names in SPLITS.values() for name in names if (path / name).is_dir()}
-    root = next((path / name for name in SPLITS.get(split, (split,)) if (path / name).is_dir()), path)
+    folders = {name: path / name for names in FOLDERS.values() for name in names if (path / name).is_dir()}
+    root = next((path / name for name in FOLDERS.get(split, (split,)) if (path / name).is_dir()), path)
     if any(file.endswith(".parquet") for file in files_below(path if not folders else root)):
         return _of_table(data, split, image_column, label_column)
     if root == path and (folders or split != "train"):

@@ -1,10 +1,13 @@
 """Where images come from: folders, Parquet files, and data sets by name."""
 
+import re
+
 import pytest
 from image_files import encode, filled
 
 from slotcon_hub.images import decode
-from training.data.images import ImageTable, open_images
+from training.data.images import open_images
+from training.data.tables import ImageTable, split_of
 
 datasets = pytest.importorskip("datasets")
 
@@ -106,10 +109,69 @@ def test_parquet_splits(cache, layout):
         assert values("train+validation") == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("path", "split"),
+    [
+        ("train.parquet", "train"),
+        ("training_3.parquet", "train"),
+        ("train-00000-of-00001-b4aaeceff1d90ecb.parquet", "train"),
+        ("validation-00000-of-00002.snappy.parquet", "validation"),
+        ("mnist-test-00000-of-00001.parquet", "test"),
+        ("data/val/cat.parquet", "validation"),
+        ("test/train_station.parquet", "test"),
+        ("data/unlabeled-00000-of-00004.parquet", "unlabeled"),
+        ("bullet_train.parquet", None),
+        ("train_station.parquet", None),
+        ("trains/0.parquet", None),
+        ("more/unlabeled-00000-of-00004.parquet", None),
+        ("part-00000-of-00004.parquet", None),
+        ("latest.parquet", None),
+    ],
+)
+def test_a_split_is_a_folder_or_a_whole_name(path, split):
+    assert split_of(path) == split
+
+
+def test_words_in_names_of_parquet_files_are_no_splits(cache):
+    for value, name in enumerate(("cat", "dog", "bullet_train")):
+        write_table(cache / "tables [1]" / f"{name}.parquet", embedded(value))
+    for streaming in (False, True):
+        assert len(open_images(str(cache / "tables [1]"), streaming=streaming)) == 3
+        assert len(open_images(str(cache / "tables [1]" / "cat.parquet"), streaming=streaming)) == 1
+
+
+def test_parquet_files_of_no_split_are_named(cache, capfd):
+    for value, name in enumerate(("train-0", "train-1", "extra")):
+        write_table(cache / "tables" / f"{name}.parquet", embedded(value))
+    assert len(open_images(str(cache / "tables"))) == 2
+    assert re.search(
+        r"note: 1 of 3 Parquet files are of no split and left out, .*/extra\.parquet: begin its name",
+        capfd.readouterr().err,
+    )
+
+
+def test_parquet_files_that_hide_splits_are_refused(cache):
+    for value, name in enumerate(("train_images", "val_images")):
+        write_table(cache / "tables" / f"{name}.parquet", embedded(value))
+    with pytest.raises(
+        ValueError, match=r"names of Parquet files .* hold train and validation, but begin with none"
+    ):
+        open_images(str(cache / "tables"))
+
+
+def test_images_beside_parquet_files_are_refused(cache):
+    write_table(cache / "tables" / "00000.parquet", embedded(1))
+    (cache / "tables" / "00000").mkdir()
+    for name in ("1.jpg", "2.PNG", "LICENSE"):
+        (cache / "tables" / "00000" / name).touch()
+    with pytest.raises(ValueError, match=r"holds 2 images beside 1 Parquet files, .* give --data a folder"):
+        open_images(str(cache / "tables"))
+
+
 def test_parquet_of_other_splits_only(cache):
     for name in ("validation-0.parquet", "test-0.parquet"):
         write_table(cache / "tables" / name, embedded(1))
-    with pytest.raises(ValueError, match=r'Unknown split "train". Should be one of \[\'validation\', \'test\'\]'):
+    with pytest.raises(ValueError, match=r'Unknown split "train". Should be one of \[\'test\', \'validation\'\]'):
         open_images(str(cache / "tables"))
 
 
@@ -140,9 +202,23 @@ def test_reasons_of_many_lines_become_one(cache):
     )
     for name in "ab":
         write_table(cache / f"{name}.parquet", embedded(1))
-    with pytest.raises(ValueError, match=r"Config name is missing\. Please pick one .*'b'") as raised:
+    with pytest.raises(
+        ValueError, match=r"Config name is missing\. Please pick one .*'b'.* colon: --data hf:\S*:<configuration>"
+    ) as raised:
         open_images(f"hf:{cache}")
     assert "\n" not in str(raised.value)
+
+
+def test_a_configuration_follows_a_colon(cache):
+    (cache / "README.md").write_text(
+        "---\nconfigs:\n- {config_name: a, data_files: a.parquet}\n- {config_name: b, data_files: b.parquet}\n---\n"
+    )
+    for value, name in ((10, "a"), (20, "b")):
+        write_table(cache / f"{name}.parquet", embedded(value))
+        assert value_of(open_images(f"hf:{cache}:{name}"), 0) == value
+        assert len(open_images(f"hf:{cache}:{name}", streaming=True)) == 1
+    with pytest.raises(ValueError, match=r":c, split 'train', could not be loaded: .*'c' not found"):
+        open_images(f"hf:{cache}:c")
 
 
 @pytest.mark.parametrize("data", ["hf:{}", "hf:{}/script.py", "{}"])

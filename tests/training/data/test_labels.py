@@ -86,11 +86,11 @@ def test_labels_that_are_none(tmp_path, labels, reason):
         open_labeled(str(table(tmp_path / "data", labels)), "train", "img", "kind")
 
 
-def test_parquet_files_alone_are_read_and_split_by_how_their_names_begin(tmp_path):
+def test_parquet_files_are_read_whatever_is_beside_them(tmp_path):
     folder = table(tmp_path / "data", [0, 1])
     (folder / "train.parquet").rename(folder / "bullet_train.parquet")
     shutil.copy(folder / "bullet_train.parquet", folder / "cat.parquet")
-    for name in ("_SUCCESS", "LICENSE", "1.jpg"):
+    for name in ("_SUCCESS", "LICENSE", "1.json"):
         (folder / name).write_bytes(b"")
     assert open_labeled(str(folder), "train", "img", "kind").labels == [0, 1, 0, 1]
 

@@ -1,0 +1,229 @@
+"""Tables of images: Parquet files, and data sets of the Hugging Face Hub, by ``datasets``; images stay encoded."""
+
+import contextlib
+import glob
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from slotcon_hub.images import SUFFIXES, files_below, printable
+
+__all__ = ["ImageTable", "find_source", "list_parquet", "load_table", "split_of"]
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_WORDS = {word: split for split, words in SPLITS.items() for word in words}
+_WORD = "|".join(_WORDS)
+_NAMED = re.compile(rf"({_WORD})(?:[-_.]?\d.*|\.\w+)?|(?:.+-)?({_WORD})-\d+-of-\d+.*")
+_OF_THE_HUB = re.compile(r"data/(\w+)-\d{5}-of-\d{5}.*")
+
+
+class ImageTable:
+    """The image column of a ``datasets`` table, left encoded."""
+
+    def __init__(self, table: Any, column: str) -> None:
+        """Take a table.
+
+        Raises:
+            ValueError: it has no such column of images, or no row.
+        """
+        import datasets
+
+        others = f"give --image-column one of {', '.join(table.column_names)}"
+        if column not in table.column_names:
+            raise ValueError(f"there is no column {column!r}: {others}")
+        if not len(table):
+            raise ValueError("the data set has no rows: give --data another")
+        self.column = column
+        try:
+            self.table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        except (TypeError, ValueError, NotImplementedError):
+            raise ValueError(f"column {column!r} holds no images: {others}") from None
+        self._refuse_text(others)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.table)
+
+    def name(self, index: int) -> str:
+        """Row number, and the path if the table knows one."""
+        path = self._image(index).get("path")
+        return f"row {index}" + (f" ({path})" if path else "")
+
+    def read(self, index: int) -> bytes:
+        """Bytes of an image; those of its file where the table holds paths."""
+        image = self._image(index)
+        if image.get("bytes"):
+            return image["bytes"]
+        if image.get("path"):
+            return Path(image["path"]).read_bytes()
+        raise OSError(f"row {index} is empty")
+
+    def digest(self) -> str:
+        """SHA-256 of the names of the images' files and of the numbers of their bytes, as far as they are known."""
+        import pyarrow.compute as pc
+
+        images = self.table.with_format("arrow")[:].column(self.column)
+        paths, sizes = pc.struct_field(images, "path"), pc.binary_length(pc.struct_field(images, "bytes"))
+        rows = (
+            f"{size} {os.path.basename(path or '')}"
+            for path, size in zip(paths.to_pylist(), sizes.to_pylist(), strict=True)
+        )
+        return hashlib.sha256("\0".join(rows).encode()).hexdigest()
+
+    def _image(self, index: int) -> dict[str, Any]:
+        return self.table[index][self.column] or {}
+
+    def _refuse_text(self, others: str, rows: int = 100) -> None:
+        """Refuse a column that holds something else than bytes, if none of its first rows names a file."""
+        first = [image or {} for image in self.table[:rows][self.column]]
+        texts = [image["path"] for image in first if image.get("path") and not image.get("bytes")]
+        if texts and not any(image.get("bytes") for image in first) and not any(map(os.path.isfile, texts)):
+            text = texts[0] if len(texts[0]) < 60 else f"{texts[0][:57]}..."
+            raise ValueError(
+                f"column {self.column!r} holds text that names no file of this machine ({text!r}), not images: "
+                f"download or decode them first, or {others}"
+            )
+
+
+def split_of(path: str) -> str | None:
+    """The split that a Parquet file is of, by its path below the folder of the data set; None if none is named.
+
+    - A folder names it by its whole name: ``train/0000.parquet``, ``data/val/a.parquet``.
+    - So does a file by its whole name, with numbers or not: ``train.parquet``, ``validation_2.parquet``,
+      ``train-00000-of-00002.parquet``, and behind the name of the data set ``mnist-train-00000-of-00002.parquet``.
+    - In a folder ``data`` of the Hub any word before the numbers is one: ``data/unlabeled-00000-of-00002.parquet``.
+
+    A word within another name is none: ``bullet_train.parquet``, ``train_station.parquet``. The words are train and
+    training; validation, valid, val and dev; test, testing, eval and evaluation.
+    """
+    *folders, name = path.removesuffix(".parquet").split(os.sep)
+    for folder in folders:
+        if folder in _WORDS:
+            return _WORDS[folder]
+    if found := _NAMED.fullmatch(name):
+        return _WORDS[found[1] or found[2]]
+    found = _OF_THE_HUB.fullmatch("/".join((*folders, name)))
+    return found[1] if found else None
+
+
+def find_source(data: str, files: Sequence[str] | None = None) -> tuple[dict[str, Any], bool]:
+    """Find the table that ``--data`` names.
+
+    Args:
+        data: ``hf:`` and the name of a data set of the Hub, with a colon and the name of a configuration if it has
+            several; the path of a Parquet file, the URL of some, or a folder of Parquet files alone or beside other
+            files that are no images.
+        files: of the folder, where they are listed already.
+
+    Returns:
+        What ``datasets.load_dataset`` takes, and whether it is in splits.
+
+    Raises:
+        ValueError: there is no table, or there are images beside the Parquet files.
+    """
+    if data.startswith("hf:"):
+        name, _, configuration = data.removeprefix("hf:").partition(":")
+        if not name:
+            raise ValueError("hf: is followed by the name of a data set: give --data hf:<owner>/<name>")
+        return {"path": name, "name": configuration or None}, True
+    if "://" in data:
+        return {"path": "parquet", "data_files": data}, False
+    path = Path(data).expanduser()
+    if path.suffix == ".parquet" and not path.is_dir():
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}: give --data a Parquet file or a folder")
+        return {"path": "parquet", "data_files": glob.escape(str(path))}, False
+    return {"path": "parquet", "data_files": _in_splits(path, files or list(files_below(path)))}, True
+
+
+def _in_splits(folder: Path, listed: Sequence[str]) -> dict[str, list[str]]:
+    """The Parquet files of a folder by their splits; train where no file names one."""
+    files = sorted(file for file in listed if file.endswith(".parquet"))
+    images = sum(file.lower().endswith(SUFFIXES) for file in listed)
+    if images:
+        raise ValueError(
+            f"{folder} holds {images} images beside {len(files)} Parquet files, and only one kind can be meant: "
+            "give --data a folder with that kind alone, or move the other elsewhere"
+        )
+    parts: dict[str | None, list[str]] = {}
+    for file in files:
+        parts.setdefault(split_of(os.path.relpath(file, folder)), []).append(file)
+    if parts.keys() == {None}:
+        _refuse_hidden_splits(folder, files)
+        parts = {"train": files}
+    if left := parts.pop(None, None):
+        note = f"note: {len(left)} of {len(files)} Parquet files are of no split and left out, the first is "
+        note += (
+            f"{printable(left[0])}: begin its name with train-0, or move it into a folder train, to have it read"
+        )
+        if PartialState().is_main_process:
+            print(note, file=sys.stderr)
+    return {str(split): [glob.escape(file) for file in files] for split, files in parts.items()}
+
+
+def _refuse_hidden_splits(folder: Path, files: list[str]) -> None:
+    """Refuse files such as train_images and val_images: all of them would be learned from."""
+    parts = (part for file in files for part in re.split(r"[-_./ ]", os.path.relpath(file, folder)))
+    words = {_WORDS[part] for part in parts if part in _WORDS}
+    if len(words) > 1:
+        raise ValueError(
+            f"names of Parquet files in {folder} hold {' and '.join(sorted(words))}, but begin with none of them: "
+            "move the files into folders of these names, or give --data one of them"
+        )
+
+
+def load_table(data: str, split: str, source: tuple[dict[str, Any], bool] | None = None) -> Any:
+    """Load a split of the table that ``--data`` names, by what :func:`find_source` found for it.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    import datasets
+
+    wanted, is_split = source or find_source(data)
+    split = split if is_split else "train"
+    with _one_sentence(data, split):
+        return datasets.load_dataset(**wanted, split=split)
+
+
+def list_parquet(data: str, split: str, source: tuple[dict[str, Any], bool]) -> list[str]:
+    """List the Parquet files of a split, as ``datasets`` tells them apart.
+
+    Raises:
+        ValueError: there is no such split, or it is of other files.
+    """
+    import datasets
+
+    wanted, is_split = source
+    split = split if is_split else "train"
+    with _one_sentence(data, split):
+        files = datasets.load_dataset_builder(**wanted).config.data_files or {}
+        if split not in files:
+            raise ValueError(f"there are {', '.join(map(str, files)) or 'no files'}")
+    other = next((file for file in files[split] if not file.endswith(".parquet")), None)
+    if other:
+        raise ValueError(f"{data} keeps its images in files like {other}: only Parquet files can be streamed")
+    return list(files[split])
+
+
+@contextlib.contextmanager
+def _one_sentence(data: str, split: str) -> Iterator[None]:
+    import datasets
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        if data.startswith("hf:") and reason.startswith("Config name is missing"):
+            reason += f" Name it after a colon: --data {data}:<configuration>"
+        raise ValueError(f"{data}, split {split!r}, could not be loaded: {reason}") from None
