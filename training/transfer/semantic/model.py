@@ -1,0 +1,171 @@
+"""A dilated backbone with fully-convolutional heads, and its loss, exact to MMSegmentation 1.2.2.
+
+Parameters have MMSegmentation's names, so that its tools load a ResNet's state dict.
+
+Dimensions: B images, C classes, H x W pixels, h x w cells of the map.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slotcon_hub.models.loading import name_for_timm
+from training.data.masks import IGNORE
+
+__all__ = ["FCN", "FCNHead", "Head", "Output", "create_backbone", "pixel_loss"]
+
+
+Average = Literal["all", "labelled"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The form of a fully-convolutional head."""
+
+    channels: int
+    """Of its 3 x 3 convolutions."""
+    convs: int = 2
+    """Number of these, each followed by BatchNorm and ReLU."""
+    dilation: int = 1
+    """Of these."""
+    concat_input: bool = False
+    """One more such convolution, of the head's input and output side by side."""
+    dropout: float = 0.0
+    """Share of channels that are zeroed before the classifier, in training."""
+
+
+class _ConvNorm(nn.Module):
+    def __init__(self, inputs: int, channels: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.bn = nn.BatchNorm2d(channels)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)), inplace=True)
+
+
+class FCNHead(nn.Module):
+    """Convolutions and a classifier for each cell of a map."""
+
+    def __init__(self, inputs: int, classes: int, form: Head) -> None:
+        """Make the layers, initialised as MMSegmentation does.
+
+        Args:
+            inputs: channels of the map.
+            classes: C.
+            form: number and kind of the layers.
+        """
+        super().__init__()
+        widths = [inputs, *[form.channels] * form.convs]
+        self.convs = nn.Sequential(*(_ConvNorm(*pair, form.dilation) for pair in itertools.pairwise(widths)))
+        self.conv_cat = _ConvNorm(inputs + form.channels, form.channels) if form.concat_input else None
+        self.dropout = nn.Dropout2d(form.dropout)
+        self.conv_seg = nn.Conv2d(form.channels, classes, 1)
+        nn.init.normal_(self.conv_seg.weight, std=0.01)
+        nn.init.zeros_(self.conv_seg.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B x channels x h x w to scores B x C x h x w."""
+        features = self.convs(x)
+        if self.conv_cat is not None:
+            features = self.conv_cat(torch.cat([x, features], dim=1))
+        return self.conv_seg(self.dropout(features))
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a network says of a batch."""
+
+    logits: Tensor
+    """B x C x h x w."""
+    auxiliary: Tensor | None
+    """The same of the auxiliary head, where there is one; in training only."""
+
+
+class FCN(nn.Module):
+    """A backbone, a head on its last map, and in training perhaps an auxiliary one on the map before."""
+
+    def __init__(
+        self, backbone: Any, classes: int, head: Head, auxiliary: Head | None = None, align_corners: bool = True
+    ) -> None:
+        """Put heads onto a backbone.
+
+        Args:
+            backbone: of :func:`create_backbone`.
+            classes: C.
+            head: form of the head on the last map.
+            auxiliary: form of that on the map before.
+            align_corners: of the bilinear resizing of scores.
+        """
+        super().__init__()
+        channels = backbone.feature_info.channels()
+        self.backbone = backbone
+        self.decode_head = FCNHead(channels[-1], classes, head)
+        self.auxiliary_head = FCNHead(channels[-2], classes, auxiliary) if auxiliary else None
+        self.classes, self.align_corners = classes, align_corners
+
+    def forward(self, x: Tensor) -> Output:
+        """Normalised images, B x 3 x H x W, to scores at the strides of the maps."""
+        maps = self.backbone(x)
+        if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):  # as Swin's
+            maps = [one.permute(0, 3, 1, 2) for one in maps]
+        auxiliary = self.auxiliary_head(maps[-2]) if self.auxiliary_head and self.training else None
+        return Output(self.decode_head(maps[-1]), auxiliary)
+
+    def upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Resize scores, B x C x h x w, to B x C x H x W."""
+        return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=self.align_corners)
+
+
+def create_backbone(name: str, output_stride: int, *, pretrained: bool = True, **kwargs: Any) -> Any:
+    """Make a timm model that returns its last two maps, the last one of some stride.
+
+    Where stages are dilated in place of striding, the first block of each keeps the dilation of the stage before
+    (MMSegmentation's ``contract_dilation``), which is how timm dilates its ResNets.
+
+    Args:
+        name: as for :func:`slotcon_hub.models.loading.name_for_timm`.
+        output_stride: pixels of the image for a cell of the last map.
+        pretrained: False for random weights.
+        **kwargs: of ``timm.create_model``; ``out_indices`` of more maps is one of them.
+
+    Raises:
+        ValueError: there is no such model, it has no weights, or no map of this stride.
+    """
+    kwargs = {"features_only": True, "out_indices": (-2, -1), **kwargs}
+    try:
+        known = name_for_timm(name)
+        try:
+            backbone = timm.create_model(known, pretrained, output_stride=output_stride, **kwargs)
+        except TypeError:  # it cannot be dilated, but may have this stride as it is
+            backbone = timm.create_model(known, pretrained, **kwargs)
+    except (RuntimeError, OSError, ValueError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
+    stride = backbone.feature_info.reduction()[-1]
+    if stride != output_stride:
+        raise ValueError(
+            f"{name} has a last map of stride {stride}, not {output_stride}, and cannot be dilated: take a ResNet, "
+            "or another model of timm that takes output_stride"
+        )
+    return backbone
+
+
+def pixel_loss(scores: Tensor, truth: Tensor, *, average: Average = "all") -> Tensor:
+    """Cross-entropy of pixels, summed over those with a label and divided by the number of pixels.
+
+    Args:
+        scores: B x C x H x W.
+        truth: integers B x H x W, in [0, C), or 255 for pixels without a label.
+        average: "all" divides by all pixels, as MMSegmentation does by default and the paper's recipes were
+            trained; "labelled" by those with a label, as torch's mean, which is 0 here where there are none.
+    """
+    total = F.cross_entropy(scores, truth.long(), ignore_index=IGNORE, reduction="sum")
+    pixels = truth.numel() if average == "all" else (truth != IGNORE).sum().clamp(min=1)
+    return total / pixels
