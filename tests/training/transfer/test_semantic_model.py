@@ -87,8 +87,8 @@ def test_another_backbone_is_refused_in_a_sentence(name, sentence):
 def test_heads_begin_as_those_of_mmsegmentation():
     net = FCN(create_backbone("slotcon_nano", 8, pretrained=False), 50, ADE20K.head, ADE20K.auxiliary)
     head = net.decode_head
-    assert float(head.conv_seg.weight.std()) == pytest.approx(0.01, rel=0.05)
+    assert head.conv_seg.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not head.conv_seg.bias.any()
     fan_out = 512 * 9
-    assert float(head.convs[1].conv.weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
+    assert head.convs[1].conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
     assert head.dropout.p == net.auxiliary_head.dropout.p == 0.1
