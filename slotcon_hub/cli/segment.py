@@ -17,6 +17,7 @@ from slotcon_hub.concepts.inference import load_prototypes, segment_image
 from slotcon_hub.concepts.segments import Segment
 from slotcon_hub.concepts.stopwatch import Stopwatch
 from slotcon_hub.images import decode, printable
+from slotcon_hub.models.sizes import sizes_of
 
 __all__ = ["add_commands"]
 
@@ -56,6 +57,9 @@ def _segment(options: argparse.Namespace) -> None:
     if there and not options.force:
         raise ValueError(f"{there[0]} is there already: add --force to overwrite it, or choose another --output")
     model = load_prototypes(options.model).to(options.device)
+    sizes = sizes_of(model)
+    if sizes.only and options.size:
+        raise ValueError(f"{options.model} takes images {sizes}: leave out --size {options.size}")
     options.output.mkdir(parents=True, exist_ok=True)
     watch, unreadable = Stopwatch(options.device), []
     rows = [("IMAGE", "SIZE", "SEGMENTS", "LARGEST")]
@@ -72,6 +76,7 @@ def _segment(options: argparse.Namespace) -> None:
             "model": options.model,
             "image": printable(path),
             "size": options.size,
+            **({"resized_to": sizes.only} if sizes.only else {}),
             "precision": options.precision,
             "device": options.device.type,
         }
@@ -84,6 +89,8 @@ def _segment(options: argparse.Namespace) -> None:
     print_table(rows)
     ratio = 1 + watch.seconds["segments"] / watch.seconds["network"]
     print(f"\n{watch.told()}; network and segments: {ratio:.2f} x the network alone")
+    if sizes.only:
+        print(f"{options.model} takes images {sizes}")
     print(f"{options.output} holds overlay, index and numbers of each")
 
 

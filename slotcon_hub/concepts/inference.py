@@ -20,6 +20,7 @@ from slotcon_hub.images import central_square
 from slotcon_hub.models.layers import PrototypeNetwork
 from slotcon_hub.models.loading import is_known, load
 from slotcon_hub.models.prototype_model import SlotConPrototypes
+from slotcon_hub.models.sizes import fit
 
 __all__ = ["CenterCrop", "dense_maps", "load_prototypes", "segment_image"]
 
@@ -80,7 +81,7 @@ def dense_maps(
 
     Args:
         model: in eval mode.
-        images: uint8 B x 3 x H x W.
+        images: uint8 B x 3 x H x W, resized to a size that the model takes if it does not take this one.
         precision: of the layers: float32, or bfloat16 by autocast.
 
     Returns:
@@ -90,7 +91,7 @@ def dense_maps(
     config = resolve_model_data_config(model)
     images = normalize(images.to(device).float() / 255, config["mean"], config["std"])
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        dense = PrototypeNetwork.forward(model, images)
+        dense = PrototypeNetwork.forward(model, fit(model, images))
     return dense.z, dense.scores
 
 
@@ -113,14 +114,7 @@ def segment_image(
 
     Returns:
         H x W prototype numbers, and the segments, the largest first.
-
-    Raises:
-        ValueError: the model takes images of one size only.
     """
-    config: Any = model.pretrained_cfg
-    if config.get("fixed_input_size"):
-        side = config["input_size"][-1]
-        raise ValueError(f"the model takes images of {side} x {side} pixels only: use one that is convolutional")
     watch = watch or Stopwatch(next(model.parameters()).device)
     height, width = image.shape[1:]
     if size is not None and size < min(height, width):

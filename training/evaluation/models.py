@@ -14,6 +14,7 @@ from slotcon_hub.concepts import inference
 from slotcon_hub.models.layers import PrototypeNetwork
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.prototype_model import SlotConPrototypes
+from slotcon_hub.models.sizes import fit
 
 __all__ = ["load", "load_prototypes", "similarities", "standardize"]
 
@@ -63,9 +64,9 @@ def similarities(model: SlotConPrototypes, images: Tensor) -> Tensor:
 
     Args:
         model: of :func:`load_prototypes`.
-        images: float32 B x 3 x H x W, standardised.
+        images: float32 B x 3 x H x W, standardised; resized if the model does not take their size.
 
     Returns:
         B x K x h x w in [-1, 1].
     """
-    return PrototypeNetwork.forward(model, images).scores
+    return PrototypeNetwork.forward(model, fit(model, images)).scores

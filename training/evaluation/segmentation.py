@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from slotcon_hub.concepts.segments import group_map
+from slotcon_hub.models.sizes import fit
 from training.data.masks import IGNORE, LabeledImages
 from training.evaluation import command
 from training.evaluation.benchmarks import open_benchmark
@@ -77,12 +78,13 @@ def segment(model: nn.Module, images: Tensor) -> Tensor:
 
     Args:
         model: a prototype model with ``global_pool=''``, in eval mode.
-        images: uint8 B x 3 x H x W.
+        images: uint8 B x 3 x H x W, resized if the model does not take their size.
 
     Returns:
         B x H x W prototype numbers.
     """
-    return group_map(model(standardize(model, images)), (images.shape[2], images.shape[3]))[0]
+    scores = model(fit(model, standardize(model, images)))
+    return group_map(scores, (images.shape[2], images.shape[3]))[0]
 
 
 def evaluate(

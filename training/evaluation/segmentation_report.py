@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from slotcon_hub.concepts.drawing import colors
+from slotcon_hub.models.sizes import sizes_of
 from training.data.masks import IGNORE
 from training.engine.words import show
 from training.evaluation import command
@@ -78,6 +79,7 @@ def _protocol(benchmark: Benchmark, model: Any, classes: int) -> dict[str, Any]:
         "prototypes": model.num_classes,
         "classes": classes,
         "pixels": f"short side {size} (bilinear; labels nearest), central {size} x {size}" if size else "all",
+        "sizes": f"the model takes images {sizes_of(model)}",
         "mean": model.pretrained_cfg["mean"],
         "std": model.pretrained_cfg["std"],
         "assignment": "argmax of cosine similarities, resized bilinearly to the pixels (align_corners=False)",
@@ -116,7 +118,7 @@ def _print(settings: Any, protocol: dict[str, Any], numbers: dict[str, dict[str,
         images = f"{protocol['images']:,} of {protocol['listed']:,} listed images"
     print(
         f"{settings.model} on {settings.data}: {images}, {protocol['prototypes']} prototypes, "
-        f"{protocol['classes']} classes"
+        f"{protocol['classes']} classes; {protocol['sizes']}"
     )
     if "first_missing" in protocol:
         names = ", ".join(protocol["first_missing"][:3])

@@ -16,10 +16,9 @@ from slotcon_hub import SlotCon, distributed
 from slotcon_hub.cpu import keep_freed_memory, use_cores
 from slotcon_hub.export.teacher import backbone_model, prototype_model
 from slotcon_hub.models.backbone import create_backbone
-from training.data import scenes
 from training.engine.errors import first_line
 from training.engine.launcher import told_precision, told_threads
-from training.pretraining.recipes import SCENES, Recipe
+from training.pretraining.recipes import Recipe
 
 __all__ = ["accelerate", "build", "meet", "wrap"]
 
@@ -110,13 +109,12 @@ def build(recipe: Recipe, processes: PartialState, *, pretrained: bool = False) 
     set_seed(recipe.seed)
     slotcon = SlotCon(create_backbone(recipe.backbone, recipe.view_size, pretrained=pretrained), recipe.slotcon)
     backbone_model(slotcon)
-    prototypes = prototype_model(slotcon)
-    for height, width in [(recipe.view_size, recipe.view_size), *[scenes.SIZE] * (recipe.data == SCENES)]:
-        try:
-            prototypes(torch.zeros(1, 3, height, width))
-        except (AssertionError, IndexError, RuntimeError) as error:
-            refused = f"{recipe.backbone} cannot take images of {width} x {height} pixels"
-            raise ValueError(f"{refused} ({first_line(error)}): take another --backbone") from None
+    side = recipe.view_size
+    try:
+        prototype_model(slotcon)(torch.zeros(1, 3, side, side))
+    except (AssertionError, IndexError, RuntimeError) as error:
+        refused = f"{recipe.backbone} cannot take images of {side} x {side} pixels"
+        raise ValueError(f"{refused} ({first_line(error)}): take another --backbone") from None
     if recipe.channels_last:
         slotcon.to(memory_format=torch.channels_last)
     if processes.num_processes > 1:

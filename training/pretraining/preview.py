@@ -15,6 +15,7 @@ from slotcon_hub.concepts.drawing import colors
 from slotcon_hub.concepts.segments import group_map
 from slotcon_hub.export.teacher import prototype_model
 from slotcon_hub.images import decode, trim
+from slotcon_hub.models.sizes import fit
 from training.data import scenes
 from training.data.images import Images
 from training.data.masks import LabeledImages
@@ -109,8 +110,6 @@ class Showcase:
         model = prototype_model(slotcon, global_pool="")
         height, width = image.shape[1:]
         if self.size is not None:
-            fixed = getattr(slotcon.teacher.backbone, "pretrained_cfg", {}).get("fixed_input_size")
-            scale = self.size / min(height, width)
-            sides = [self.size if fixed else round(side * scale / 32) * 32 or 32 for side in (height, width)]
-            image = resize(image, sides, InterpolationMode.BICUBIC, antialias=True)
-        return group_map(model(standardize(model, image[None])), (height, width))[0][0].cpu().numpy()
+            image = resize(image, [self.size], InterpolationMode.BICUBIC, antialias=True)
+        scores = model(fit(model, standardize(model, image[None])))
+        return group_map(scores, (height, width))[0][0].cpu().numpy()

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 from image_files import KINDS
 from PIL import Image
 from prototype_models import SIDE, exported, paint, painted
 
 from slotcon_hub.cli import main
 from slotcon_hub.concepts.gallery import ranges
+from slotcon_hub.models.saving import save_model
 
 PROTOTYPES = 40
 
@@ -246,6 +248,20 @@ def test_segment(model, tmp_path, capsys):
     largest = f"prototype {segments[0]['prototype']}, {segments[0]['share']:.0%}"
     assert out.splitlines()[1].split(None, 5) == ["street.png", "83", "x", "61", str(len(segments)), largest]
     assert re.search(r"network \d.*, segments \d.*, drawing \d.*: \d+\.\d\d x the network alone", out)
+
+
+def test_segment_with_a_model_of_one_size(tmp_path, capsys):
+    args = {"backbone": "test_vit_relpos", "num_classes": 5, "hidden_dim": 8, "out_dim": 4}
+    save_model(timm.create_model("slotcon_proto", **args), tmp_path / "vit", model_args=args)
+    Image.fromarray(painted(5, 61, 83)).save("street.png")
+    told = f"{tmp_path / 'vit'} takes images of 160 x 160 pixels only, to which all are resized"
+    assert segment(str(tmp_path / "vit"), "street.png", "--size", "64") == 1
+    assert capsys.readouterr().err == f"slotcon-hub: {told}: leave out --size 64\n"
+    assert not Path("segments").exists()
+    assert segment(str(tmp_path / "vit"), "street.png") == 0
+    assert told in capsys.readouterr().out.splitlines()
+    found = numbers("segments/street-segments.json")
+    assert (found["width"], found["height"], found["resized_to"]) == (83, 61, [160, 160])
 
 
 def test_segment_with_many_prototypes(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ import timm
 import torch
 from PIL import Image
 from prototype_models import SIDE, dividing_model, exported, painted
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, normalize, resize
 
 from slotcon_hub.concepts.inference import CenterCrop, dense_maps, load_prototypes, segment_image
+from slotcon_hub.concepts.segments import group_map
 from slotcon_hub.images import decode
 from slotcon_hub.models.saving import save_model
 from slotcon_hub.weights import store
@@ -149,10 +152,17 @@ def test_parts_of_an_image_have_prototypes_of_their_own(model):
     assert groups[32, 16] != groups[32, 112]
 
 
-def test_a_model_of_one_size_is_refused(model, monkeypatch):
-    monkeypatch.setitem(model.pretrained_cfg, "fixed_input_size", True)
-    with pytest.raises(ValueError, match=r"takes images of \d+ x \d+ pixels only"):
-        segment_image(model, image())
+@pytest.mark.parametrize(("backbone", "size"), [("test_vit", (64, 48)), ("test_coatnet", (160, 160))])
+@torch.inference_mode()
+def test_an_image_is_resized_for_a_model_that_does_not_take_its_size(backbone, size):
+    args = {"num_classes": 9, "hidden_dim": 8, "out_dim": 4, "global_pool": ""}
+    model: Any = timm.create_model("slotcon_proto", backbone=backbone, **args).eval()
+    odd = image(67, 45)
+    groups, _ = segment_image(model, odd)
+    standardized = normalize(odd[None] / 255, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+    scores = model(resize(standardized, size, InterpolationMode.BICUBIC, antialias=True))
+    assert torch.equal(groups, group_map(scores, (67, 45))[0][0])
+    assert dense_maps(model, odd[None])[1].equal(scores)
 
 
 def test_images_are_turned_upright_before(tmp_path: Path):

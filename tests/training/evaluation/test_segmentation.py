@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.metrics
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from slotcon_hub.models.saving import save_model
+from slotcon_hub.models.sizes import fit
 from training.data import scenes
 from training.data.masks import LabeledImages
 from training.evaluation.benchmarks import coco_stuff_classes, curated
@@ -42,6 +45,17 @@ class Columns(nn.Module):
 def test_segment_resizes_the_scores():
     groups = segment(Columns(), torch.randint(0, 256, (2, 3, 5, 8), dtype=torch.uint8))
     assert groups.tolist() == [[[0, 0, 0, 0, 1, 1, 1, 1]] * 5] * 2
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_coatnet"])
+def test_images_of_sizes_that_the_model_does_not_take(folder, here, tmp_path, capsys, backbone):
+    args = {"backbone": backbone, "num_classes": PROTOTYPES, "hidden_dim": 8, "out_dim": 4}
+    save_model(timm.create_model("slotcon_proto", **args), tmp_path / "model", model_args=args)
+    here(main, settings(tmp_path / "model", folder, tmp_path / "found.json", refine=True))
+    found = json.loads((tmp_path / "found.json").read_text())
+    expected = slow_counts(tmp_path / "model", folder, fitted=True)
+    assert np.abs(np.array(found["plain"]["confusion"]) - expected).sum() <= 2
+    assert found["protocol"]["sizes"] in capsys.readouterr().out
 
 
 def test_evaluate_a_folder(tmp_path):
@@ -77,7 +91,7 @@ def settings(prototypes: Path, folder: Path, output: Path | None = None, **other
     return dataclasses.replace(wanted, output=output, **others)
 
 
-def slow_counts(model: Path, folder: Path, autocast: bool = False) -> np.ndarray:
+def slow_counts(model: Path, folder: Path, autocast: bool = False, fitted: bool = False) -> np.ndarray:
     """The confusion matrix, image after image, of maps that timm's model gives."""
     net = load_prototypes(str(model))
     mean, std = torch.tensor(net.pretrained_cfg["mean"]), torch.tensor(net.pretrained_cfg["std"])
@@ -89,6 +103,7 @@ def slow_counts(model: Path, folder: Path, autocast: bool = False) -> np.ndarray
         ):
             pixels, truth = torch.tensor(np.array(image)), np.array(mask)
         images = ((pixels / 255 - mean) / std).permute(2, 0, 1)[None]
+        images = fit(net, images) if fitted else images
         with torch.no_grad():
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 z = net.projector(net.forward_features(images))

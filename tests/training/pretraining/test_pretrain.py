@@ -293,11 +293,17 @@ def test_any_timm_backbone(run, images, backbone):
     assert prototypes(x).shape == (1, 5)
 
 
-def test_a_backbone_for_one_size_alone_cannot_be_shown_the_scenes(run, tmp_path, monkeypatch):
+def test_a_backbone_for_one_size_alone_is_shown_the_scenes_in_it(run, tmp_path, monkeypatch):
     small = scenes.prepare(tmp_path / "cache", train=8, val=3)
     monkeypatch.setattr(scenes, "prepare", lambda: small)
-    with pytest.raises(SystemExit, match=r"test_coatnet cannot take images of 192 x 128 pixels .*: take another"):
-        run("demo", *TINY.split(), "--backbone", "test_coatnet")
+    folder = run("demo", *TINY.split(), "--backbone", "test_coatnet", *SHORT.split())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert all(0 < summary[side]["pixel_accuracy"] < 1 for side in ("before", "after"))
+
+
+def test_a_backbone_that_does_not_take_the_views_is_refused(run, images, tmp_path):
+    with pytest.raises(SystemExit, match=r"^error: dla46_c cannot take images of 40 x 40 pixels .*: take another"):
+        run("demo", "--data", images, *TINY.split(), "--backbone", "dla46_c", "--view-size", 40)
     assert not (tmp_path / "run").exists()
 
 

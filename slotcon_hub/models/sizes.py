@@ -1,0 +1,119 @@
+"""Images of the sizes that a model takes: asked of the model itself, since what timm states of it is often wrong.
+
+Dimensions: B images, C channels, H x W pixels.
+"""
+
+import bisect
+import copy
+import itertools
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+
+__all__ = ["Sizes", "fit", "sizes_of"]
+
+_FAR = 64  # pixels: who takes what is so much larger does not merely round a side down to its own
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of images that a model takes."""
+
+    step: int = 1
+    """Pixels that divide both sides, such as those of a patch."""
+    least: int = 1
+    """Pixels of the smallest side."""
+    only: tuple[int, int] | None = None
+    """H, W of a model that takes one size."""
+
+    def __str__(self) -> str:
+        if self.only:
+            return f"of {self.only[1]} x {self.only[0]} pixels only, to which all are resized"
+        least = f", at least {self.least} pixels a side" if self.least > self.step else ""
+        if self.step == 1:
+            return f"of any size{least}"
+        return f"whose sides {self.step} pixels divide{least}, to which all are resized"
+
+    def nearest(self, height: int, width: int) -> tuple[int, int]:
+        """The size that is taken in place of H x W."""
+        if self.only:
+            return self.only
+        return self._nearest_side(height), self._nearest_side(width)
+
+    def _nearest_side(self, pixels: int) -> int:
+        return max(round(pixels / self.step) * self.step, self.least)
+
+
+_KNOWN: "WeakKeyDictionary[nn.Module, Sizes]" = WeakKeyDictionary()
+
+
+def sizes_of(model: nn.Module) -> Sizes:
+    """Find out by trying, without weights and without arithmetic, which sizes a model takes; once for each model.
+
+    One that cannot be tried is said to take all.
+    """
+    if model not in _KNOWN:
+        _KNOWN[model] = _find(model)
+    return _KNOWN[model]
+
+
+def fit(model: nn.Module, images: Tensor) -> Tensor:
+    """Resize images to the nearest size that a model takes; those of a size that it takes stay as they are.
+
+    The map that it makes of them covers them whole: to resize it to the H x W of before is all that is left to do.
+
+    Args:
+        model: a timm model, or one with a timm model inside.
+        images: float B x C x H x W.
+    """
+    size = sizes_of(model).nearest(images.shape[-2], images.shape[-1])
+    if size == images.shape[-2:]:
+        return images
+    return resize(images, list(size), InterpolationMode.BICUBIC, antialias=True)
+
+
+@torch.no_grad()
+def _find(model: nn.Module) -> Sizes:
+    skeleton = _skeleton(model)
+    stated = (get_model_input_config(part)["input_size"] for part in model.modules() if _says_size(part))
+    native = next((size for size in stated if _takes(skeleton, *size)), None)
+    if native is None:
+        return Sizes()
+    channels, height, width = native
+    takes = partial(_takes, skeleton, channels)
+    shorter = min(height, width)
+    for step in (n for n in range(1, shorter) if height % n == width % n == 0):
+        if takes(height + step, width + _FAR // step * step + step):
+            sides = range(step, shorter, step)
+            smallest = 0 if takes(step, step) else bisect.bisect_left(sides, True, key=lambda s: takes(s, s))
+            return Sizes(step, (*sides, shorter)[smallest])
+    return Sizes(only=(height, width))
+
+
+def _says_size(part: Any) -> bool:
+    return "input_size" in (getattr(part, "pretrained_cfg", None) or {})
+
+
+def _skeleton(model: nn.Module) -> nn.Module:
+    """A copy in eval mode that has shapes in place of values."""
+    values: Any = {}
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        shape = torch.empty_like(tensor, device="meta")
+        values[id(tensor)] = nn.Parameter(shape, False) if isinstance(tensor, nn.Parameter) else shape
+    return copy.deepcopy(model, values).eval()
+
+
+def _takes(skeleton: nn.Module, channels: int, height: int, width: int) -> bool:
+    weight = next(skeleton.parameters())
+    try:
+        skeleton(weight.new_zeros(1, channels, height, width))
+    except Exception:  # of whatever a network stumbles over
+        return False
+    return True

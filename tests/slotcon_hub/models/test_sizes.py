@@ -1,0 +1,53 @@
+"""The sizes of images that timm's models take, whatever they state of it."""
+
+import pytest
+import timm
+import torch
+from tiny import make_swin
+from torch import nn
+
+from slotcon_hub.models.sizes import Sizes, fit, sizes_of
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "told"),
+    [
+        ("slotcon_nano", Sizes(), "of any size"),
+        ("slotcon_nano_proto", Sizes(), "of any size"),
+        ("test_convnext", Sizes(least=32), "of any size, at least 32 pixels a side"),
+        ("dla46_c", Sizes(32, 32), "whose sides 32 pixels divide, to which all are resized"),  # states none of it
+        ("test_vit", Sizes(16, 16), "whose sides 16 pixels divide, to which all are resized"),  # nor does this
+        ("efficientvit_m0", Sizes(), "of any size"),  # states that it takes one size
+        ("test_vit_relpos", Sizes(only=(160, 160)), "of 160 x 160 pixels only, to which all are resized"),
+        ("pit_ti_224", Sizes(only=(224, 224)), "of 224 x 224 pixels only, to which all are resized"),  # and 225
+    ],
+)
+@torch.inference_mode()
+def test_a_model_is_asked_what_it_takes(name, sizes, told):
+    net = timm.create_model(name, num_classes=0 if "proto" not in name else 3).eval()
+    assert sizes_of(net) == sizes
+    assert str(sizes) == told
+    for height, width in ((sizes.least, sizes.least), (37, 65)):
+        net(fit(net, torch.zeros(1, 3, height, width)))
+
+
+@torch.inference_mode()
+def test_only_images_of_other_sizes_are_resized():
+    images = torch.rand(2, 3, 33, 47)
+    assert fit(timm.create_model("slotcon_nano"), images) is images
+    swin = make_swin(64)
+    assert sizes_of(swin) == Sizes(4, 4)
+    assert fit(swin, images).shape == (2, 3, 32, 48)
+    assert fit(swin, images[..., :32, :40]).data_ptr() == images.data_ptr()
+    assert fit(swin, images[..., :1, :1]).shape == (2, 3, 4, 4)
+
+
+class Untold(nn.Module):
+    """Says nothing of itself."""
+
+    def forward(self, x):
+        return x
+
+
+def test_what_cannot_be_asked_is_given_all():
+    assert sizes_of(Untold()) == Sizes()
