@@ -56,11 +56,22 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
             self.files = [(found[name], truths[name]) for name in sorted(found)]
         else:
             self.files = [(images / f"{name}.jpg", masks / f"{name}.png") for name in names]
+        self._know(labels)
+        self.transform = transform
+
+    @classmethod
+    def of(cls, files: Sequence[tuple[Path, Path]], labels: Mapping[int, int] | None = None) -> "LabeledImages":
+        """Take pairs of an image and a mask, wherever they are; ``labels`` as above."""
+        images = cls.__new__(cls)
+        images.files, images.transform = list(files), None
+        images._know(labels)
+        return images
+
+    def _know(self, labels: Mapping[int, int] | None) -> None:
         self.known = labels or {label: label for label in range(IGNORE)}
         self.table = torch.full((IGNORE + 1,), -1)
         self.table[list(self.known)] = torch.tensor(list(self.known.values()))
         self.table[IGNORE] = IGNORE
-        self.transform = transform
 
     def __len__(self) -> int:
         """Number of images."""
