@@ -3,7 +3,9 @@
 Dimensions: K prototypes, C classes.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from training.evaluation.benchmarks import Benchmark
 from training.evaluation.figures import NO_CLASS, draw_confusion, draw_groups, matched_colors, paint, paint_over
 from training.evaluation.metrics import Segmentation, score, score_part
 
-__all__ = ["Example", "report"]
+__all__ = ["Example", "as_percent", "draw_examples", "report"]
 
 FIRST = 10  # missing images that are named
 
@@ -66,7 +68,9 @@ def report(
     if settings.figures:
         settings.figures.mkdir(parents=True, exist_ok=True)
         draw_confusion(counts["plain"].numpy(), found["plain"].match, names, settings.figures / "confusion.png")
-        _draw_examples(examples, found, names, benchmark, settings.figures / "examples.png")
+        title = "discovered groups{}, in the colours of the classes that they match"
+        rows = {name: (title.format(", refined" * (name == "refined")), one.match) for name, one in found.items()}
+        draw_examples(examples, rows, names, settings.figures / "examples.png", benchmark.palette)
 
 
 def _protocol(benchmark: Benchmark, model: Any, classes: int) -> dict[str, Any]:
@@ -126,7 +130,7 @@ def _print(settings: Any, protocol: dict[str, Any], numbers: dict[str, dict[str,
     whole = Table("%", *(Column(name if len(numbers) > 1 else "", justify="right") for name in numbers))
     for name in (name for name, value in plain.items() if isinstance(value, float)):
         label = name.replace("_", " ").replace("miou", "mIoU")
-        whole.add_row(label, *(_percent(n[name]) for n in numbers.values()))
+        whole.add_row(label, *(as_percent(n[name]) for n in numbers.values()))
     show(whole)
     variants = [variant for variant in numbers if variant != "plain"]
     titles = ("pixels", "prototype", "IoU", "accuracy", *(f"{variant} IoU" for variant in variants))
@@ -135,39 +139,47 @@ def _print(settings: Any, protocol: dict[str, Any], numbers: dict[str, dict[str,
     total = sum(one["pixels"] for one in plain["per_class"])
     for i, one in enumerate(plain["per_class"]):
         prototype = "none" if one["prototype"] is None else str(one["prototype"])
-        others = [_percent(numbers[variant]["per_class"][i]["iou"]) for variant in variants]
-        cells = (_percent(one["pixels"] / total), prototype, _percent(one["iou"]), _percent(one["accuracy"]))
+        others = [as_percent(numbers[variant]["per_class"][i]["iou"]) for variant in variants]
+        cells = (as_percent(one["pixels"] / total), prototype, as_percent(one["iou"]), as_percent(one["accuracy"]))
         table.add_row(one["name"], *cells, *others)
     show(table)
 
 
-def _percent(value: float) -> str:
+def as_percent(value: float) -> str:
+    """A share as it is shown: nothing for NaN."""
     return "" if value != value else f"{100 * value:.2f}"
 
 
-def _draw_examples(
-    examples: list[Example],
-    found: dict[str, Segmentation],
-    names: tuple[str, ...],
-    benchmark: Benchmark,
-    target: Any,
+def draw_examples(
+    examples: Sequence[Example],
+    rows: Mapping[str, tuple[str, Sequence[int]]],
+    names: Sequence[str],
+    target: Path,
+    palette: np.ndarray | None = None,
 ) -> None:
-    palette = colors(len(names)) if benchmark.palette is None else benchmark.palette
+    """Draw images, their true classes, and below them what was found, into a PNG.
+
+    Args:
+        examples: to be drawn.
+        rows: by the name of groups, a title and the class that each group means, or -1.
+        names: of the classes.
+        target: of the PNG.
+        palette: colours of the classes, uint8 C x 3; None takes distinct ones.
+    """
+    palette = colors(len(names)) if palette is None else palette
     of_class = matched_colors([*range(len(names)), *[-1] * (IGNORE + 1 - len(names))], palette)
     images = [example.image.permute(1, 2, 0).numpy() for example in examples]
-    rows = {
+    drawn = {
         "images": images,
         "true classes": [paint(example.truth.numpy(), of_class) for example in examples],
     }
     shown = {c if c < len(names) else -1 for example in examples for c in example.truth.unique().tolist()}
-    for variant, segmentation in found.items():
-        of_group = matched_colors(segmentation.match, palette)
-        groups = [example.groups[variant].numpy() for example in examples]
-        refined = ", refined" if variant == "refined" else ""
-        title = f"discovered groups{refined}, in the colours of the classes that they match"
-        rows[title] = [paint_over(*pair, of_group) for pair in zip(images, groups, strict=True)]
-        shown |= {segmentation.match[k] for group in groups for k in np.unique(group)}
+    for name, (title, match) in rows.items():
+        of_group = matched_colors(match, palette)
+        groups = [example.groups[name].numpy() for example in examples]
+        drawn[title] = [paint_over(*pair, of_group) for pair in zip(images, groups, strict=True)]
+        shown |= {match[k] for group in groups for k in np.unique(group)}
     legend = {name: of_class[c] for c, name in enumerate(names) if c in shown}
     if -1 in shown:
         legend["no class"] = NO_CLASS
-    draw_groups(rows, target, legend)
+    draw_groups(drawn, target, legend)

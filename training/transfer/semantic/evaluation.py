@@ -1,0 +1,126 @@
+"""Classes for every pixel of test images, whole or by sliding windows, and the counts of one data set.
+
+Dimensions: B images, C classes, H x W pixels of an image, h x w of the network's input.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from training.data.masks import LabeledImages
+from training.evaluation import command
+from training.evaluation.metrics import confusion_matrix
+from training.evaluation.segmentation_report import Example
+from training.transfer.semantic.model import FCN
+from training.transfer.semantic.transforms import crop_pixels, fit, normalize
+
+__all__ = ["Predictor", "count", "windows"]
+
+TOGETHER = 32  # classes whose scores are resized at a time
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network and how it is shown test images, single ones at a single scale."""
+
+    net: FCN
+    """In eval mode."""
+    cfg: dict[str, Any]
+    """With ``mean`` and ``std`` of its input."""
+    scale: tuple[int, int] | None = None
+    """Long and short side within which an image is resized; None keeps its size."""
+    window: int | None = None
+    """Side of the windows, in pixels; None takes an image whole."""
+    stride: int | None = None
+    """From one window to the next."""
+
+    @torch.inference_mode()
+    def __call__(self, image: Tensor) -> Tensor:
+        """The class of each pixel, int64 H x W on the network's device, of a uint8 image 3 x H x W."""
+        size = (image.shape[1], image.shape[2])
+        shown = crop_pixels(image, fit(*size, self.scale)) if self.scale else image
+        x = normalize(shown.to(next(self.net.parameters()).device)[None], self.cfg)
+        scores = self._whole(x) if self.window is None else self._sliding(x)
+        return self._classes(scores, size)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        """Scores 1 x C x h x w, of the input's size."""
+        return self.net.upsample(self.net(x).logits.float(), x.shape[2:])
+
+    def _sliding(self, x: Tensor) -> Tensor:
+        """The same, as the mean over the windows that a pixel is in."""
+        assert self.window is not None
+        total = x.new_zeros(1, self.net.classes, *x.shape[2:])
+        times = x.new_zeros(x.shape[2:])
+        for rows, columns in windows(x.shape[2], x.shape[3], self.window, self.stride or self.window):
+            total[:, :, rows, columns] += self._whole(x[:, :, rows, columns])
+            times[rows, columns] += 1
+        return total.div_(times)
+
+    def _classes(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        """The class with the highest score after resizing, which is done for a few classes at a time."""
+        best, found = torch.tensor(-math.inf), torch.tensor(0)
+        for number, part in enumerate(scores.split(TOGETHER, dim=1)):
+            resized = part if part.shape[2:] == size else self.net.upsample(part, size)
+            highest, own = resized[0].max(0)
+            own += number * TOGETHER
+            if number:
+                own, highest = own.where(highest > best, found), highest.maximum(best)
+            best, found = highest, own
+        return found
+
+
+def windows(height: int, width: int, side: int, stride: int) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of the windows that cover an image; the last ones are moved inside it."""
+    ends = [
+        [min(first * stride + side, length) for first in range(max(math.ceil((length - side) / stride), 0) + 1)]
+        for length in (height, width)
+    ]
+    for bottom in ends[0]:
+        for right in ends[1]:
+            yield slice(max(bottom - side, 0), bottom), slice(max(right - side, 0), right)
+
+
+@torch.inference_mode()
+def count(
+    predictor: Predictor, images: LabeledImages, accelerator: Accelerator, *, workers: int, shown: int = 0
+) -> tuple[Tensor, list[Example]]:
+    """Predict the classes of all images, those of this process, and add up the pixels of all.
+
+    Args:
+        predictor: with a network on the accelerator's device.
+        images: with their classes.
+        accelerator: says precision and share.
+        workers: that load images, for each process.
+        shown: images that are kept as examples.
+
+    Returns:
+        C x C pixels by predicted and true class, and the examples; on all processes.
+
+    Raises:
+        ValueError: the images or masks cannot be read; a few images that cannot are named and left out.
+    """
+    classes = predictor.net.classes
+    confusion = torch.zeros(classes, classes, dtype=torch.long, device=accelerator.device)
+    wanted = set(np.linspace(0, len(images) - 1, shown).astype(int).tolist())
+    examples = []
+    for number, (image, truth) in command.stream(images, _single, accelerator, batch_size=1, workers=workers):
+        with accelerator.autocast():
+            prediction = predictor(image)
+        confusion += confusion_matrix(prediction, truth.to(prediction.device), classes, classes)
+        if number in wanted:
+            examples.append(Example(number, image, truth, {"predicted": prediction.byte().cpu()}))
+    counts = accelerator.reduce(confusion, "sum").cpu()
+    return counts, sorted(gather_object(examples), key=lambda example: example.number)
+
+
+def _single(samples: list[tuple[int, tuple[Tensor, Tensor]]]) -> tuple[int, tuple[Tensor, Tensor]]:
+    (sample,) = samples
+    return sample
