@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 __all__ = [
+    "detectron2_name",
     "from_backbone_only",
     "from_official",
     "named_values",
@@ -202,7 +203,7 @@ def to_detectron2(backbone_state: Mapping[str, Tensor]) -> dict[str, Any]:
         ValueError: the backbone is no plain ResNet, or there is none.
     """
     model = {
-        _detectron2_name(key): value.detach().float().cpu().numpy()
+        detectron2_name(key): value.detach().float().cpu().numpy()
         for key, value in to_torchvision(backbone_state).items()
         if not key.endswith("num_batches_tracked")
     }
@@ -224,7 +225,7 @@ def to_mmseg(backbone_state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor
     return {"state_dict": to_torchvision(backbone_state)}
 
 
-def _detectron2_name(name: str) -> str:
+def detectron2_name(name: str) -> str:
     """``layer1.0.bn2.bias`` to ``res2.0.conv2.norm.bias``; what is in no layer is in the stem."""
     name = re.sub(r"bn(\d)", r"conv\1.norm", name)
     name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")

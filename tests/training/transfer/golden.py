@@ -5,6 +5,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "support"))  # as pytest does; this file is used by itself, too
 
+import detectron2_golden
 import mmseg_golden
 
 
@@ -15,3 +16,13 @@ def mmseg(case: Path) -> dict[str, float]:
         The largest relative difference of each group of numbers, by kind of network, mode and group.
     """
     return mmseg_golden.compare(case)
+
+
+def detectron2(case: Path) -> dict[str, float]:
+    """Run the detector of a file of Detectron2's numbers in float64.
+
+    Returns:
+        The largest relative difference of each group of numbers, by mode and group. To a zero it is absolute; to
+        values of another number or shape it is infinite.
+    """
+    return detectron2_golden.compare(case)

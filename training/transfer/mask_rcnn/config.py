@@ -1,0 +1,55 @@
+"""What a detector is made of; its defaults are those of the paper."""
+
+from dataclasses import dataclass, replace
+
+__all__ = ["MaskRCNNConfig"]
+
+
+@dataclass(frozen=True)
+class MaskRCNNConfig:
+    """Architecture, sampling and thresholds of a Mask R-CNN.
+
+    Attributes:
+        backbone: name of a timm model that has maps of strides 4, 8, 16 and 32.
+        classes: names of the classes, in the order of the labels 0, 1, ...
+        category_ids: the data set's ids of these classes.
+        norms: BatchNorm after the convolutions of pyramid, box head and mask head, which then have no bias.
+        box_convs: convolutions of the box head.
+        box_layers: fully connected layers of the box head.
+        stride_in_1x1: stride of a bottleneck in its first convolution, as in the ResNets of the first Detectron.
+        mean: of a channel, red, green, blue, in 0-255.
+        std: the same, of its spread.
+        score_threshold: detections below are left out.
+        detections: the most of an image.
+        test_side: pixels of an image's short side when it is looked at.
+        longest_side: pixels that its long side does not exceed then, nor in training.
+    """
+
+    backbone: str = "resnet50"
+    classes: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
+    norms: bool = True
+    box_convs: int = 4
+    box_layers: int = 1
+    stride_in_1x1: bool = False
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    score_threshold: float = 0.05
+    detections: int = 100
+    test_side: int = 800
+    longest_side: int = 1333
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ValueError("a detector needs classes: give the names of at least one")
+        ids = self.category_ids or tuple(range(1, len(self.classes) + 1))
+        if len(ids) != len(self.classes) or len(set(ids)) != len(ids):
+            raise ValueError(f"{len(self.classes)} classes need as many different category_ids, not {ids}")
+        object.__setattr__(self, "category_ids", ids)
+        for name in ("classes", "category_ids", "mean", "std"):  # lists, where they come from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @classmethod
+    def numbered(cls, classes: int, **kwargs: object) -> "MaskRCNNConfig":
+        """The same for classes without names."""
+        return replace(cls(classes=tuple(str(n) for n in range(classes))), **kwargs)  # type: ignore[arg-type]

@@ -1,0 +1,111 @@
+"""Mask R-CNN on a feature pyramid over any timm backbone with maps of strides 4, 8, 16 and 32."""
+
+from collections import OrderedDict
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from slotcon_hub.models.loading import name_for_timm
+from training.transfer.mask_rcnn.config import MaskRCNNConfig
+from training.transfer.mask_rcnn.roi_heads import Detections, RoIHeads
+from training.transfer.mask_rcnn.rpn import RPN
+from training.transfer.mask_rcnn.target import Target
+
+__all__ = ["MaskRCNN", "Pyramid"]
+
+STRIDES = [4, 8, 16, 32]
+CHANNELS = 256
+
+
+class Pyramid(nn.Module):
+    """A backbone's maps of strides 4 to 32 to maps of strides 4 to 64, all of 256 channels."""
+
+    def __init__(self, config: MaskRCNNConfig) -> None:
+        super().__init__()
+        try:
+            name = name_for_timm(config.backbone)
+            body: Any = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
+        except (RuntimeError, AttributeError, IndexError) as error:
+            raise ValueError(f"timm cannot make a pyramid of the backbone {config.backbone!r} ({error})") from None
+        if body.feature_info.reduction() != STRIDES:
+            raise ValueError(
+                f"the maps of {config.backbone!r} have strides {body.feature_info.reduction()}: a pyramid needs "
+                f"{STRIDES}, as ResNets have"
+            )
+        if config.stride_in_1x1:
+            _move_strides(body)
+        self.body = body
+        norm = nn.BatchNorm2d if config.norms else None
+        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), CHANNELS, LastLevelMaxPool(), norm)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """B x 3 x H x W to five maps B x 256 x H/s x W/s."""
+        maps = self.body(images)
+        return list(self.fpn(OrderedDict((str(n), one) for n, one in enumerate(maps))).values())
+
+
+def _move_strides(body: nn.Module) -> None:
+    """Move the stride of each bottleneck from its 3 x 3 convolution to its first."""
+    for block in body.modules():
+        if hasattr(block, "conv3") and block.conv2.stride != (1, 1):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+class MaskRCNN(nn.Module):
+    """The whole detector; its parameters are named as torchvision's Mask R-CNN names them.
+
+    Weights are random: :mod:`training.transfer.backbones` loads those of a backbone.
+    """
+
+    def __init__(self, config: MaskRCNNConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Pyramid(config)
+        self.rpn = RPN(CHANNELS)
+        self.roi_heads = RoIHeads(config, CHANNELS)
+
+    def batch(self, images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Normalise images and pad them on the right and below, with zeros, to one size that 32 divides.
+
+        Args:
+            images: 3 x H x W each, red, green, blue, 0-255.
+
+        Returns:
+            B x 3 x H' x W', and the sizes before.
+        """
+        weight = next(self.parameters())
+        mean, std = (weight.new_tensor(of).view(3, 1, 1) for of in (self.config.mean, self.config.std))
+        sizes = [(one.shape[1], one.shape[2]) for one in images]
+        height, width = (-(-max(side) // STRIDES[-1]) * STRIDES[-1] for side in zip(*sizes, strict=True))
+        batch = weight.new_zeros(len(images), 3, height, width)
+        for place, one in zip(batch, images, strict=True):
+            place[:, : one.shape[1], : one.shape[2]] = (one.to(weight) - mean) / std
+        return batch, sizes
+
+    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
+        """Five losses by their names, of images with targets, in train mode; detections, in eval mode.
+
+        Args:
+            images: 3 x H x W each, red, green, blue, 0-255, of any sizes.
+            targets: the objects of each image.
+
+        Returns:
+            A dict of scalars, whose sum is learnt; or a list of :class:`Detections`, in pixels of the images given.
+        """
+        batch, sizes = self.batch(images)
+        maps = self.backbone(batch)
+        proposals, losses = self.rpn(maps, sizes, targets)
+        boxes = [box for box, _ in proposals]
+        if targets is not None:
+            return self.roi_heads.losses(maps[:4], boxes, targets) | losses
+        return self.roi_heads.detect(maps[:4], boxes, sizes)
+
+    @torch.inference_mode()
+    def detect(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Detections in images of other sizes, such as those that the images were resized from."""
+        seen = [(one.shape[1], one.shape[2]) for one in images]
+        return [d.rescale(*both) for d, *both in zip(self(images), seen, sizes, strict=True)]

@@ -1,0 +1,26 @@
+"""Images resized by their short side, as Detectron2 does: by Pillow, bilinear, to rounded sizes."""
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["resize", "resized_size"]
+
+
+def resized_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
+    """Height and width of an image whose short side becomes ``short``, unless its long side exceeded ``longest``.
+
+    Rounded to the nearest whole pixel, half up.
+    """
+    scale = short / min(height, width)
+    new = (short, scale * width) if height < width else (scale * height, short)
+    if max(new) > longest:
+        scale = longest / max(new)
+        new = (new[0] * scale, new[1] * scale)
+    return int(new[0] + 0.5), int(new[1] + 0.5)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """H x W x 3 uint8 to another height and width."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))

@@ -1,0 +1,224 @@
+"""What is made of proposals: classes, boxes, masks.
+
+B images, K classes, R regions of all images, F those of objects, M cells of a mask's side (28).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import roi_align
+
+from training.transfer.mask_rcnn import boxes as op
+from training.transfer.mask_rcnn import masks as mask_op
+from training.transfer.mask_rcnn.config import MaskRCNNConfig
+from training.transfer.mask_rcnn.target import Target
+
+__all__ = ["Detections", "RoIHeads", "pool_regions"]
+
+OVERLAP = 0.5  # of a region and an object, to be learnt as this object
+SAMPLED, OBJECTS = 512, 0.25  # regions of an image, and the share of them that may be objects
+NMS = 0.5
+BOX_SIDE, MASK_SIDE = 7, 14  # cells that a region is pooled to
+WIDTH = 1024  # of the fully connected layers
+
+
+@dataclass
+class Detections:
+    """What was found in an image.
+
+    Attributes:
+        boxes: N x 4, float32.
+        scores: N, best first.
+        labels: N, int64.
+        masks: N x M x M probabilities within the boxes.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor
+
+    def rescale(self, seen: tuple[int, int], size: tuple[int, int]) -> "Detections":
+        """The same in an image of another size; boxes that are empty there are left out.
+
+        Args:
+            seen: height and width of the image as the network saw it.
+            size: of the image that the boxes are to be in.
+        """
+        (height, width), (seen_height, seen_width) = size, seen
+        boxes = self.boxes.clone()
+        boxes[:, 0::2] *= width / seen_width
+        boxes[:, 1::2] *= height / seen_height
+        boxes = op.clip(boxes, size)
+        keep = op.nonempty(boxes)
+        return Detections(boxes[keep], self.scores[keep], self.labels[keep], self.masks[keep])
+
+    def bitmaps(self, size: tuple[int, int]) -> Tensor:
+        """N x height x width masks in the image that the boxes are in, bool."""
+        return mask_op.paste(self.masks, self.boxes, size)
+
+
+def pool_regions(maps: list[Tensor], boxes: list[Tensor], side: int) -> Tensor:
+    """R x C x side x side: each region from the level of the pyramid that its area asks for.
+
+    Args:
+        maps: levels with strides 4, 8, 16, 32.
+        boxes: of each image.
+        side: cells of the result.
+    """
+    regions = torch.cat(boxes)
+    image = torch.cat([torch.full_like(one[:, :1], n) for n, one in enumerate(boxes)])
+    rois = torch.cat([image, regions], dim=1).to(maps[0].dtype)
+    areas = (regions[:, 2] - regions[:, 0]) * (regions[:, 3] - regions[:, 1])
+    level = (4 + torch.log2(areas.sqrt() / 224 + 1e-8)).floor().clamp(2, len(maps) + 1).long() - 2
+    parts = [torch.where(level == n)[0] for n in range(len(maps))]
+    pooled = [
+        roi_align(one, rois[part], side, 1 / (4 * 2**n), sampling_ratio=0, aligned=True)
+        for n, (one, part) in enumerate(zip(maps, parts, strict=True))
+    ]
+    return torch.cat(pooled)[torch.cat(parts).argsort()]
+
+
+class BoxPredictor(nn.Module):
+    """K + 1 logits, the background last, and four deltas for each of the K classes."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(channels, classes + 1)
+        self.bbox_pred = nn.Linear(channels, 4 * classes)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.cls_score.bias)
+        nn.init.zeros_(self.bbox_pred.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """R x C to R x (K + 1) and R x 4K."""
+        return self.cls_score(features), self.bbox_pred(features)
+
+
+class RoIHeads(nn.Module):
+    """Box head and mask head, their losses and their answers."""
+
+    def __init__(self, config: MaskRCNNConfig, channels: int) -> None:
+        super().__init__()
+        self.config, self.classes = config, len(config.classes)
+        norm = nn.BatchNorm2d if config.norms else None
+        shape = (channels, BOX_SIDE, BOX_SIDE)
+        self.box_head = FastRCNNConvFCHead(shape, [channels] * config.box_convs, [WIDTH] * config.box_layers, norm)
+        self.box_predictor = BoxPredictor(WIDTH, self.classes)
+        self.mask_head = MaskRCNNHeads(channels, [channels] * 4, 1, norm)
+        self.mask_predictor = MaskRCNNPredictor(channels, channels, self.classes)
+        for layer in self.box_head:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_uniform_(layer.weight, a=1)
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.mask_predictor.mask_fcn_logits.weight, std=0.001)
+        for layer in (self.mask_predictor.conv5_mask, self.mask_predictor.mask_fcn_logits):
+            nn.init.zeros_(layer.bias)
+        self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+
+    def losses(self, maps: list[Tensor], proposals: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        """Losses of classes, boxes and masks.
+
+        Args:
+            maps: levels with strides 4, 8, 16, 32.
+            proposals: boxes of each image.
+            targets: its objects.
+        """
+        sampled = [self._sample(*one) for one in zip(proposals, targets, strict=True)]
+        labels, matched = (torch.cat([getattr(s, name) for s in sampled]) for name in ("labels", "boxes"))
+        regions = torch.cat([s.regions for s in sampled])
+        logits, deltas = self.box_predictor(
+            self.box_head(pool_regions(maps, [s.regions for s in sampled], BOX_SIDE))
+        )
+        objects = torch.where(labels < self.classes)[0]
+        chosen = deltas.unflatten(1, (-1, 4))[objects, labels[objects]]
+        wanted = self.coder.encode_single(matched[objects], regions[objects])
+        return {
+            "loss_cls": F.cross_entropy(logits, labels),
+            "loss_box_reg": (chosen - wanted).abs().sum() / len(labels),
+            "loss_mask": self._mask_loss(maps, sampled),
+        }
+
+    @torch.no_grad()
+    def _sample(self, proposals: Tensor, target: Target) -> "_Sampled":
+        """The regions of an image that are learnt from: proposals, and the objects' own boxes."""
+        boxes, classes = target.tensors(proposals.device)
+        regions = torch.cat([proposals, boxes])
+        matched, is_object = op.match(boxes, regions, OVERLAP, OVERLAP, low_quality=False)
+        chosen = op.sample(is_object, SAMPLED, OBJECTS)
+        regions, matched, is_object = regions[chosen], matched[chosen], is_object[chosen]
+        if not len(boxes):
+            background = torch.full_like(matched, self.classes)
+            return _Sampled(regions, background, torch.zeros_like(regions), [])
+        labels = torch.where(is_object == 1, classes[matched], self.classes)
+        masks = [target.masks[n] for n in matched[is_object == 1].tolist()]
+        return _Sampled(regions, labels, boxes[matched], masks)
+
+    def _mask_loss(self, maps: list[Tensor], sampled: "list[_Sampled]") -> Tensor:
+        objects = [s.labels < self.classes for s in sampled]
+        regions = [s.regions[one] for s, one in zip(sampled, objects, strict=True)]
+        if not any(len(one) for one in regions):
+            # The norms, and other processes that wait for them, need some region: one of the background,
+            # whose loss is zero.
+            stand_in = [s.regions[:1] for s in sampled]
+            return 0 * self._mask_logits(maps, stand_in).sum()
+        labels = torch.cat([s.labels[one] for s, one in zip(sampled, objects, strict=True)])
+        logits = self._mask_logits(maps, regions)
+        logits = logits[torch.arange(len(labels), device=labels.device), labels]
+        wanted = [mask_op.crop(s.masks, r, logits.shape[-1]) for s, r in zip(sampled, regions, strict=True)]
+        return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted).to(logits.dtype))
+
+    def _mask_logits(self, maps: list[Tensor], regions: list[Tensor]) -> Tensor:
+        return self.mask_predictor(self.mask_head(pool_regions(maps, regions, MASK_SIDE)))
+
+    def detect(self, maps: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
+        """Detections in the images as the network sees them.
+
+        Args:
+            maps: levels with strides 4, 8, 16, 32.
+            proposals: boxes of each image.
+            sizes: height and width of each image.
+        """
+        logits, deltas = self.box_predictor(self.box_head(pool_regions(maps, proposals, BOX_SIDE)))
+        boxes = self.coder.decode_single(deltas.float(), torch.cat(proposals)).unflatten(1, (-1, 4))
+        lengths = [len(one) for one in proposals]
+        parts = zip(boxes.split(lengths), logits.softmax(-1).split(lengths), sizes, strict=True)
+        found = [self._best(*part) for part in parts]
+        masks = self._mask_logits(maps, [one.boxes for one in found])
+        labels = torch.cat([one.labels for one in found])
+        chosen = masks[torch.arange(len(labels), device=labels.device), labels].sigmoid()
+        return [
+            replace(d, masks=m) for d, m in zip(found, chosen.split([len(d.boxes) for d in found]), strict=True)
+        ]
+
+    def _best(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Detections:
+        """R x K x 4 boxes and R x (K + 1) scores to what is left of them; still without masks."""
+        finite = torch.isfinite(boxes).flatten(1).all(1) & torch.isfinite(scores).all(1)
+        boxes, scores = op.clip(boxes[finite], size), scores[finite, :-1]
+        region, label = torch.where(scores > self.config.score_threshold)
+        boxes, scores = boxes[region, label], scores[region, label]
+        keep = op.suppress(boxes, scores, label, NMS, self.config.detections)
+        return Detections(boxes[keep], scores[keep], label[keep], scores.new_empty(0))
+
+
+@dataclass
+class _Sampled:
+    """The regions of an image that are learnt from.
+
+    Attributes:
+        regions: R x 4.
+        labels: R, the number of classes for the background.
+        boxes: R x 4, of the object that each overlaps most.
+        masks: of the objects of those regions that are no background.
+    """
+
+    regions: Tensor
+    labels: Tensor
+    boxes: Tensor
+    masks: list
