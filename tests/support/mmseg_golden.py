@@ -61,12 +61,13 @@ def measure(case: dict[str, Any], train: bool) -> dict[str, Any]:
         "logits_first": logits[0, :5, 0, 0],
         "upsampled_norm": upsampled.norm(),
         "prediction_histogram": upsampled.argmax(1).flatten().bincount(minlength=classes),
-        "loss_over_all_pixels": pixel_loss(upsampled, truth),
+        "loss_over_all_pixels": pixel_loss(logits, truth, align_corners=recipe.align_corners),
     }
     if net.auxiliary_head is not None:  # in eval mode too, where the network itself leaves it out
-        auxiliary = net.upsample(net.auxiliary_head(maps[-2]), truth.shape[1:])
-        numbers["aux_norm"] = auxiliary.norm()
-        numbers["aux_loss_over_all_pixels"] = recipe.auxiliary_weight * pixel_loss(auxiliary, truth)
+        auxiliary = net.auxiliary_head(maps[-2])
+        loss = pixel_loss(auxiliary, truth, align_corners=recipe.align_corners)
+        numbers["aux_norm"] = net.upsample(auxiliary, truth.shape[1:]).norm()
+        numbers["aux_loss_over_all_pixels"] = recipe.auxiliary_weight * loss
     return numbers
 
 

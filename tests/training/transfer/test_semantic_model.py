@@ -43,20 +43,34 @@ def test_other_numbers_are_seen(golden, tmp_path):
     assert max(differences.values()) < 1e-9
 
 
-def test_the_loss_is_averaged_over_all_pixels_or_over_those_with_a_label():
-    scores = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_the_loss_is_averaged_over_all_pixels_or_over_those_with_a_label(align_corners):
+    logits = torch.randn(2, 3, 2, 3, dtype=torch.float64, requires_grad=True)
     truth = torch.randint(0, 3, (2, 4, 5), dtype=torch.uint8)
     truth[0] = 255
+    scores = F.interpolate(logits, (4, 5), mode="bilinear", align_corners=align_corners)
     own = [
         -scores[b, :, i, j].log_softmax(0)[int(truth[b, i, j])]
         for b, i, j in torch.cartesian_prod(torch.arange(2), torch.arange(4), torch.arange(5))
         if truth[b, i, j] != 255
     ]
-    torch.testing.assert_close(pixel_loss(scores, truth), sum(own) / 40)
-    labelled = pixel_loss(scores, truth, average="labelled")
-    torch.testing.assert_close(labelled, sum(own) / 20)
-    torch.testing.assert_close(labelled, F.cross_entropy(scores, truth.long(), ignore_index=255))
-    assert pixel_loss(scores, torch.full_like(truth, 255), average="labelled") == 0
+    for average, pixels in (("all", 40), ("labelled", 20)):
+        loss = pixel_loss(logits, truth, align_corners=align_corners, average=average)
+        torch.testing.assert_close(loss, sum(own) / pixels)
+        gradients = [
+            torch.autograd.grad(3 * one, logits, retain_graph=True)[0] for one in (loss, sum(own) / pixels)
+        ]
+        torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(loss, F.cross_entropy(scores, truth.long(), ignore_index=255))
+    nothing = torch.full_like(truth, 255)
+    assert pixel_loss(logits, nothing, align_corners=align_corners, average="labelled") == 0
+
+
+def test_the_loss_is_in_float32_under_autocast():
+    logits, truth = torch.randn(1, 3, 2, 2), torch.randint(0, 3, (1, 9, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = pixel_loss(logits.bfloat16(), truth, align_corners=True)
+    torch.testing.assert_close(loss, pixel_loss(logits.bfloat16().float(), truth, align_corners=True))
 
 
 @pytest.mark.parametrize(

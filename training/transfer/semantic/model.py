@@ -157,15 +157,43 @@ def create_backbone(name: str, output_stride: int, *, pretrained: bool = True, *
     return backbone
 
 
-def pixel_loss(scores: Tensor, truth: Tensor, *, average: Average = "all") -> Tensor:
+def pixel_loss(logits: Tensor, truth: Tensor, *, align_corners: bool, average: Average = "all") -> Tensor:
     """Cross-entropy of pixels, summed over those with a label and divided by the number of pixels.
 
+    Scores are resized to the pixels for one image at a time, so that they need no more memory than one.
+
     Args:
-        scores: B x C x H x W.
+        logits: B x C x h x w.
         truth: integers B x H x W, in [0, C), or 255 for pixels without a label.
+        align_corners: of the bilinear resizing.
         average: "all" divides by all pixels, as MMSegmentation does by default and the paper's recipes were
             trained; "labelled" by those with a label, as torch's mean, which is 0 here where there are none.
     """
-    total = F.cross_entropy(scores, truth.long(), ignore_index=IGNORE, reduction="sum")
     pixels = truth.numel() if average == "all" else (truth != IGNORE).sum().clamp(min=1)
-    return total / pixels
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return _ResizedCrossEntropy.apply(logits, truth, align_corners) / pixels
+
+
+class _ResizedCrossEntropy(torch.autograd.Function):
+    """The sum over labelled pixels; the gradient is computed with it, image by image."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, truth: Tensor, align_corners: bool) -> Tensor:
+        total, gradients = logits.new_zeros(()), []
+        for one, labels in zip(logits.split(1), truth.split(1), strict=True):
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                one = one.detach().requires_grad_(ctx.needs_input_grad[0])
+                scores = F.interpolate(one, labels.shape[1:], mode="bilinear", align_corners=align_corners)
+                loss = F.cross_entropy(scores, labels.long(), ignore_index=IGNORE, reduction="sum")
+            if ctx.needs_input_grad[0]:
+                gradients += torch.autograd.grad(loss, one)
+            total += loss.detach()
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grads[0] * gradient, None, None
