@@ -6,7 +6,6 @@ import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch
 from pathlib import Path
 
 import accelerate
-import torch.nn.functional as F
 import tyro
 from torch import optim, utils
 from torchvision.transforms import v2
@@ -14,6 +13,7 @@ from torchvision.transforms import v2
 from training.data.masks import LabeledImages
 from training.evaluation import segmentation
 from training.transfer.segmenter import Segmenter
+from training.transfer.semantic.model import pixel_loss
 
 
 def main(
@@ -51,8 +51,8 @@ def main(
     wrapped, optimizer, loader = accelerator.prepare(net, optim.AdamW(net.parameters(), lr), loader)
     for _ in range(epochs):
         for x, y in accelerate.utils.tqdm(loader):
-            scores = F.interpolate(wrapped(normalize(x / 255)), y.shape[1:], mode="bilinear")
-            accelerator.backward(F.cross_entropy(scores, y.long(), ignore_index=255))
+            scores = wrapped(normalize(x / 255))
+            accelerator.backward(pixel_loss(scores, y, align_corners=False, average="labelled"))
             optimizer.step()
             optimizer.zero_grad()
     found = segmentation.evaluate(net.eval(), val_set, classes, classes, match=range(classes))
