@@ -53,7 +53,7 @@ def test_the_package_imports_no_training_library(file):
 
 ROOMS = {
     "slotcon_hub": [
-        {"convert", "cpu", "distributed", "files", "functional", "images", "templates"},
+        {"convert", "cpu", "distributed", "files", "functional", "images", "settings", "templates"},
         {"weights"},
         {"models"},
         {"objective"},
@@ -62,7 +62,8 @@ ROOMS = {
         {"cli"},
     ],
     "training": [
-        {"engine", "data"},
+        {"engine"},
+        {"data"},
         {"evaluation"},
         {"pretraining", "transfer"},
         {"pretrain", "finetune", "finetune_segmentation"},
@@ -92,6 +93,18 @@ def test_arrows_between_rooms_point_down(package):
             ):
                 wrong.append(f"{file.relative_to(ROOT)} imports {name}")
     assert not wrong
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "training/engine").glob("*.py")), ids=lambda f: f.name)
+def test_the_engine_never_names_slotcon(file):
+    """Any training can use it: of the package it knows what knows nothing of the method."""
+    leaves = ("cli.table", "cpu", "files", "settings")
+    names = {name for name in imported(file) if name.startswith("slotcon_hub")}
+    assert all(name.startswith(tuple(f"slotcon_hub.{leaf}." for leaf in leaves)) for name in names), names
+    tree = ast.parse(file.read_text())
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not {name for name in used if "slot" in name.lower() or "proto" in name.lower()}
 
 
 def test_every_room_is_known():

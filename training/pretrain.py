@@ -22,175 +22,113 @@ from torch import Tensor, nn
 from slotcon_hub import SlotCon, SlotConOutput
 from slotcon_hub.functional import teacher_momentum
 from training.data import color
-from training.data.streaming import ParquetStream, Unreachable
+from training.data.streaming import ParquetStream
 from training.data.views import TwoViews
-from training.engine.errors import naming_lost_workers
-from training.engine.metrics import Diverged, Monitor
+from training.engine.batchnorm import keeping_buffers, recalibrate_batchnorm
+from training.engine.errors import one_line_errors
 from training.engine.optim import lr_at
-from training.engine.signals import Stop
-from training.pretraining import folder as run_folder
-from training.pretraining.pairs import Steps, TooManyUnreadable, Unreadable, ViewPairs, make_loader, seed_step
+from training.pretraining.diagnostics import SHOWN, diagnose, metrics
+from training.pretraining.pairs import Steps, Unreadable, ViewPairs, make_loader
+from training.pretraining.prepare import Pretraining, prepare
 from training.pretraining.recipes import parse
-from training.pretraining.run import Run, comparable, prepare, save
+from training.pretraining.result import finish, save_baseline
 from training.pretraining.watch import Watch
+
+BASELINE = 20  # batches that the BatchNorm statistics of the random-init baseline are estimated from
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a recipe from the command line; what a user can cause ends in one sentence."""
-    try:
-        run = prepare(*parse(list(sys.argv[1:] if argv is None else argv)))
-        watch = Watch(run)
-        begin(run)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit("error: interrupted before the first step") from None
-    with Stop(run.accelerator) as stop:
-        try:
-            with naming_lost_workers("--resume goes on from the last checkpoint"):
-                fit(run, watch, stop)
-            if run.accelerator.is_main_process:
-                end(run)
-            run.accelerator.end_training()
-        except (Diverged, TooManyUnreadable, OSError) as error:
-            raise SystemExit(f"error: {error}") from None
-        except Unreachable as error:
-            reason = str(error).rpartition("Unreachable: ")[2].strip()  # a worker puts its traceback before it
-            raise SystemExit(f"error: {reason}") from None
-        except KeyboardInterrupt:
-            raise SystemExit("error: interrupted: --resume goes on from the last checkpoint") from None
+    """Run a recipe from the command line; what a user can mend ends in one sentence."""
+    with one_line_errors(ValueError, OSError, interrupted="interrupted before the first step"):
+        job = prepare(*parse(list(sys.argv[1:] if argv is None else argv)))
+        watch = Watch(job)
+        start(job)
+    with job.run.training():
+        fit(job, watch)
+        if job.run.is_main:
+            end(job)
 
 
-def begin(run: Run) -> None:
-    """Open the folder of the run, and measure where a new run starts from."""
-    if not run.claimed:
-        run.folder = run_folder.create(run.folder, named=run.recipe.output is not None)
-        run.accelerator.project_configuration.set_directories(str(run.folder))  # of the trackers
-    start = settled(run) if run.fresh and run.showcase.held_out else None
-    if run.accelerator.is_main_process:
-        step = None if run.fresh else run.step
-        run_folder.describe(run.folder, run.name, run.recipe, len(run.images), run.accelerator, step)
-        if start:
-            run_folder.before(run.folder, start, run.showcase)
-    settings = {k: str(v) for k, v in comparable(run).items()}
-    run.accelerator.init_trackers(
-        "slotcon",
-        config={"recipe": run.name, "data": run.recipe.data, **settings},
-        init_kwargs={"tensorboard": {"purge_step": run.step + 1}},  # what was written after the checkpoint is void
-    )
+def start(job: Pretraining) -> None:
+    """Open the folder of the run, and measure the random-init baseline of a new one."""
+    run, recipe = job.run, job.recipe
+    run.open("slotcon", {"images": len(job.images), "steps": run.schedule.total_steps, "peak_lr": recipe.peak_lr})
+    if run.fresh and job.showcase.held_out:
+        baseline = copy.deepcopy(job.slotcon)
+        recalibrate_batchnorm(baseline.teacher, views(job, range(BASELINE)))
+        if run.is_main:
+            save_baseline(run.folder, baseline, job.showcase)
 
 
-@torch.no_grad()
-def settled(run: Run, forwards: int = 20) -> SlotCon:
-    """The random initialisation with BatchNorm statistics of the data, as fair a start as one without training."""
-    slotcon = copy.deepcopy(run.slotcon)
-    slotcon.teacher.train()
-    for batch in itertools.islice(load(run, range(forwards)), forwards):
-        views, *_ = to_device(batch, run.accelerator.device, run.recipe.channels_last)
-        for view in views:
-            slotcon.teacher(view)
-    return slotcon
-
-
-def rehearse(run: Run) -> None:
-    """Take a step that leaves no trace, on noise.
-
-    DistributedDataParallel arranges the gradients anew after the first step that it sees, and their sums over
-    processes with them; a run that is resumed would differ in the last bits from one that never stopped.
-    """
-    if run.accelerator.num_processes == 1:
-        return
-    recipe, device = run.recipe, run.accelerator.device
-    batch = recipe.micro_batch(run.accelerator.num_processes)
-    view = torch.randn(batch, 3, recipe.view_size, recipe.view_size, device=device)
-    box, flip = torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(batch, 4), view.new_zeros(batch).bool()
-    with keeping_buffers(run.slotcon):
-        forward_backward(run.accelerator, run.model, run.slotcon, ((view, view), (box, box), (flip, flip)))
-    run.optimizer.zero_grad()
-
-
-def fit(run: Run, watch: Watch, stop: Stop) -> None:
-    """Train from ``run.step`` to the end of the last epoch, or until it is agreed to stop."""
-    recipe, accelerator, slotcon = run.recipe, run.accelerator, run.slotcon
-    steps_per_epoch, total_steps = run.steps_per_epoch, run.total_steps
-    warmup_steps = round(recipe.warmup_epochs * steps_per_epoch)
-    steps = range(run.step, total_steps)
-    loader = iter(load(run, steps))
-    unreadable = Unreadable(run.images, accelerator, run.unreadable)
-    monitor = Monitor(run.folder, accelerator, steps, recipe.batch_size, recipe.log_every)
+def fit(job: Pretraining, watch: Watch) -> None:
+    """Train from the next step to the end of the last epoch, or until the processes agree to stop."""
+    run, recipe, slotcon = job.run, job.recipe, job.slotcon
+    accelerator, total_steps = run.accelerator, run.schedule.total_steps
+    warmup_steps = round(recipe.warmup_epochs * job.steps_per_epoch)
+    unreadable = Unreadable(job.images, accelerator, run.state.setdefault("unreadable", []))
     slotcon.train()
-    rehearse(run)
+    run.warm_up_ddp(lambda: forward_backward(accelerator, run.model, slotcon, noise(job)))
 
-    for step in steps:
-        seed_step(recipe.seed, step, accelerator.process_index)
-        lr = lr_at(run.taken, base_lr=recipe.peak_lr, warmup_steps=warmup_steps, total_steps=total_steps)
-        momentum = teacher_momentum(run.taken, total_steps, recipe.slotcon.teacher_momentum)
-        for group in run.optimizer.param_groups:
-            group["lr"] = lr
-        if run.moved:
+    loader = load(job, range(run.step, total_steps))
+    for step in run.steps(loader, at_line=unreadable.check, diagnose=diagnose, shown=SHOWN):
+        step.set_lr(lr_at(run.updates, base_lr=recipe.peak_lr, warmup_steps=warmup_steps, total_steps=total_steps))
+        momentum = teacher_momentum(run.updates, total_steps, recipe.slotcon.teacher_momentum)
+        if run.updated:
             slotcon.update_teacher(momentum)
-        for micro in range(1, recipe.accumulation_steps + 1):
-            with monitor.waiting():
-                batch = next(loader)
+        for batch in step.micro_batches():
             unreadable.add(batch.pop("unreadable"))
-            out = forward_backward(
-                accelerator,
-                run.model,
-                slotcon,
-                to_device(batch, accelerator.device, recipe.channels_last),
-                share=1 / recipe.accumulation_steps,
-                sync=micro == recipe.accumulation_steps,
-                recompute=recipe.grad_checkpointing,
-            )
-            monitor.add(out, step + 1)
-        accelerator.unscale_gradients()
-        monitor.add_gradients(slotcon.parameters(), step + 1)
-        run.optimizer.step()
-        run.optimizer.zero_grad()
-
-        run.step, run.moved = step + 1, not accelerator.optimizer_step_was_skipped
-        run.taken += run.moved
-        saving = run.step % (recipe.save_every * steps_per_epoch) == 0 or run.step == total_steps
-        values = {"epoch": run.step / steps_per_epoch, "lr": lr, "teacher_momentum": momentum}
-        if looking := watch.due(run.step):
-            with monitor.pausing():
-                values |= watch.look(run.step, monitor)
-        line = monitor.step(run.step, {**values, "unreadable": len(run.unreadable)}, saving or looking)
-        if line:
-            unreadable.check()
-        stopping = line and stop.agreed()  # at lines alone, so that a resumed run writes the lines of any other
-        if saving or stopping:
-            save(run)
-        if stopping:
-            break
-    monitor.close()
+            inputs = to_device(batch, accelerator.device, recipe.channels_last)
+            recompute = recipe.grad_checkpointing
+            out = forward_backward(accelerator, run.model, slotcon, inputs, share=step.share, recompute=recompute)
+            step.add(metrics(out))
+        step.update()
+        step.log(epoch=run.step / job.steps_per_epoch, teacher_momentum=momentum, unreadable=len(unreadable))
+        if watch.due(run.step):
+            with step.evaluating():
+                step.log(**watch.evaluate())
 
 
-def end(run: Run) -> None:
+def end(job: Pretraining) -> None:
     """Write what a run leaves behind; if it was stopped, say how it goes on."""
-    if run.step == run.total_steps:
-        run_folder.finish(run.folder, run.slotcon, run.showcase, run.recipe, run.name)
+    run = job.run
+    if run.finished:
+        finish(run.folder, job.slotcon, job.showcase, job.recipe, run.name)
     else:
         command = f"the same command with --output {shlex.quote(str(run.folder))} --resume goes on from there"
-        print(f"stopped at step {run.step} of {run.total_steps}, and saved: {command}")
+        print(f"stopped at step {run.step} of {run.schedule.total_steps}, and saved: {command}")
 
 
-def load(run: Run, steps: range) -> Any:
-    """Make the loader of this process's micro-batches."""
-    recipe, accelerator = run.recipe, run.accelerator
+def load(job: Pretraining, steps: range) -> Any:
+    """Make the loader of this process's micro-batches of some steps."""
+    recipe, accelerator, images = job.recipe, job.run.accelerator, job.images
     views = TwoViews(recipe.view_size, (recipe.min_crop, 1.0), geometric=recipe.geometric)
     plan = Steps(
-        len(run.images),
+        len(images),
         recipe.batch_size,
         steps,
         seed=recipe.seed,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         accumulation=recipe.accumulation_steps,
-        groups=run.images.groups if isinstance(run.images, ParquetStream) else None,
+        groups=images.groups if isinstance(images, ParquetStream) else None,
         workers=recipe.workers,
     )
-    return make_loader(ViewPairs(run.images, views, recipe.seed), plan, recipe.workers)
+    return make_loader(ViewPairs(images, views, recipe.seed), plan, recipe.workers)
+
+
+def views(job: Pretraining, steps: range) -> Iterator[Tensor]:
+    """Yield as many batches of views as there are steps, B x 3 x S x S, both of a pair in turn."""
+    for batch in itertools.islice(load(job, steps), len(steps)):
+        yield from to_device(batch, job.run.accelerator.device, job.recipe.channels_last)[0]
+
+
+def noise(job: Pretraining) -> tuple[Any, Any, Any]:
+    """Inputs of the shape of a micro-batch: views, boxes and flips."""
+    recipe, device = job.recipe, job.run.accelerator.device
+    batch = recipe.micro_batch(job.run.accelerator.num_processes)
+    view = torch.randn(batch, 3, recipe.view_size, recipe.view_size, device=device)
+    box, flip = torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(batch, 4), view.new_zeros(batch).bool()
+    return (view, view), (box, box), (flip, flip)
 
 
 def forward_backward(
@@ -200,7 +138,6 @@ def forward_backward(
     batch: tuple[Any, Any, Any],
     *,
     share: float = 1.0,
-    sync: bool = True,
     recompute: bool = False,
     lap: Callable[[str], None] = lambda part: None,
 ) -> SlotConOutput:
@@ -215,7 +152,6 @@ def forward_backward(
         slotcon: whose teacher makes the targets.
         batch: views, boxes and flips.
         share: of the micro-batch in the loss of the step.
-        sync: sum the gradients over the processes, in the last backward; False in all but the last micro-batch.
         recompute: the backward repeats forwards (gradient checkpointing), which must not move BatchNorm statistics.
         lap: called with the name of each part when it is over.
     """
@@ -224,7 +160,7 @@ def forward_backward(
     lap("slots and losses")
     outputs = []
     for direction in (0, 1):
-        with contextlib.nullcontext() if sync and direction == 1 else accelerator.no_sync(model):
+        with contextlib.nullcontext() if direction == 1 else accelerator.no_sync(model):
             out = model(*batch, targets=targets, directions=(direction,))
             lap("slots and losses")
             with keeping_buffers(slotcon) if recompute else contextlib.nullcontext():
@@ -232,15 +168,6 @@ def forward_backward(
             lap("backward")
         outputs.append(replace(out, loss=out.loss.detach()))
     return outputs[0] + outputs[1]
-
-
-@contextlib.contextmanager
-def keeping_buffers(module: nn.Module) -> Iterator[None]:
-    """Give a module its buffers back afterwards: BatchNorm's statistics, which each forward inside moves."""
-    buffers = list(module.buffers())
-    before = [buffer.clone() for buffer in buffers]
-    yield
-    torch._foreach_copy_(buffers, before)
 
 
 def to_device(batch: dict[str, Tensor], device: torch.device, channels_last: bool) -> tuple[Any, Any, Any]:

@@ -5,11 +5,9 @@ Dimensions: B images on this process, K prototypes, D embedding channels, H x W 
 
 import copy
 import functools
-import math
-import numbers
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -21,28 +19,12 @@ from slotcon_hub.models.backbone import check_trainable, create_backbone
 from slotcon_hub.models.layers import Dense, PrototypeNetwork, SlotPredictor
 from slotcon_hub.objective.image_loss import ImageLoss
 from slotcon_hub.objective.slot_loss import SlotLoss, slot_loss
+from slotcon_hub.settings import check_numbers
 
-__all__ = ["SlotCon", "SlotConConfig", "SlotConOutput", "Targets", "check_numbers"]
+__all__ = ["SlotCon", "SlotConConfig", "SlotConOutput", "Targets"]
 
 Pair = tuple[Tensor, Tensor]
 Align = Literal["assignments", "projections"]
-
-
-def check_numbers(settings: Any) -> None:
-    """Refuse NaN and infinity in a dataclass's numbers, and fractions where its type says ``int``; None passes.
-
-    Comparisons alone let NaN pass, since each of them is false.
-
-    Raises:
-        ValueError: there is one.
-    """
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        whole = int in (field.type, *get_args(field.type))
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{field.name}={value} must be a finite number")
-        if whole and value is not None and not isinstance(value, numbers.Integral):
-            raise ValueError(f"{field.name}={value} must be a whole number")
 
 
 @dataclass(frozen=True)

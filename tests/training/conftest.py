@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch):
             argv += ["--output", str(output)]
         with monkeypatch.context() as patch:
             if not figures:
-                patch.setattr("training.pretraining.folder.draw_curves", lambda *_: None)
+                patch.setattr("training.pretraining.result.draw_curves", lambda *_: None)
                 patch.setattr("training.pretraining.preview.draw_groups", lambda *_: None)
             pretrain.main(argv)
         return output

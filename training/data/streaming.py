@@ -19,6 +19,8 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from training.engine.errors import RunError
+
 __all__ = ["ParquetStream", "Unreachable", "deal"]
 
 T = TypeVar("T")
@@ -28,7 +30,7 @@ HEAVIEST = 2**30  # bytes of a row group
 PAUSES = (1, 5, 25)  # seconds between attempts to read
 
 
-class Unreachable(Exception):
+class Unreachable(RunError):
     """A part of the stream cannot be read, time and again."""
 
 

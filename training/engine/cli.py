@@ -3,7 +3,7 @@
 import functools
 import typing
 from collections.abc import Callable
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
 import docstring_parser
@@ -35,7 +35,7 @@ def _explain(settings: Any) -> None:
             continue
         own = typing.get_type_hints(kind, include_extras=True)
         docs = {doc.arg_name: doc.description for doc in docstring_parser.parse_from_object(kind).params}
-        for name in kind.__annotations__:
+        for name in {field.name for field in fields(kind)} & {*kind.__annotations__}:
             if text := docs.get(name):
                 kind.__annotations__[name] = Annotated[own[name], tyro.conf.arg(help=" ".join(text.split()))]
             inner = typing.get_args(own[name])[:1] or (own[name],)

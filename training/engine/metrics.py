@@ -10,10 +10,8 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,22 +19,27 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from slotcon_hub import SlotConOutput
+from slotcon_hub.files import replacing
+from training.engine.errors import RunError
 
-__all__ = ["Diverged", "Monitor", "peak_memory"]
+__all__ = ["Check", "Diagnose", "Diverged", "Monitor", "peak_memory"]
 
-_SCALARS = [f.name for f in fields(SlotConOutput) if f.name != "usage"]
+Check = tuple[str, bool, str]
+"""A kind of trouble, whether it is there now, and the warning."""
+
+Diagnose = Callable[[Mapping[str, float], Mapping[str, Tensor]], tuple[dict[str, float], list[Check]]]
+"""From the means of a line's scalars and the sums of its vectors to further metrics and checks, of the task."""
 
 
-class Diverged(Exception):
-    """Loss or gradients are no longer numbers."""
+class Diverged(RunError):
+    """Loss or gradients are NaN or infinite."""
 
 
 class Monitor:
-    """Collects the outputs of steps and writes a line of metrics every so often."""
+    """Collects the metrics of steps, writes a line of them every so often, and warns of trouble."""
 
     sums: Tensor | None
-    usage: Tensor | None
+    totals: dict[str, Tensor]
     broken: Tensor | None
     grad_norm: Tensor | None
     overflow: Tensor | None
@@ -45,7 +48,15 @@ class Monitor:
     since: float
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, steps: range, batch_size: int, log_every: int
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        steps: range,
+        batch_size: int,
+        log_every: int,
+        *,
+        diagnose: Diagnose = lambda means, totals: ({}, []),
+        shown: Mapping[str, str] | None = None,
     ) -> None:
         """Open the progress bar of the steps that are to be taken.
 
@@ -55,9 +66,12 @@ class Monitor:
             steps: of the run, from the one it starts at.
             batch_size: of all processes, for images per second.
             log_every: steps a line.
+            diagnose: derives further metrics and warnings from those of a line.
+            shown: names of metrics beside the progress bar, with their formats; the loss by default.
         """
         self.path, self.accelerator = folder / "metrics.jsonl", accelerator
         self.batch_size, self.log_every = batch_size, log_every
+        self.diagnose, self.shown = diagnose, shown or {"loss": ".3f"}
         main = accelerator.is_main_process
         self.bar = tqdm(total=steps.stop, initial=steps.start, unit="step", disable=not main, dynamic_ncols=True)
         if main and self.path.exists():
@@ -74,17 +88,24 @@ class Monitor:
 
     @contextlib.contextmanager
     def pausing(self) -> Iterator[None]:
-        """Leave the time inside out of the speed: what is looked at between steps is not training."""
+        """Leave the time inside out of the speed: an evaluation between steps is not training."""
         before = time.perf_counter()
         yield
         self.since += time.perf_counter() - before
 
-    def add(self, out: SlotConOutput, step: int) -> None:
-        """Add the output of a forward of the step with this number; nothing is read from the device."""
-        self.names = [name for name in _SCALARS if getattr(out, name) is not None]
-        values = torch.stack([getattr(out, name).detach().float() for name in self.names])
+    def add(self, metrics: Mapping[str, Tensor], step: int) -> None:
+        """Add the metrics of a forward of the step with this number; nothing is read from the device.
+
+        Args:
+            metrics: by name, ``loss`` among them. Scalars are averaged over the forwards and processes of a line,
+                vectors are summed over them.
+            step: from 1.
+        """
+        self.names = [name for name, value in metrics.items() if value.ndim == 0]
+        values = torch.stack([metrics[name].detach().float() for name in self.names])
         self.sums = values if self.sums is None else self.sums + values
-        self.usage = out.usage if self.usage is None else self.usage + out.usage
+        for name in metrics.keys() - self.names:
+            self.totals[name] = self.totals.get(name, 0) + metrics[name].detach()
         self.forwards += 1
         number = torch.where(values.isfinite(), torch.inf, float(step))
         self.broken = number if self.broken is None else self.broken.minimum(number)
@@ -103,13 +124,13 @@ class Monitor:
         Args:
             step: steps behind us, this one included.
             values: further ones for the line.
-            saving: a checkpoint is about to be written, which what is no number must prevent.
+            saving: write a line in any case: a checkpoint follows, which NaN or Inf must prevent.
 
         Returns:
             Whether a line was written.
 
         Raises:
-            Diverged: the loss is not finite, or without a gradient scaler, the gradients are not.
+            Diverged: the loss is NaN or infinite, or without a gradient scaler, the gradients are.
         """
         self.bar.update()
         self.steps += 1
@@ -124,26 +145,26 @@ class Monitor:
         self.bar.close()
 
     def _reset(self) -> None:
-        self.sums = self.usage = self.broken = self.grad_norm = self.overflow = None
+        self.sums = self.broken = self.grad_norm = self.overflow = None
+        self.totals = {}
         self.forwards = self.steps = 0
         self.waited, self.since = 0.0, time.perf_counter()
 
     def _line(self, step: int, values: dict[str, float]) -> None:
         assert self.sums is not None
-        assert self.usage is not None
         mine = torch.cat([self.sums / self.forwards, self.sums.new_tensor([self.waited])])
         everyone = self.accelerator.gather(mine[None]).cpu()
         *means, _ = everyone.mean(0).tolist()
         waited = everyone[:, -1].max().item()  # all wait for the one that waits for its images
-        usage = self.accelerator.reduce(self.usage, "sum").cpu().double()
+        measured = dict(zip(self.names, means, strict=True))
+        totals = {name: self.accelerator.reduce(self.totals[name], "sum").cpu() for name in sorted(self.totals)}
         seconds = time.perf_counter() - self.since
-        share = usage / usage.sum().clamp(min=1)
+        derived, checks = self.diagnose(measured, totals)
         line = {
             "step": step,
-            **dict(zip(self.names, means, strict=True)),
+            **measured,
             **values,
-            "dead_slots": int((usage == 0).sum()),
-            "usage_entropy": float(-(share * share.clamp(min=1e-12).log()).sum() / math.log(len(share))),
+            **derived,
             "images_per_second": self.steps * self.batch_size / seconds,
             "data_wait": waited / seconds,
             "memory_gb": peak_memory(self.accelerator.device),
@@ -153,12 +174,14 @@ class Monitor:
             line["grad_norm"] = norm  # fp16 leaves out steps whose gradients overflow
         if not math.isfinite(line["loss"]) or overflow < math.inf:
             raise Diverged(
-                f"{self._blame(overflow)}: lower --base-lr, or use bf16 in place of fp16; the checkpoints are kept"
+                f"{self._blame(overflow)}: lower the learning rate, or use bf16 in place of fp16; the checkpoints "
+                "are kept"
             )
-        self._look(line, share)
-        self.bar.set_postfix(
-            loss=f"{line['loss']:.3f}", active=f"{line['active_slots']:.1f}", dead=line["dead_slots"]
-        )
+        starving = f"{line['data_wait']:.0%} of the time goes into waiting for images: raise --workers, or put the "
+        checks = [*checks, ("starvation", line["data_wait"] > 0.3, f"{starving}images on a faster disk")]
+        for check in checks:
+            self.warn(step, *check)
+        self.bar.set_postfix({name: format(line[name], form) for name, form in self.shown.items()})
         self.accelerator.log({k: v for k, v in line.items() if k != "step"}, step=step)
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
@@ -167,28 +190,28 @@ class Monitor:
                 os.fsync(file.fileno())  # a checkpoint may follow, and must not outlive its line
 
     def _blame(self, overflow: float) -> str:
-        """What was first no number, gradients or which part of the loss, and in which step; of all processes.
+        """What was first NaN or infinite, gradients or which part of the loss, and in which step; of all processes.
 
         Args:
-            overflow: the first step whose gradients were none; they are the same on all processes.
+            overflow: the first step whose gradients were; they are the same on all processes.
         """
         assert self.broken is not None
         first = self.broken[None]
         steps = self.accelerator.gather(first).amin(0).tolist()  # inf where all is well
         step = min(steps)
         if overflow < step:
-            return f"step {overflow:.0f} gave gradients that are no numbers"
+            return f"step {overflow:.0f} gave gradients that are NaN or infinite"
         parts = [name for name, at in zip(self.names, steps, strict=True) if at == step and name != "loss"]
-        return f"step {step:.0f} gave a loss that is no number, in {' and '.join(parts) or 'the sum'}"
+        return f"step {step:.0f} gave a loss that is NaN or infinite, in {' and '.join(parts) or 'the sum'}"
 
     def warn(self, step: int, what: str, wrong: bool, text: str) -> None:
-        """Say in words what goes wrong, and keep it in ``warnings.txt``: once, until it is well again.
+        """Print a warning and append it to ``warnings.txt``, once until the trouble is over.
 
         Args:
-            step: at which it was looked at.
-            what: of its kind.
-            wrong: whether it is now.
-            text: what is said then.
+            step: at which it was found.
+            what: the kind of trouble.
+            wrong: whether it is there now.
+            text: the warning.
         """
         if wrong and what not in self.warned and self.accelerator.is_main_process:
             said = f"step {step}: {text}"
@@ -197,38 +220,12 @@ class Monitor:
                 file.write(said + "\n")
         (self.warned.add if wrong else self.warned.discard)(what)
 
-    def _look(self, line: dict[str, Any], share: Tensor) -> None:
-        step = line["step"]
-        most, number = (float(v) for v in share.max(0))
-        self.warn(
-            step,
-            "collapse onto one prototype",
-            most > 0.9,
-            f"prototype {number:.0f} takes {most:.0%} of all uses: the run has collapsed onto it; sharpen the "
-            "targets (--teacher-temp) or slow the teacher (--teacher-momentum)",
-        )
-        self.warn(
-            step,
-            "collapse of the views",
-            line["active_slots"] < 1.01,
-            f"a view has {line['active_slots']:.2f} active slots: every image is one group, so that nothing is "
-            "told apart; lower --base-lr or --teacher-temp",
-        )
-        self.warn(
-            step,
-            "starvation",
-            line["data_wait"] > 0.3,
-            f"{line['data_wait']:.0%} of the time goes into waiting for images: raise --workers, or put the "
-            "images on a faster disk",
-        )
-
     def _drop_lines_after(self, step: int) -> None:
         """Forget what was measured after the checkpoint that the run continues from, and a line cut short."""
         whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
-        replacement = self.path.with_suffix(".new")
-        replacement.write_text("".join(line + "\n" for line in kept))
-        replacement.replace(self.path)
+        with replacing(self.path) as new:
+            new.write_text("".join(line + "\n" for line in kept))
 
 
 def peak_memory(device: torch.device) -> float:

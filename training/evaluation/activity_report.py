@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from rich.table import Table
 
-from training.engine.words import show, words
+from training.engine.words import show
 from training.evaluation import command
 from training.evaluation.figures import draw_activity, draw_segments
 from training.evaluation.models import similarities, standardize
@@ -19,7 +19,12 @@ __all__ = ["report"]
 
 EXTREMES = 5  # slots named at either end
 BATCH = 512  # images, in which the paper counts the negatives
-_WORDS = {"active_slots": "active slots of an image"}  # whole, where pre-training counts those of a view
+_WORDS = {
+    "active_slots": "active slots of an image",
+    "dead_slots": "prototypes that no image uses",
+    "positive_pairs": "slots that are active in both views",
+    "excluded_terms": "slots that are active in one view or none",
+}
 
 
 def report(settings: Any, model: Any, data: Any, found: Any) -> None:
@@ -91,7 +96,9 @@ def _print(settings: Any, usage: list[int], numbers: dict[str, Any], most: list[
     print(f"{settings.model} on {settings.data}, {len(usage)} prototypes")
     table = Table(show_header=False)
     for name, value in numbers.items():
-        table.add_row(_WORDS.get(name, words(name)), f"{value:,}" if isinstance(value, int) else f"{value:,.2f}")
+        table.add_row(
+            _WORDS.get(name, name.replace("_", " ")), f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+        )
     show(table)
     table = Table("most active", "images", "least active", "images")
     for i in range(len(most)):

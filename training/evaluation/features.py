@@ -17,9 +17,10 @@ from torchvision.transforms.v2.functional import to_pil_image
 from slotcon_hub.images import decode, trim
 from training.data.images import UnreadableImage
 from training.data.labels import open_labeled
+from training.engine.batchnorm import recalibrate_batchnorm
 from training.evaluation import command
 
-__all__ = ["Features", "Labeled", "extract", "open_parts", "settle"]
+__all__ = ["Features", "Labeled", "extract", "open_parts", "recalibrate"]
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,11 @@ def _stack(samples: list[tuple[int, tuple[int, Tensor]]]) -> tuple[Tensor, Tenso
     return torch.tensor(numbers), torch.stack(images)
 
 
-@torch.no_grad()
-def settle(model: Any, images: Labeled, device: torch.device, *, batches: int = 20, batch_size: int = 64) -> None:
-    """Give a random model BatchNorm statistics of the images: a fairer baseline than mean 0 and variance 1."""
+def recalibrate(
+    model: Any, images: Labeled, device: torch.device, *, batches: int = 20, batch_size: int = 64
+) -> None:
+    """Re-estimate the BatchNorm statistics of a random-init baseline from some of the images."""
     images.prepare(model)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: batches * batch_size]
-    model.train()
-    for _, batch in DataLoader(Subset(images, order.tolist()), batch_size, drop_last=len(order) > batch_size):
-        model(batch.to(device))
-    model.eval()
+    loader = DataLoader(Subset(images, order.tolist()), batch_size, drop_last=len(order) > batch_size)
+    recalibrate_batchnorm(model, (batch.to(device) for _, batch in loader))

@@ -13,7 +13,7 @@ from timm.data import resolve_data_config
 from slotcon_hub.cli.table import shorten
 from training.engine.words import show
 from training.evaluation import command
-from training.evaluation.features import Labeled, open_parts, settle
+from training.evaluation.features import Labeled, open_parts, recalibrate
 from training.evaluation.models import load
 
 __all__ = ["Probe", "run"]
@@ -104,7 +104,7 @@ def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, flo
             set_seed(0)
             model = load(name, pretrained=pretrained).to(accelerator.device)
             if not pretrained:
-                settle(model, train, accelerator.device)
+                recalibrate(model, train, accelerator.device)
             results[name if pretrained else f"{name}, random"] = measure(model, train, test, accelerator, settings)
         features[name] = {"channels": model.head_hidden_size, "preprocessing": resolve_data_config({}, model=model)}
     facts = {"train": len(train), "test": len(test), "classes": classes, "features": features}

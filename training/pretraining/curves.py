@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from training.engine.words import words
+from training.pretraining.words import words
 
 __all__ = ["draw_curves", "read_metrics"]
 

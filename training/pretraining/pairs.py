@@ -1,7 +1,7 @@
 """Batches of view pairs: a run's plan of which images come when, and the loader that follows it.
 
 Every sample is drawn from (seed, epoch, index) and every order from (seed, epoch), whatever the number of
-processes, workers or interruptions; what a network draws, from (seed, step, rank).
+processes, workers or interruptions.
 """
 
 import itertools
@@ -21,12 +21,13 @@ from slotcon_hub.images import EncodedImage
 from training.data.images import TOLERATED, Images, are_too_many
 from training.data.streaming import deal
 from training.data.views import Pair, TwoCrops, TwoViews, stack
+from training.engine.errors import RunError
 from training.engine.signals import loading
 
-__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "collate", "make_loader", "seed_step"]
+__all__ = ["Steps", "TooManyUnreadable", "Unreadable", "ViewPairs", "collate", "make_loader"]
 
 SUBSTITUTES = 100  # images tried in the place of an unreadable one
-ORDERS, SAMPLES, STEPS = 0, 1, 2  # streams of random numbers that never meet
+ORDERS, SAMPLES = 0, 1  # streams of random numbers; a step of the engine draws from another
 PAUSES = (0.1, 0.5, 2)  # seconds between attempts to read an image
 LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
@@ -109,18 +110,21 @@ class ViewPairs(Dataset[tuple[Pair, dict[int, str]]]):
         draft.index = int(draft.rng.integers(len(self.images)))
 
 
-class TooManyUnreadable(Exception):
+class TooManyUnreadable(RunError):
     """So many images cannot be read that the data must be mended first."""
 
 
 class Unreadable:
     """The images that a run could not read: named once, counted over all processes."""
 
-    def __init__(self, images: Images, accelerator: Accelerator, known: set[int]) -> None:
-        """Start with those that are known already; new ones join them."""
-        self.images, self.accelerator = images, accelerator
+    def __init__(self, images: Images, accelerator: Accelerator, known: list[int]) -> None:
+        """Start with the indices that are known already; new ones join that list."""
+        self.images, self.accelerator, self.known = images, accelerator, known
         self.mine: dict[int, str] = {}
-        self.all = known
+
+    def __len__(self) -> int:
+        """Unreadable images found so far, of all processes."""
+        return len(self.known)
 
     def add(self, reasons: dict[int, str]) -> None:
         """Note images that this process met, with the reasons."""
@@ -134,14 +138,14 @@ class Unreadable:
                 alike.
         """
         met = dict(gather_object(sorted(self.mine.items())))
-        for index in sorted(met.keys() - self.all):
+        for index in sorted(met.keys() - set(self.known)):
             name = self.images.name(index)
             self.accelerator.print(f"skipped, since it cannot be read: {name} ({met[index]})", file=sys.stderr)
-        self.all.update(met)
-        if are_too_many(len(self.all), len(self.images)):
-            names = "\n  ".join(self.images.name(index) for index in sorted(self.all))
+        self.known[:] = sorted({*self.known, *met})
+        if are_too_many(len(self.known), len(self.images)):
+            names = "\n  ".join(self.images.name(index) for index in self.known)
             raise TooManyUnreadable(
-                f"{len(self.all)} of {len(self.images)} images cannot be read, more than {TOLERATED:.0%}: "
+                f"{len(self.known)} of {len(self.images)} images cannot be read, more than {TOLERATED:.0%}: "
                 f"mend or remove them, then start again\n  {names}"
             )
 
@@ -227,9 +231,3 @@ def make_loader(pairs: ViewPairs, steps: Steps, workers: int) -> DataLoader[Any]
         pin_memory=torch.cuda.is_available(),
         **loading(workers),
     )
-
-
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed what a network draws in a step, such as the paths it drops, so that nothing has to be remembered."""
-    sequence = np.random.SeedSequence([seed, STEPS, step, rank])
-    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))

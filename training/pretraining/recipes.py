@@ -6,15 +6,16 @@ batch (linear scaling, section 4.1), the steps follow the data.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
 import tyro
 
 from slotcon_hub import SlotConConfig
-from slotcon_hub.objective.slotcon import check_numbers
 from training.data.layouts import LayoutName
 from training.engine.cli import cli
 from training.engine.optim import OptimizerName
+from training.engine.run import Schedule
+from training.engine.settings import RunSettings
 
 __all__ = ["RECIPES", "SCENES", "Recipe", "parse"]
 
@@ -22,12 +23,24 @@ SCENES = "scenes"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(RunSettings):
     """A pre-training run: data, model, objective, optimisation, and what is kept of it.
 
     Raises:
         ValueError: for values that cannot work, naming the fix.
     """
+
+    RESUMABLE: ClassVar[frozenset[str]] = RunSettings.RESUMABLE | {
+        "data",  # where the images are; which they are may not change
+        "split",
+        "layout",
+        "save_every",
+        "keep_every",
+        "show_every",
+        "probe",
+        "grad_checkpointing",
+        "compile",
+    }
 
     data: str | None = None
     """Folder of images (searched at any depth), Parquet file, URL or folder of them, hf:<name> for a data set of
@@ -56,8 +69,6 @@ class Recipe:
 
     epochs: int = 800
     """Passes over the data."""
-    batch_size: int = 512
-    """Images in an optimisation step, over all processes and accumulation steps."""
     accumulation_steps: int = 1
     """Micro-batches that a process makes of its share of the batch; the contrast sees one of them at a time, and
     centre and BatchNorm move with each."""
@@ -69,9 +80,6 @@ class Recipe:
     """Of all parameters but biases and norms."""
     warmup_epochs: float = 5
     """Epochs in which the learning rate rises to its peak."""
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Precision of the layers (losses stay in float32). auto takes what accelerate was told or configured for; else
-    bf16 on GPUs that have it, fp16 on others, and no (float32) on the CPU."""
     channels_last: bool = True
     """Memory format of the network; the numbers stay the same."""
     grad_checkpointing: bool = False
@@ -79,8 +87,6 @@ class Recipe:
     the same numbers."""
     compile: bool = False
     """Compile student and teacher with torch.compile: a slow start, faster steps, slightly other rounding."""
-    seed: int = 0
-    """Of initialisation, order and augmentation."""
 
     continue_from: Path | None = None
     """What to go on from in a new run: the folder of a run, one of its checkpoints, or an authors' full checkpoint.
@@ -89,21 +95,8 @@ class Recipe:
     """Epoch of the schedule to go on at: 0 starts a new one with these weights; None takes the checkpoint's, and 0
     where it names none."""
 
-    output: Path | None = None
-    """Folder of the run; None makes runs/<recipe>-<date and time>."""
-    resume: bool = False
-    """Continue from the newest good checkpoint in --output; where there is none yet, start."""
-    workers: int = 8
-    """Processes that load images, for each training process."""
-    threads: int | None = None
-    """CPU threads of each process that trains on the CPU; None takes OMP_NUM_THREADS, else shares out the cores
-    that may be used (affinity, quota), where accelerate would take one a process."""
-    log_every: int = 10
-    """Steps between two lines of metrics; a run asked to stop (SIGTERM, Ctrl-C) saves and ends at the next one."""
     save_every: int = 5
     """Epochs between two checkpoints; there is always one at the end."""
-    keep: int = 2
-    """Checkpoints kept, the newest ones."""
     keep_every: int = 0
     """Epochs between two checkpoints that are kept for good, besides; a multiple of --save-every, or 0 for none."""
     show_every: int = 5
@@ -111,21 +104,16 @@ class Recipe:
     probe: str | None = None
     """Labelled images to classify by nearest neighbours at the same epochs: a folder with train and validation
     parts of class folders, or of Parquet files, each of at most 100,000 images."""
-    trackers: tuple[str, ...] = ("tensorboard",)
-    """Accelerate's trackers, besides metrics.jsonl."""
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        for name in ("view_size", "epochs", "accumulation_steps", "log_every", "save_every", "keep"):
+        super().__post_init__()
+        for name in ("view_size", "epochs", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size={self.batch_size} leaves BatchNorm no variance: use at least 2")
         if self.base_lr <= 0:
             raise ValueError(f"base_lr={self.base_lr} must be positive")
-        for name in ("weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay={self.weight_decay} must not be negative")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
                 f"warmup_epochs={self.warmup_epochs} does not fit into epochs={self.epochs}: "
@@ -133,8 +121,6 @@ class Recipe:
             )
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop={self.min_crop} must be a fraction in (0, 1]")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads={self.threads} must be at least 1")
         if self.show_every < 0:
             raise ValueError(f"show_every={self.show_every} must not be negative; 0 draws none")
         if self.probe and not self.show_every:
@@ -146,35 +132,15 @@ class Recipe:
                 f"keep_every={self.keep_every} is no multiple of save_every={self.save_every}: no checkpoint is "
                 "written at some of these epochs; change one of them"
             )
-        if self.workers < 0:
-            raise ValueError(f"workers={self.workers} must not be negative; 0 loads in the training process")
         if self.continue_at is not None and not 0 <= self.continue_at < self.epochs:
             raise ValueError(f"continue_at={self.continue_at} must be an epoch from 0 to {self.epochs - 1}")
         if self.continue_at is not None and self.continue_from is None:
             raise ValueError("--continue-at needs --continue-from, the checkpoint to go on from")
-        if self.resume and self.output is None:
-            raise ValueError("--resume needs --output, the folder of the run to continue")
 
     @property
     def peak_lr(self) -> float:
         """Peak learning rate of the global batch."""
         return self.base_lr * self.batch_size / 256
-
-    def micro_batch(self, processes: int) -> int:
-        """Images in one forward of one process.
-
-        Raises:
-            ValueError: the batch does not divide.
-        """
-        parts = processes * self.accumulation_steps
-        if self.batch_size % parts:
-            nearest = max(self.batch_size // parts, 1) * parts
-            steps = f" of {self.accumulation_steps} accumulation steps" if self.accumulation_steps > 1 else ""
-            raise ValueError(
-                f"batch_size={self.batch_size} does not divide over {processes} processes{steps}: "
-                f"use --batch-size {nearest}"
-            )
-        return self.batch_size // parts
 
     def steps_per_epoch(self, images: int) -> int:
         """Optimisation steps in a pass over so many images; the rest of the last batch is left out.
@@ -189,6 +155,11 @@ class Recipe:
                 else f"{images} images are too few to pre-train on"
             )
         return images // self.batch_size
+
+    def schedule(self, images: int) -> Schedule:
+        """The steps of a run over so many images, and those at which it is saved."""
+        epoch = self.steps_per_epoch(images)
+        return Schedule(self.epochs * epoch, self.save_every * epoch, self.keep_every * epoch)
 
 
 COCO = Recipe(layout="coco")

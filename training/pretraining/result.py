@@ -1,18 +1,56 @@
-"""What a run ends with, for people: a table of numbers before and after, and the commands that come next."""
+"""What a run ends with: export, figures, numbers before and after, and the commands that come next."""
 
+import json
 import shlex
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import timm
 from rich.table import Column, Table
 
+from slotcon_hub import SlotCon
+from slotcon_hub.export.teacher import export
+from slotcon_hub.models.backbone import names_weights
 from slotcon_hub.weights.architectures import plain_timm
 from training.data import scenes
-from training.engine.words import show, words
+from training.engine.errors import first_line
+from training.engine.words import show
+from training.evaluation.command import finite
+from training.pretraining.curves import draw_curves, read_metrics
+from training.pretraining.preview import Showcase
 from training.pretraining.recipes import SCENES, Recipe
+from training.pretraining.words import words
 
-__all__ = ["as_rows", "by_class", "next_commands", "print_result", "summarize"]
+__all__ = ["as_rows", "by_class", "finish", "next_commands", "print_result", "save_baseline", "summarize"]
+
+
+def save_baseline(folder: Path, slotcon: SlotCon, showcase: Showcase) -> None:
+    """Measure the random-init baseline where there are labels, and keep it as ``before.json``."""
+    if found := showcase.measure(slotcon):
+        (folder / "before.json").write_text(json.dumps(finite(asdict(found)), indent=2) + "\n")
+
+
+def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, name: str) -> None:
+    """Write export, images and ``summary.json``, and print what a person wants to see."""
+    trained = f"Recipe {name}, {recipe.epochs} epochs, batch {recipe.batch_size}, views of {recipe.view_size} px."
+    if names_weights(recipe.backbone):
+        trained += f" It started from the weights {recipe.backbone}."
+    export(slotcon, folder / "export", input_size=recipe.view_size, trained=trained)
+    found = showcase.measure(slotcon)
+    try:
+        showcase.draw(slotcon, found, folder / "groups.png")
+    except Exception as error:  # the run is over: what is drawn of it must not end it
+        print(f"warning: groups.png could not be drawn: {first_line(error)}", file=sys.stderr)
+    draw_curves(folder / "metrics.jsonl", folder / "curves.png")
+
+    start = folder / "before.json"
+    before = json.loads(start.read_text()) if start.is_file() else None
+    summary = summarize(read_metrics(folder / "metrics.jsonl"), before, finite(asdict(found)) if found else None)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    held_out = showcase.held_out.val_images if showcase.held_out else None
+    print_result(folder, summary, next_commands(folder, recipe, held_out))
 
 
 def summarize(

@@ -1,4 +1,4 @@
-"""What is looked at while a run goes on: its groups in the same images, and a probe where there are labels."""
+"""Evaluation between epochs: the groups in the same images, and a probe where there are labels."""
 
 from typing import Any
 
@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from slotcon_hub.export.teacher import backbone_model
 from training.data.images import are_too_many
 from training.engine.errors import first_line
-from training.engine.metrics import Monitor
 from training.evaluation.features import Features, Labeled, extract
 from training.evaluation.knn import knn
-from training.pretraining.run import Run
+from training.pretraining.prepare import Pretraining
 
 __all__ = ["Watch"]
 
@@ -20,17 +19,17 @@ PROBED = 100_000  # images of a part: more take too long between epochs, and too
 
 
 class Watch:
-    """Draws and probes the teacher every few epochs; nothing of the run depends on it."""
+    """Draws and probes the teacher every few epochs; nothing of the training depends on it."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, job: Pretraining) -> None:
         """Open the labelled images, if the recipe names some.
 
         Raises:
             ValueError: they cannot be opened, or are too many.
         """
-        self.run = run
-        probe, side = run.recipe.probe, run.recipe.view_size
-        with run.accelerator.main_process_first():
+        self.job, self.run, self.recipe = job, job.run, job.recipe
+        probe, side = self.recipe.probe, self.recipe.view_size
+        with self.run.accelerator.main_process_first():
             self.parts = [_Probed(probe, split, side) for split in ("train", "validation")] if probe else []
         if (most := max(map(len, self.parts), default=0)) > PROBED:
             raise ValueError(
@@ -39,49 +38,48 @@ class Watch:
             )
 
     def due(self, step: int) -> bool:
-        """Whether this step ends an epoch that is looked at."""
-        every = self.run.recipe.show_every * self.run.steps_per_epoch
+        """Whether this step ends an epoch after which the teacher is evaluated."""
+        every = self.recipe.show_every * self.job.steps_per_epoch
         return every > 0 and step % every == 0
 
-    def look(self, step: int, monitor: Monitor) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float]:
         """Draw the groups into ``slots/`` of the run's folder, and measure; all processes together.
 
-        What fails is left out, and the monitor says so.
+        What fails is left out, and the run warns of it.
 
         Returns:
             What was measured: ``knn``, accuracy in [0, 1] of 20 neighbours, where there are labels.
         """
-        problem = self._draw(step) if self.run.accelerator.is_main_process else None
-        monitor.warn(step, "drawing", problem is not None, f"the groups could not be drawn: {problem}")
+        problem = self._draw() if self.run.is_main else None
+        self.run.warn("drawing", problem is not None, f"the groups could not be drawn: {problem}")
         if not self.parts:
             return {}
         accuracy, problem = self._knn()
-        monitor.warn(step, "probe", problem is not None, f"no accuracy of the probe: {problem}")
+        self.run.warn("probe", problem is not None, f"no accuracy of the probe: {problem}")
         return {} if accuracy is None else {"knn": accuracy}
 
-    def _draw(self, step: int) -> str | None:
+    def _draw(self) -> str | None:
         """Draw, and return what went wrong."""
-        run = self.run
-        target = run.folder / "slots" / f"epoch-{step // run.steps_per_epoch:04d}.png"
+        target = self.run.folder / "slots" / f"epoch-{self.run.step // self.job.steps_per_epoch:04d}.png"
         try:
             target.parent.mkdir(exist_ok=True)
-            run.showcase.draw(run.slotcon, None, target)
+            self.job.showcase.draw(self.job.slotcon, None, target)
         except Exception as error:  # of the disk, or of a GPU that is full
             return first_line(error)
         return None
 
     def _knn(self) -> tuple[float | None, str | None]:
         """Measure, and return the accuracy or what went wrong."""
-        run = self.run
+        accelerator, workers = self.run.accelerator, self.recipe.workers
         try:
-            model = _Spared(backbone_model(run.slotcon).to(run.accelerator.device), run.recipe.view_size)
-            features = [extract(model, part, run.accelerator, workers=run.recipe.workers) for part in self.parts]
+            model = _Spared(backbone_model(self.job.slotcon).to(accelerator.device), self.recipe.view_size)
+            features = [extract(model, part, accelerator, workers=workers) for part in self.parts]
             for part, found in zip(self.parts, features, strict=True):
                 if problem := _lacking(part, found):  # on all processes alike
                     return None, model.problem or problem
-            return knn(*map(_present, features), run.accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS], None
+            return knn(*map(_present, features), accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS], None
         except Exception as error:
-            if run.accelerator.num_processes > 1:
+            if accelerator.num_processes > 1:
                 raise  # the others wait for this process in the middle of it
             return None, first_line(error)
 

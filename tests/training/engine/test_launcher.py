@@ -10,8 +10,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from training.engine import launcher as module
+from training.engine import processes
 from training.engine.launcher import Launcher, find_launcher, told_precision, told_threads
-from training.pretraining import model
 from training.pretraining.recipes import Recipe
 
 ACCELERATE = Launcher(1, ("python", "/bin/accelerate", "launch", "training/pretrain.py"), {})
@@ -115,7 +115,7 @@ def test_a_recipe_states_its_precision(monkeypatch, device, bf16, told, asked, p
         state._reset_state()
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     PartialState(cpu=True).device = torch.device(device)
-    monkeypatch.setattr(model, "told_precision", lambda: told)
+    monkeypatch.setattr(processes, "told_precision", lambda: told)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
-    assert model._precision(replace(Recipe(), mixed_precision=asked)) == precision
+    assert processes._precision(replace(Recipe(), mixed_precision=asked)) == precision
     PartialState._reset_state()

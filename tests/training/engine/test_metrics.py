@@ -1,28 +1,21 @@
-"""What one sees of a run: lines, words when it goes wrong, images of the groups, and the probe."""
+"""Lines of metrics, and warnings when a run goes wrong; with the metrics of pre-training."""
 
-import errno
 import json
 import math
-import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from PIL import Image
-from runs import TINY, lines
 from tiny import output
 
-from training import pretrain
 from training.engine.metrics import Diverged, Monitor
-from training.pretraining import watch
-from training.tools.reliability.launch import Launch
+from training.pretraining.diagnostics import SHOWN, diagnose, metrics
 
 
 @pytest.fixture
 def monitor(tmp_path: Path) -> Monitor:
-    return Monitor(tmp_path, Accelerator(cpu=True), range(0, 100), batch_size=4, log_every=2)
+    return Monitor(tmp_path, Accelerator(cpu=True), range(0, 100), 4, 2, diagnose=diagnose, shown=SHOWN)
 
 
 def read(monitor: Monitor) -> list[dict]:
@@ -38,7 +31,7 @@ def test_a_line_holds_means_and_what_the_machine_does(monitor):
     for step, gradient in ((1, 1.0), (2, 3.0)):
         for weight in weights[:2]:
             weight.grad = torch.full_like(weight, gradient)
-        monitor.add(output(loss=float(step)), step)
+        monitor.add(metrics(output(loss=float(step))), step)
         monitor.add_gradients(weights, step)
         monitor.step(step, {"lr": 0.5}, saving=False)
     (line,) = read(monitor)
@@ -52,18 +45,18 @@ def test_a_line_holds_means_and_what_the_machine_does(monitor):
 
 @pytest.mark.parametrize(("part", "named"), [("group_loss", "group_loss"), ("slot_loss", "slot_loss")])
 def test_a_loss_that_is_no_number_is_named_with_its_step(monitor, part, named):
-    monitor.add(output(), 1)
+    monitor.add(metrics(output()), 1)
     monitor.step(1, {}, saving=False)
-    monitor.add(output(**{"loss": math.nan, part: math.nan}), 2)
-    with pytest.raises(Diverged, match=f"step 2 gave a loss that is no number, in {named}:"):
+    monitor.add(metrics(output(**{"loss": math.nan, part: math.nan})), 2)
+    with pytest.raises(Diverged, match=f"step 2 gave a loss that is NaN or infinite, in {named}:"):
         monitor.step(2, {}, saving=False)
     assert not monitor.path.exists()
 
 
 def test_the_first_step_is_blamed(monitor):
-    monitor.add(output(loss=math.inf, slot_loss=math.inf), 1)
+    monitor.add(metrics(output(loss=math.inf, slot_loss=math.inf)), 1)
     monitor.step(1, {}, saving=False)
-    monitor.add(output(loss=math.nan, group_loss=math.nan), 2)
+    monitor.add(metrics(output(loss=math.nan, group_loss=math.nan)), 2)
     with pytest.raises(Diverged, match=r"step 1 gave .*, in slot_loss:"):
         monitor.step(2, {}, saving=False)
 
@@ -73,11 +66,11 @@ def test_gradients_that_are_no_numbers_are_named_with_their_step(monitor, value)
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([1.0, value])
     for step in (1, 2):
-        monitor.add(output(loss=2.0 if step == 1 else math.nan), step)  # as they come the step after
+        monitor.add(metrics(output(loss=2.0 if step == 1 else math.nan)), step)  # as they come the step after
         monitor.add_gradients([weight], step)
         if step == 1:
             monitor.step(step, {}, saving=False)
-    with pytest.raises(Diverged, match="step 1 gave gradients that are no numbers: lower"):
+    with pytest.raises(Diverged, match="step 1 gave gradients that are NaN or infinite: lower"):
         monitor.step(2, {}, saving=False)
     assert not monitor.path.exists()
 
@@ -86,7 +79,7 @@ def test_with_a_scaler_such_a_step_is_left_out(monitor, monkeypatch):
     monkeypatch.setattr(monitor.accelerator, "scaler", object())
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([1.0, math.inf])
-    monitor.add(output(), 1)
+    monitor.add(metrics(output()), 1)
     monitor.add_gradients([weight], 1)
     monitor.step(1, {}, saving=True)
     assert "grad_norm" not in read(monitor)[0]
@@ -97,7 +90,7 @@ def test_what_goes_wrong_is_said_once(monitor, capsys):
         single = step <= 4 or step > 6  # wrong, well, wrong again
         out = output(active_slots=1.0 if single else 3.0)
         out.usage = torch.tensor([100, 1, 0, 0]) if single else torch.tensor([3, 3, 3, 3])
-        monitor.add(out, step)
+        monitor.add(metrics(out), step)
         monitor.step(step, {}, saving=False)
     said = (monitor.path.with_name("warnings.txt")).read_text().splitlines()
     collapsed = [line for line in said if "prototype 0 takes 99% of all uses" in line]
@@ -114,7 +107,7 @@ def test_starvation_is_said(monitor, monkeypatch):
     for step in (1, 2):
         with monitor.waiting():
             pass
-        monitor.add(output(), step)
+        monitor.add(metrics(output()), step)
         monitor.step(step, {}, saving=False)
     assert "waiting for images: raise --workers" in monitor.path.with_name("warnings.txt").read_text()
 
@@ -127,116 +120,6 @@ def test_pauses_are_not_training(monitor, monkeypatch):
         now[0] += 1.0
         with monitor.pausing():
             now[0] += 50.0
-        monitor.add(output(), step)
+        monitor.add(metrics(output()), step)
         monitor.step(step, {}, saving=False)
     assert read(monitor)[0]["images_per_second"] == pytest.approx(2 * 4 / 2.0)
-
-
-@pytest.fixture
-def labeled(tmp_path: Path) -> Path:
-    """A folder with two parts of two classes."""
-    rng = np.random.default_rng(0)
-    for split, number in {"train": 12, "validation": 6}.items():
-        for i in range(number):
-            place = tmp_path / "labeled" / split / f"class{i % 2}"
-            place.mkdir(parents=True, exist_ok=True)
-            pixels = rng.integers(0, 90, (40, 40, 3)) + np.array([150, 0, 0] if i % 2 else [0, 0, 150])
-            Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i}.png")
-    return tmp_path / "labeled"
-
-
-def test_groups_and_probe_of_a_run(run, images, labeled, tmp_path):
-    options = ["--data", images, *TINY.split()]
-    looked = ["--show-every", 1, "--probe", labeled]
-    watched = run("coco_800ep", *options, *looked, figures=True)
-    drawn = sorted((watched / "slots").iterdir())
-    assert [path.name for path in drawn] == ["epoch-0001.png", "epoch-0002.png"]
-    for path in drawn:
-        with Image.open(path) as image:
-            assert image.width > 300
-    probed = {line["step"]: line["knn"] for line in lines(watched) if "knn" in line}
-    assert sorted(probed) == [2, 4]
-    assert all(0 <= accuracy <= 1 for accuracy in probed.values())
-    plain = run("coco_800ep", *options, "--show-every", 0, "--output", tmp_path / "plain")
-    assert not (plain / "slots").exists()
-    assert [line["loss"] for line in lines(plain)] == [line["loss"] for line in lines(watched)]
-
-
-def test_a_probe_that_cannot_be_opened_is_one_sentence(run, images, capsys):
-    with pytest.raises(SystemExit, match="error: there is no folder /nowhere"):
-        run("coco_800ep", "--data", images, *TINY.split(), "--probe", "/nowhere")
-    with pytest.raises(SystemExit):  # of wrong usage, as tyro has it
-        run("coco_800ep", "--data", images, *TINY.split(), "--probe", "/nowhere", "--show-every", 0)
-    assert "--probe is measured every" in capsys.readouterr().err
-
-
-def test_looking_never_ends_a_run(run, images, labeled, tmp_path, monkeypatch):
-    image = labeled / "validation/class1/3.png"
-    for damaged in (image, image.with_name("5.png")):  # one alone is tolerated
-        damaged.write_bytes(damaged.read_bytes()[:200])
-
-    def full_disk(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("training.pretraining.preview.draw_groups", full_disk)
-    options = ["--data", images, *TINY.split(), "--show-every", 1, "--probe", labeled]
-    monkeypatch.setattr("training.pretraining.folder.finish", lambda *_: None)
-    folder = run("coco_800ep", *options, figures=True)
-    found = lines(folder)
-    assert [line["step"] for line in found] == [1, 2, 3, 4]
-    assert not any("knn" in line for line in found)
-    assert (folder / "checkpoints/step-00000004").is_dir()
-    drawing, probe = (folder / "warnings.txt").read_text().splitlines()  # once each
-    assert drawing == "step 2: the groups could not be drawn: [Errno 28] No space left on device"
-    assert probe.startswith("step 2: no accuracy of the probe: 2 of 6 images have no features, the first of them ")
-    assert str(image) in probe
-
-
-@pytest.mark.parametrize("part", ["backbone_model", "extract", "knn"])
-def test_a_full_gpu_leaves_the_probe_out(run, images, labeled, monkeypatch, part):
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nand a long story")
-
-    monkeypatch.setattr(f"training.pretraining.watch.{part}", full)
-    folder = run("coco_800ep", "--data", images, *TINY.split(), "--show-every", 2, "--probe", labeled)
-    assert (folder / "warnings.txt").read_text() == "step 4: no accuracy of the probe: CUDA out of memory.\n"
-    assert len(lines(folder)) == 4
-
-
-def short_of_memory(argv: list[str]) -> None:
-    """Train; the first process, which has the only batch, has no memory left for the first probe."""
-    original, calls = watch.backbone_model, []
-
-    def model(slotcon: object) -> torch.nn.Module:
-        made = original(slotcon)
-        calls.append(1)
-        if os.environ["RANK"] == "0" and len(calls) == 1:
-            made.register_forward_pre_hook(full)
-        return made
-
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    watch.backbone_model = model
-    pretrain.main(argv)
-
-
-def test_one_process_without_memory_keeps_no_other_waiting(images, labeled, tmp_path):
-    options = ["--data", images, *TINY.split(), "--show-every", 1, "--probe", labeled]
-    argv = ["coco_800ep", *options, "--output", tmp_path / "run"]
-    launch = Launch(argv, tmp_path / "log", 2, main=short_of_memory)
-    assert not any(launch.end()), launch.log.read_text()
-    assert [line["step"] for line in lines(tmp_path / "run") if "knn" in line] == [4]
-    assert "step 2: no accuracy of the probe: " in (tmp_path / "run/warnings.txt").read_text()
-
-
-def test_a_probe_of_too_many_images_is_refused(run, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.pretraining.watch.PROBED", 2)
-    for split, number in {"train": 3, "validation": 2}.items():
-        for i in range(number):
-            place = tmp_path / "labeled" / split / f"class{i % 2}"
-            place.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8)).save(place / f"{i}.png")
-    with pytest.raises(SystemExit, match=r"has 3 images in a split, .*: give a selection of at most 2, and"):
-        run("coco_800ep", "--data", images, *TINY.split(), "--probe", tmp_path / "labeled")
-    assert not (tmp_path / "run").exists()

@@ -6,7 +6,8 @@ import pytest
 from rich.table import Column, Table
 
 from slotcon_hub.cli.table import shorten
-from training.engine.words import as_facts, as_metrics, as_options, show
+from training.engine.words import as_facts, as_options, show
+from training.pretraining.words import as_metrics
 
 
 def test_names_are_shown_letter_for_letter(capsys):

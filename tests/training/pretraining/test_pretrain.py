@@ -135,10 +135,10 @@ def test_resuming_what_has_no_checkpoint_starts_and_says_so(run, images, tmp_pat
 def test_a_kill_between_lock_and_description_leaves_what_can_be_resumed(run, images, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/lock").touch()
-    (tmp_path / "run/run.new").write_text("{")
+    (tmp_path / "run/.run.json-abc").mkdir()
     folder = run("demo", "--data", images, *TINY.split(), "--resume")
     assert len(lines(folder)) == 4
-    assert not (folder / "run.new").exists()
+    assert not list(folder.glob(".*"))
 
 
 def test_every_start_of_a_run_is_kept(run, images, monkeypatch):
@@ -146,7 +146,7 @@ def test_every_start_of_a_run_is_kept(run, images, monkeypatch):
     folder = run(*argv)
     first = json.loads((folder / "run.json").read_text())
     assert "resumed" not in first
-    monkeypatch.setattr("training.pretraining.folder._revision", lambda: "later")
+    monkeypatch.setattr("training.engine.folder._revision", lambda: "later")
     shutil.rmtree(folder / "checkpoints/step-00000004")
     run(*argv, "--log-every", "2", "--resume")
     run(*argv, "--resume")
@@ -322,7 +322,7 @@ def test_going_on_from_an_authors_checkpoint(run, images, tmp_path, monkeypatch)
     assert 0 < (weights(folder)["teacher.prototypes.weight"] - teacher).abs().max() < 0.5
 
     def stop(ready, *_):
-        raise Diverged(f"{ready.step} steps behind us")
+        raise Diverged(f"{ready.run.step} steps behind us")
 
     monkeypatch.setattr(pretrain, "fit", stop)
     path.unlink()  # to resume the new run, it is not needed
@@ -576,8 +576,8 @@ def test_a_stream_that_breaks_off_stops_the_run(run, images, tmp_path, monkeypat
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(streaming, "PAUSES", (0,))
     file = write_parquet(tmp_path, images)
-    begin = pretrain.begin
-    monkeypatch.setattr(pretrain, "begin", lambda run: (begin(run), file.unlink()))
+    start = pretrain.start
+    monkeypatch.setattr(pretrain, "start", lambda job: (start(job), file.unlink()))
     with pytest.raises(SystemExit, match=r"^error: .*images\.parquet could not be read: .*No such file") as stop:
         run("demo", "--data", file, "--streaming", *TINY.split(), "--workers", workers, "--epochs", "30")
     assert "\n" not in str(stop.value)
@@ -593,7 +593,9 @@ def test_one_unreadable_image_among_many_is_skipped_and_named(run, images, capsy
 
 def test_a_loss_that_is_no_number_stops_the_run(run, images, tmp_path):
     options = ["--optimizer", "sgd", "--base-lr", "1e30", "--warmup-epochs", "0"]
-    with pytest.raises(SystemExit, match=r"step \d gave a loss that is no number, in .*: lower --base-lr"):
+    with pytest.raises(
+        SystemExit, match=r"step \d gave a loss that is NaN or infinite, in .*: lower the learning rate"
+    ):
         run("demo", "--data", images, *TINY.split(), *options)
     assert len(lines(tmp_path / "run")) < 4
 
@@ -611,7 +613,7 @@ def test_gradients_that_are_no_numbers_are_never_saved(run, images, tmp_path, mo
 
     calls: list[int] = []
     monkeypatch.setattr(pretrain, "forward_backward", overflow)
-    with pytest.raises(SystemExit, match="error: step 4 gave gradients that are no numbers: lower --base-lr"):
+    with pytest.raises(SystemExit, match="error: step 4 gave gradients that are NaN or infinite: lower the"):
         run("demo", "--data", images, *TINY.split())
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
     assert len(lines(tmp_path / "run")) == 3

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from training.pretraining.folder import claim
+from training.engine.folder import claim
 from training.tools.reliability import __main__
 from training.tools.reliability.bad_images import ODD, UNREADABLE, meet_bad_images
 from training.tools.reliability.kills import MOMENTS, differences, storm

@@ -13,8 +13,8 @@ from statistics import median
 import torch
 from rich.table import Table
 
+from training.engine.processes import init_distributed
 from training.engine.words import show
-from training.pretraining.model import meet
 from training.pretraining.recipes import RECIPES
 from training.tools.benchmark.step import _Trained
 
@@ -91,7 +91,7 @@ def _busy(count: int) -> Iterator[None]:
 def serve(steps: int) -> None:
     """Answer every line of the input by the median seconds of each kind of work."""
     recipe = replace(RECIPES["demo"][1], trackers=(), mixed_precision="no")
-    trained = _Trained(recipe, meet(recipe), BATCH)
+    trained = _Trained(recipe, init_distributed(recipe), BATCH)
     network, images = trained.slotcon.teacher.backbone, torch.randn(BATCH, 3, recipe.view_size, recipe.view_size)
 
     def evaluate() -> None:

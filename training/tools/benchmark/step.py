@@ -25,9 +25,10 @@ from slotcon_hub import SlotCon
 from training.data.views import TwoViews
 from training.engine.metrics import peak_memory
 from training.engine.optim import make_optimizer
+from training.engine.processes import init_distributed, make_accelerator, wrap
 from training.engine.words import show
 from training.pretrain import forward_backward, to_device
-from training.pretraining.model import accelerate, build, meet, wrap
+from training.pretraining.model import build
 from training.pretraining.pairs import ViewPairs, collate
 from training.pretraining.recipes import RECIPES, Recipe
 from training.tools.benchmark.data import InMemory, make_images
@@ -95,7 +96,7 @@ def benchmark(
             compile=compile,
             trackers=(),
         )
-        processes = meet(setting)
+        processes = init_distributed(setting)
         try:
             results.append(_measure(setting, processes, batch, steps, gpus))
         except torch.OutOfMemoryError:
@@ -184,7 +185,7 @@ class _Trained:
 
     def __init__(self, recipe: Recipe, processes: PartialState, batch: int) -> None:
         self.recipe = recipe
-        self.accelerator: Accelerator = accelerate(recipe)
+        self.accelerator: Accelerator = make_accelerator(recipe)
         self.slotcon: SlotCon = build(recipe, processes).train()
         optimizer = make_optimizer(self.slotcon, recipe.optimizer, weight_decay=recipe.weight_decay)
         self.model, self.optimizer = wrap(self.accelerator, self.slotcon, optimizer)

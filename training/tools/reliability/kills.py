@@ -102,7 +102,7 @@ def differences(whole: Path, run: Path) -> list[str]:
     found = [] if _lines(whole) == _lines(run) else ["metrics.jsonl"]
     last = sorted((whole / "checkpoints").glob("step-*"))[-1].relative_to(whole)
     files = [last / "model.safetensors", last / "optimizer.pt"]
-    files += [Path("export", part, "model.safetensors") for part in ("backbone", "prototypes")]
+    files += [path.relative_to(whole) for path in (whole / "export").rglob("*.safetensors")]
     for file in files:
         if not (run / file).exists() or (whole / file).read_bytes() != (run / file).read_bytes():
             found.append(str(file))

@@ -1,4 +1,4 @@
-"""The folder of a run: its name, what it says of the run, and what it holds at the end."""
+"""The folder of a run: its name, its lock, and ``run.json``, the facts of the run."""
 
 import fcntl
 import importlib.metadata
@@ -19,29 +19,19 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from rich.table import Table
 
-from slotcon_hub import SlotCon
 from slotcon_hub.cli.table import shorten
-from slotcon_hub.export.teacher import export
-from slotcon_hub.models.backbone import names_weights
-from training.engine.errors import first_line
+from slotcon_hub.files import replacing
 from training.engine.outputs import unwritable
+from training.engine.settings import RunSettings
 from training.engine.words import as_facts, as_options, show
-from training.evaluation.command import finite
-from training.pretraining.curves import draw_curves, read_metrics
-from training.pretraining.preview import Showcase
-from training.pretraining.recipes import Recipe
-from training.pretraining.result import next_commands, print_result, summarize
 
-__all__ = ["before", "choose", "claim", "create", "describe", "finish", "plain"]
+__all__ = ["as_json", "choose", "claim", "create", "describe"]
 
 RUN = "run.json"
 
 LOCK = "lock"
 
 HELD = "{} holds a run already: add --resume to continue it, or choose another --output"
-
-BEGUN = {LOCK, "run.new"}
-"""What is in the folder of a run that was killed before it had a ``run.json``."""
 
 STARTS = (
     "time",
@@ -52,26 +42,26 @@ STARTS = (
     "processes",
     "threads",
     "mixed_precision",
-    "float32_products",
+    "convolutions",
 )
 """Facts that may be others each time that a run starts."""
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "huggingface-hub")
 
 
-def choose(name: str, recipe: Recipe) -> Path:
+def choose(name: str, settings: RunSettings) -> Path:
     """Choose the folder of a run, on the main process for all; :func:`create` makes it when all else is ready.
 
     Raises:
         ValueError: it holds another run, or cannot be made; on all processes alike.
     """
-    folder = recipe.output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = settings.output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     problem = None
     if folder.exists() and not folder.is_dir():
         problem = f"{folder} is a file: choose another --output"
-    elif not recipe.resume and folder.is_dir() and any(folder.iterdir()):
+    elif not settings.resume and folder.is_dir() and any(folder.iterdir()):
         problem = HELD.format(folder)
-    elif recipe.resume and folder.is_dir() and not (folder / RUN).exists() and not _names(folder) <= BEGUN:
+    elif settings.resume and folder.is_dir() and not (folder / RUN).exists() and not _is_begun(folder):
         problem = f"{folder} holds something else than a run: choose another --output"
     problem = problem or unwritable(folder, "--output")
     folder, problem = broadcast_object_list([(folder, problem)])[0]
@@ -153,32 +143,34 @@ def claim(folder: Path, patience: int = 180) -> None:
 
 
 def describe(
-    folder: Path, name: str, recipe: Recipe, images: int, accelerator: Accelerator, step: int | None = None
+    folder: Path,
+    name: str,
+    settings: RunSettings,
+    accelerator: Accelerator,
+    facts: dict[str, Any],
+    step: int | None = None,
 ) -> None:
     """Print the resolved configuration, and save it with versions, machine and revision as ``run.json``.
 
     Args:
         folder: of the run.
         name: of the recipe.
-        recipe: of the run.
-        images: their number.
+        settings: of the run.
         accelerator: of the run.
-        step: that the run goes on from: what the file says stays, and this start joins the list ``resumed`` in it,
+        facts: what else the task knows, such as the number of its images.
+        step: that the run resumes at: what the file says stays, and this start joins the list ``resumed`` in it,
             with the settings that are others now. None for a run that begins.
     """
-    steps = recipe.epochs * recipe.steps_per_epoch(images)
-    settings = asdict(recipe)
-    facts = {
+    cuda = accelerator.device.type == "cuda"
+    whole = {
         "recipe": name,
-        "settings": settings,
-        "images": images,
-        "steps": steps,
-        "peak_lr": recipe.peak_lr,
+        "settings": asdict(settings),
+        **facts,
         "processes": accelerator.num_processes,
-        "micro_batch": recipe.micro_batch(accelerator.num_processes),
+        "micro_batch": settings.micro_batch(accelerator.num_processes),
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
-        "float32_products": "TF32" if _uses_tf32(accelerator.device) else "float32",
+        "convolutions": "TF32" if cuda and torch.backends.cudnn.allow_tf32 else "float32",
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "device": _device_name(accelerator.device),
         "python": platform.python_version(),
@@ -186,14 +178,13 @@ def describe(
         "revision": _revision(),
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-    facts = plain(facts)
-    kept = facts if step is None else _resumed(json.loads((folder / RUN).read_text()), facts, step)
-    new = (folder / RUN).with_suffix(".new")  # whole or not at all
-    new.write_text(json.dumps(kept, indent=2) + "\n")
-    new.replace(folder / RUN)
-    rest = as_facts({key: value for key, value in facts.items() if key not in ("recipe", "settings")})
+    whole = as_json(whole)
+    kept = whole if step is None else _resumed(json.loads((folder / RUN).read_text()), whole, step)
+    with replacing(folder / RUN) as new:
+        new.write_text(json.dumps(kept, indent=2) + "\n")
+    rest = as_facts({key: value for key, value in whole.items() if key not in ("recipe", "settings")})
     table = Table("option", "value", title=f"{name} in {folder}", title_justify="left")
-    for key, value in [*as_options(facts["settings"]).items(), ("", ""), *rest.items()]:
+    for key, value in [*as_options(whole["settings"]).items(), ("", ""), *rest.items()]:
         table.add_row(key, shorten(value))
     show(table)
 
@@ -205,47 +196,14 @@ def _resumed(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[str,
     return {**first, "resumed": [*first.get("resumed", []), start]}
 
 
-def plain(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back."""
+def as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they are read back from JSON: tuples as lists, paths as text."""
     return json.loads(json.dumps(settings, default=str))
 
 
-def before(folder: Path, slotcon: SlotCon, showcase: Showcase) -> None:
-    """Measure a model without training, for comparison, and keep it as ``before.json``."""
-    found = showcase.measure(slotcon)
-    if found:
-        (folder / "before.json").write_text(json.dumps(finite(asdict(found)), indent=2) + "\n")
-
-
-def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, name: str) -> None:
-    """Write export, images and ``summary.json``, and print what a person wants to see."""
-    for left in folder.glob(".export-*"):  # by a kill in the middle
-        shutil.rmtree(left)
-    trained = f"Recipe {name}, {recipe.epochs} epochs, batch {recipe.batch_size}, views of {recipe.view_size} px."
-    if names_weights(recipe.backbone):
-        trained += f" It started from the weights {recipe.backbone}."
-    export(slotcon, folder / "export", input_size=recipe.view_size, trained=trained)
-    found = showcase.measure(slotcon)
-    try:
-        showcase.draw(slotcon, found, folder / "groups.png")
-    except Exception as error:  # the run is over: what is drawn of it must not end it
-        print(f"warning: groups.png could not be drawn: {first_line(error)}", file=sys.stderr)
-    draw_curves(folder / "metrics.jsonl", folder / "curves.png")
-
-    start = folder / "before.json"
-    before = json.loads(start.read_text()) if start.is_file() else None
-    summary = summarize(read_metrics(folder / "metrics.jsonl"), before, finite(asdict(found)) if found else None)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    held_out = showcase.held_out.val_images if showcase.held_out else None
-    print_result(folder, summary, next_commands(folder, recipe, held_out))
-
-
-def _names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def _uses_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.get_float32_matmul_precision() == "high"
+def _is_begun(folder: Path) -> bool:
+    """Whether a folder is empty, or of a run that was killed before it had a ``run.json``."""
+    return all(path.name == LOCK or path.name.startswith(f".{RUN}-") for path in folder.iterdir())
 
 
 def _device_name(device: torch.device) -> str:

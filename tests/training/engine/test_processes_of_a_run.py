@@ -1,4 +1,4 @@
-"""The processes of a run: how they meet, and what they tell each other."""
+"""The processes of a run: how they are initialised, and how their metrics are gathered."""
 
 import json
 import os
@@ -11,30 +11,31 @@ import torch
 from tiny import output
 from torch.distributed.distributed_c10d import _get_default_group
 
+from training.engine import processes
 from training.engine.metrics import Monitor
-from training.pretraining import model as build
+from training.pretraining.diagnostics import metrics
 from training.pretraining.recipes import parse
 from training.tools.reliability.launch import TINY, Launch
 
 
-def meet(argv: list[str]) -> None:
-    """Meet, and write a line of metrics for which the second process has waited."""
+def measure(argv: list[str]) -> None:
+    """Initialise, and write a line of metrics for which the second process has waited."""
     folder, *words = argv
     _, recipe = parse(words)
-    build.meet(recipe)
-    accelerator = build.accelerate(recipe, Path(folder))
+    processes.init_distributed(recipe)
+    accelerator = processes.make_accelerator(recipe, Path(folder))
     assert _get_default_group()._get_backend(torch.device("cpu")).options._timeout == timedelta(hours=2)
     rank = accelerator.process_index
     accelerator.wait_for_everyone()
     monitor = Monitor(Path(folder), accelerator, range(1), batch_size=4, log_every=1)
     with monitor.waiting():
         time.sleep(0.5 * rank)
-    monitor.add(output(loss=2.0 + rank), 1)
+    monitor.add(metrics(output(loss=2.0 + rank)), 1)
     monitor.step(1, {}, saving=False)
 
 
 def test_processes_wait_for_the_main_one_and_show_who_waits_for_images(tmp_path):
-    launch = Launch([tmp_path, *TINY.split(), "--data", tmp_path], tmp_path / "log", processes=2, main=meet)
+    launch = Launch([tmp_path, *TINY.split(), "--data", tmp_path], tmp_path / "log", processes=2, main=measure)
     assert launch.end() == [0, 0], launch.log.read_text()
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert line["loss"] == 2.5
@@ -42,9 +43,9 @@ def test_processes_wait_for_the_main_one_and_show_who_waits_for_images(tmp_path)
     assert "of the time goes into waiting for images" in (tmp_path / "warnings.txt").read_text()
 
 
-@pytest.mark.parametrize("variable", build.DIVIDING)
+@pytest.mark.parametrize("variable", processes.DIVIDING)
 def test_a_model_is_not_divided_over_processes(monkeypatch, variable):
     monkeypatch.setenv(variable, "true")
     _, recipe = parse([*TINY.split(), "--data", os.devnull])
     with pytest.raises(ValueError, match="but here every process has the whole model: launch with --multi_gpu"):
-        build.meet(recipe)
+        processes.init_distributed(recipe)

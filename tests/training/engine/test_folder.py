@@ -12,9 +12,9 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from runs import TINY
 
+from training.engine import folder as run_folder
 from training.engine import outputs
 from training.engine.outputs import unwritable
-from training.pretraining import folder as run_folder
 from training.pretraining.recipes import Recipe
 from training.tools.reliability.launch import Launch
 

@@ -1,0 +1,97 @@
+"""The processes of a run, and Accelerate made ready for its settings."""
+
+import os
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object, parse_flag_from_env
+from torch import nn
+
+from slotcon_hub.cpu import keep_freed_memory, use_cores
+from training.engine.launcher import told_precision, told_threads
+from training.engine.settings import RunSettings
+
+__all__ = ["init_distributed", "make_accelerator", "wrap"]
+
+PATIENCE = timedelta(hours=2)  # of processes that wait for what the main one does first, such as opening data
+DIVIDING = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+"""Variables that accelerate's launcher sets where its settings divide a model over processes."""
+
+
+def init_distributed(settings: RunSettings) -> PartialState:
+    """Initialise the process group of a launch, and share out the CPU's cores where that is what trains.
+
+    Raises:
+        ValueError: there are not as many processes as were launched, accelerate is set to divide the model over
+            them, or the batch does not divide over them.
+    """
+    for variable, what in DIVIDING.items():
+        if parse_flag_from_env(variable):
+            raise ValueError(
+                f"accelerate is set to {what}, but here every process has the whole model: launch with "
+                "--multi_gpu, and if memory is short, use gradient checkpointing or more --accumulation-steps"
+            )
+    processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    if int(os.environ.get("WORLD_SIZE", 1)) != processes.num_processes:
+        raise ValueError("several processes were launched without GPUs for them: set ACCELERATE_USE_CPU=true")
+    if processes.device.type == "cpu":
+        keep_freed_memory()
+        use_cores(settings.threads or told_threads())
+    if processes.device.type == "cuda":  # TF32 is left to convolutions, torch's default: losses are in float32
+        torch.backends.cudnn.benchmark = True
+    settings.micro_batch(processes.num_processes)
+    return processes
+
+
+def make_accelerator(settings: RunSettings, folder: Path | None = None) -> Accelerator:
+    """Make the Accelerator of a run, in its precision.
+
+    Args:
+        settings: of the run.
+        folder: of the run, for its trackers.
+
+    Raises:
+        ValueError: a tracker is not installed, or the precision or Accelerate's own settings do not go with it.
+    """
+    missing = set(settings.trackers) - {str(t) for t in get_available_trackers()}
+    if missing:
+        raise ValueError(f"tracker {', '.join(sorted(missing))} is not installed: install it or drop it")
+    accelerator = Accelerator(
+        mixed_precision=_precision(settings),
+        log_with=list(settings.trackers) or None,
+        project_dir=folder,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
+        raise ValueError("fp16 needs a GPU: use --mixed-precision bf16 or no")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError("accelerate is set to accumulate gradients: set that to 1, and use --accumulation-steps")
+    return accelerator
+
+
+def _precision(settings: RunSettings) -> str:
+    """The precision that the settings name, or the user of the launcher, or that all devices have."""
+    if settings.mixed_precision != "auto":
+        return settings.mixed_precision
+    if told := told_precision():
+        return told
+    if PartialState().device.type != "cuda":
+        return "no"
+    return "bf16" if all(gather_object([torch.cuda.is_bf16_supported(including_emulation=False)])) else "fp16"
+
+
+def wrap(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+    """Return model and optimiser as Accelerate trains them, on its device."""
+    with warnings.catch_warnings():  # Accelerate knows this option of DDP by its older name alone
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+        return accelerator.prepare(model, optimizer)

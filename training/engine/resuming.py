@@ -1,0 +1,52 @@
+"""What a resumed run must share with the one that it continues, and what it should."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from training.engine.folder import as_json
+from training.engine.settings import RunSettings
+
+__all__ = ["Refuse", "check_settings", "list_changes", "resume_config"]
+
+Refuse = Callable[[str, Any, Any], str | None]
+"""From a setting, its value in the checkpoint and the one now to a sentence; None for the usual one."""
+
+
+def resume_config(settings: RunSettings, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a resumed run must have, and the facts of the task that it must find, as plain values."""
+    kept = {key: value for key, value in asdict(settings).items() if key not in settings.RESUMABLE}
+    return as_json({**kept, **identity})
+
+
+def check_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], defaults: RunSettings, refuse: Refuse
+) -> None:
+    """Compare the :func:`resume_config` of a checkpoint with that of this run.
+
+    Args:
+        before: of the checkpoint; a setting that is younger than the run counts as its default.
+        now: of this run.
+        defaults: settings as they are by default.
+        refuse: says more of a setting that differs.
+
+    Raises:
+        ValueError: one differs.
+    """
+    usual = as_json(asdict(defaults))
+    for setting, value in now.items():
+        then = before.get(setting, usual.get(setting, value))
+        if isinstance(value, dict):
+            then = {key: {**usual[setting], **then}[key] for key in value}
+        if then != value:
+            raise ValueError(
+                refuse(setting, then, value)
+                or f"this run has {setting}={then}, not {value}: resume it with the recipe and options it has"
+            )
+
+
+def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Name what differs between the surroundings of two starts of a run."""
+    return [
+        f"{key}={value} in place of {before.get(key)}" for key, value in now.items() if value != before.get(key)
+    ]
