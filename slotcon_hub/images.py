@@ -16,7 +16,18 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 
-__all__ = ["SUFFIXES", "EncodedImage", "ImageFiles", "central_square", "decode", "files_below", "printable", "trim"]
+__all__ = [
+    "SUFFIXES",
+    "EncodedImage",
+    "ImageFiles",
+    "central_square",
+    "decode",
+    "files_below",
+    "list_folder",
+    "pixel_limit",
+    "printable",
+    "trim",
+]
 
 SUFFIXES: tuple[str, ...] = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 if features.check("avif"):
@@ -40,11 +51,10 @@ class ImageFiles:
             listed: what :func:`files_below` yields for them, where that is known already.
 
         Raises:
-            ValueError: a folder does not exist or cannot be listed, or they hold no image.
+            ValueError: a folder does not exist or cannot be listed, or they hold no image; or the limit of pixels
+                is no number.
         """
-        for folder in folders:
-            if not folder.is_dir():
-                raise ValueError(f"there is no folder {folder}: name a folder of images")
+        pixel_limit()
         self._folders = tuple(os.path.join(folder, "") for folder in folders)
         files = listed if listed is not None else files_below(*folders)
         self.paths = sorted(path for path in files if path.lower().endswith(SUFFIXES))
@@ -106,27 +116,44 @@ def files_below(*folders: Path) -> Iterator[str]:
     """
     for folder in folders:
         if not os.path.isdir(folder):
-            raise ValueError(f"there is no folder {folder}: name a folder of images")
+            raise ValueError(f"there is no folder {printable(folder)}: name a folder of images")
     entered = set()
     waiting = [os.fspath(folder) for folder in reversed(folders)]
     while waiting:
-        place, inner = waiting.pop(), []
-        try:
+        place = waiting.pop()
+        with _listing(place):
             status = os.stat(place)
-            if (status.st_dev, status.st_ino) in entered:
-                continue
-            entered.add((status.st_dev, status.st_ino))
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    if entry.name.startswith(".") or entry.name == "@eaDir":  # thumbnails of a Synology NAS
-                        continue
-                    if entry.is_dir():
-                        inner.append(entry.path)
-                    else:
-                        yield entry.path
-        except OSError as error:
-            raise ValueError(f"{place} cannot be listed ({error.strerror}): make it readable, or move it") from None
+        if (status.st_dev, status.st_ino) in entered:
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        inner, files = list_folder(place)
+        yield from files
         waiting += sorted(inner, reverse=True)
+
+
+def list_folder(folder: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """List the paths of the folders and of the files in a folder that are not hidden, in no order.
+
+    Raises:
+        ValueError: it cannot be listed.
+    """
+    inner: list[str] = []
+    files: list[str] = []
+    with _listing(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == "@eaDir":  # thumbnails of a Synology NAS
+                continue
+            (inner if entry.is_dir() else files).append(os.fspath(entry.path))
+    return inner, files
+
+
+@contextlib.contextmanager
+def _listing(folder: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = f"{printable(folder)} cannot be listed ({error.strerror})"
+        raise ValueError(f"{reason}: make it readable, or move it") from None
 
 
 class EncodedImage:
@@ -235,10 +262,11 @@ def decode(data: bytes, *, reduction: int = 1) -> Tensor:
 
 @contextlib.contextmanager
 def _errors_of_pillow() -> Iterator[None]:
+    if limit := pixel_limit():
+        Image.MAX_IMAGE_PIXELS = (limit + 1) // 2  # Pillow refuses twice its own limit
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            _set_limit()
             yield
         except UnidentifiedImageError:  # whose message is an address in memory
             raise OSError("cannot identify image file: it is of no format that Pillow reads") from None
@@ -250,9 +278,15 @@ def _errors_of_pillow() -> Iterator[None]:
             raise OSError(f"{type(error).__name__}: {error}") from None
 
 
-def _set_limit() -> None:
-    """Let Pillow read images of as many pixels as the environment says: it refuses twice its own limit."""
-    if wanted := os.environ.get(MAX_PIXELS):
-        if not wanted.isdecimal() or not int(wanted):
-            raise ValueError(f"{MAX_PIXELS}={wanted}: give a whole number of pixels, such as 500000000")
-        Image.MAX_IMAGE_PIXELS = (int(wanted) + 1) // 2
+def pixel_limit() -> int | None:
+    """The most pixels of an image by the environment's `MAX_PIXELS`; None leaves Pillow's limit.
+
+    Raises:
+        ValueError: it is no whole number above 0.
+    """
+    wanted = os.environ.get(MAX_PIXELS)
+    if not wanted:
+        return None
+    if not wanted.isdecimal() or not int(wanted):
+        raise ValueError(f"{MAX_PIXELS}={wanted}: give a whole number of pixels, such as 500000000")
+    return int(wanted)

@@ -16,7 +16,7 @@ from slotcon_hub.concepts.drawing import colors, draw_index, draw_map
 from slotcon_hub.concepts.inference import load_prototypes, segment_image
 from slotcon_hub.concepts.segments import Segment
 from slotcon_hub.concepts.stopwatch import Stopwatch
-from slotcon_hub.images import decode, printable
+from slotcon_hub.images import decode, pixel_limit, printable
 from slotcon_hub.models.sizes import sizes_of
 
 __all__ = ["add_commands"]
@@ -52,6 +52,7 @@ def add_commands(commands: Any) -> None:
 
 def _segment(options: argparse.Namespace) -> None:
     check_output(options.output)
+    pixel_limit()
     names = _names(options.images)
     there = [path for name in names for path in _targets(options.output, name) if path.exists()]
     if there and not options.force:

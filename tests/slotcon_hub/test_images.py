@@ -152,7 +152,7 @@ def test_the_limit_of_pillow_is_adjustable(monkeypatch):
     for name in ("rgb.png", "rgb.jpg"):
         assert decode(KINDS[name]).shape == (3, 48, 64)
     monkeypatch.setenv("SLOTCON_HUB_MAX_PIXELS", "many")
-    with pytest.raises(OSError, match="SLOTCON_HUB_MAX_PIXELS=many: give a whole number of pixels"):
+    with pytest.raises(ValueError, match="SLOTCON_HUB_MAX_PIXELS=many: give a whole number of pixels"):
         decode(KINDS["rgb.png"])
 
 
@@ -295,3 +295,11 @@ def test_other_endings_are_listed_and_thumbnails_of_a_nas_are_not(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert [os.path.basename(path) for path in ImageFiles(tmp_path).paths] == ["a.bmp", "b.tif", "c.TIFF", "d.jfif"]
+
+
+def test_a_limit_that_is_no_number_is_refused_before_any_image_is_read(tmp_path, monkeypatch):
+    (tmp_path / "1.jpg").write_bytes(b"")
+    for wanted in ("many", "-1", "0", "1e9"):
+        monkeypatch.setenv("SLOTCON_HUB_MAX_PIXELS", wanted)
+        with pytest.raises(ValueError, match=f"^SLOTCON_HUB_MAX_PIXELS={wanted}: give a whole number"):
+            ImageFiles(tmp_path)

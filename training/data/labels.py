@@ -1,11 +1,12 @@
 """Labelled images: class folders, listed by us, and tables with a column of labels."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slotcon_hub.images import ImageFiles, files_below
+from slotcon_hub.images import ImageFiles, files_below, list_folder, printable
 from training.data.images import Images
 from training.data.tables import ImageTable, load_table
 
@@ -22,6 +23,7 @@ class LabeledFiles:
     labels: list[int]
     """Of each image, an index of ``classes``."""
     classes: list[str]
+    """Their names, which can be printed whatever their folders are called."""
 
 
 def open_labeled(data: str, split: str, image_column: str = "image", label_column: str = "label") -> LabeledFiles:
@@ -35,7 +37,7 @@ def open_labeled(data: str, split: str, image_column: str = "image", label_colum
         label_column: of a table; integers from 0, or text or booleans, which are numbered in sorted order.
 
     Raises:
-        ValueError: there is no such split, or an image without a class.
+        ValueError: there is no such split, an image without a class, or a column that holds no images or labels.
     """
     path = Path(data).expanduser()
     if data.startswith("hf:"):
@@ -50,22 +52,27 @@ def open_labeled(data: str, split: str, image_column: str = "image", label_colum
         there = ", ".join(folders) or "none"
         raise ValueError(f"{path} has no folder for the split {split!r} (there are: {there}): name another split")
     images = ImageFiles(root)
-    names = [_class(file, root) for file in images.paths]
-    classes = sorted({*names, *(name for folder in folders.values() for name in _inner(folder))})
+    classes = (inner for folder in folders.values() for inner in list_folder(folder)[0])
+    return LabeledFiles(images, *_number([_class(file, root) for file in images.paths], map(_name, classes)))
+
+
+def _number(names: list[str], others: Iterable[str] = ()) -> tuple[list[int], list[str]]:
+    """Number text labels in the sorted order of their classes, which others may join; and the classes."""
+    classes = sorted({*names, *others})
     numbers = {name: number for number, name in enumerate(classes)}
-    return LabeledFiles(images, [numbers[name] for name in names], classes)
+    return [numbers[name] for name in names], classes
 
 
 def _class(file: str, root: Path) -> str:
     first, *rest = file.removeprefix(os.path.join(root, "")).split(os.sep)
     if not rest:
-        raise ValueError(f"{file} has no class: put it into a folder in {root} that is named after its class")
-    return first
+        where = f"a folder in {printable(root)} that is named after its class"
+        raise ValueError(f"{printable(file)} has no class: put it into {where}")
+    return printable(first)
 
 
-def _inner(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [e.name for e in entries if e.is_dir() and not e.name.startswith(".") and e.name != "@eaDir"]
+def _name(folder: str) -> str:
+    return printable(os.path.basename(folder))
 
 
 def _of_table(data: str, split: str, image_column: str, label_column: str) -> LabeledFiles:
@@ -82,10 +89,7 @@ def _of_table(data: str, split: str, image_column: str, label_column: str) -> La
         raise ValueError(f"{where}: row {values.index(None)} has no label, leave such rows out")
     kinds = {type(value) for value in values}
     if kinds in ({str}, {bool}):
-        named = [str(value) for value in values]
-        classes = sorted(set(named))
-        numbers = {name: number for number, name in enumerate(classes)}
-        return LabeledFiles(images, [numbers[name] for name in named], classes)
+        return LabeledFiles(images, *_number(list(map(str, values))))
     if kinds != {int}:
         raise ValueError(f"{where}: labels are whole numbers, text or booleans, not {feature}")
     if min(values) < 0:

@@ -19,6 +19,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from slotcon_hub.images import pixel_limit
 from training.engine.errors import RunError
 
 __all__ = ["ParquetStream", "Unreachable", "deal"]
@@ -47,6 +48,7 @@ class ParquetStream:
         Raises:
             ValueError: it does not, a row group is too heavy, or there is nothing; on all processes alike.
         """
+        pixel_limit()
         self.column = column
         self.files, self._footers = _on_main(lambda: _read_footers(files(), column))
         self._parts = [(file, i) for file, f in enumerate(self._footers) for i in range(f.num_row_groups)]
@@ -167,7 +169,8 @@ def _check(file: str, footer: Any, column: str) -> None:
     import pyarrow
 
     schema = footer.schema.to_arrow_schema()
-    others = f"give --image-column one of {', '.join(schema.names)}"
+    names = [name for name in schema.names if name != column]
+    others = f"give --image-column one of {', '.join(names)}" if names else "give --data another"
     if column not in schema.names:
         raise ValueError(f"there is no column {column!r} in {file}: {others}")
     kind = schema.field(column).type

@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from slotcon_hub.images import SUFFIXES, files_below, printable
+from slotcon_hub.images import SUFFIXES, files_below, pixel_limit, printable
 
 __all__ = ["ImageTable", "find_source", "list_parquet", "load_table", "split_of"]
 
@@ -38,7 +38,9 @@ class ImageTable:
         """
         import datasets
 
-        others = f"give --image-column one of {', '.join(table.column_names)}"
+        pixel_limit()
+        names = [name for name in table.column_names if name != column]
+        others = f"give --image-column one of {', '.join(names)}" if names else "give --data another"
         if column not in table.column_names:
             raise ValueError(f"there is no column {column!r}: {others}")
         if not len(table):

@@ -41,7 +41,7 @@ class Settings:
     model: str
     """Prototype model with weights, such as slotcon_r50_proto, or the folder of a run."""
     data: str
-    """Folder of images (searched at any depth), Parquet file or folder of them, or hf:<name>."""
+    """Folder of images (searched at any depth), Parquet file or folder of them, or hf:<name>[:<configuration>]."""
     split: str = "train"
     """Split of a Hub data set, or of Parquet files named after theirs."""
     image_column: str = "image"

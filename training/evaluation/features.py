@@ -4,6 +4,7 @@ Dimensions: N images, C channels.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,13 +76,28 @@ class Labeled:
         self.transform = create_transform(**config, is_training=epoch is not None, color_jitter=None)
 
 
-def open_parts(data: str, train: str, test: str, image_column: str, label_column: str) -> tuple[Labeled, Labeled]:
+def open_parts(
+    data: str,
+    train: str,
+    test: str,
+    image_column: str,
+    label_column: str,
+    kind: Callable[..., Labeled] = Labeled,
+) -> tuple[Labeled, Labeled]:
     """Open a split to learn from and one to measure, which number the same classes alike.
+
+    Args:
+        data: as for :class:`Labeled`, like the columns.
+        train: split to learn from.
+        test: split to measure.
+        image_column: of a table.
+        label_column: of a table.
+        kind: of the parts.
 
     Raises:
         ValueError: one cannot be opened, or their classes differ.
     """
-    parts = tuple(Labeled(data, split, image_column, label_column) for split in (train, test))
+    parts = tuple(kind(data, split, image_column, label_column) for split in (train, test))
     first, second = (part.classes for part in parts)
     # Tables of bare numbers give no names: a part may lack the last ones.
     bare = all(names == [str(number) for number in range(len(names))] for names in (first, second))

@@ -30,7 +30,7 @@ class Probe:
     models: tuple[str, ...]
     """timm models with weights, or folders that runs exported."""
     data: str
-    """Folder of class folders, or of Parquet files, or hf:<name>."""
+    """Folder of class folders, or of Parquet files, or hf:<name>[:<configuration>]."""
     train_split: str = "train"
     """Split that is learned from."""
     test_split: str = "validation"

@@ -38,17 +38,18 @@ class Recipe(RunSettings):
         "keep_every",
         "show_every",
         "probe",
+        "label_column",
         "grad_checkpointing",
         "compile",
     }
 
     data: str | None = None
     """Folder of images (searched at any depth), Parquet file, URL or folder of them, hf:<name> for a data set of
-    the Hugging Face Hub, or "scenes" for the embedded synthetic ones."""
+    the Hugging Face Hub, or hf:<name>:<configuration>, or "scenes" for the embedded synthetic ones."""
     split: str = "train"
     """Split of a Hub data set, or of Parquet files named after theirs."""
     image_column: str = "image"
-    """Column of a table that holds the images."""
+    """Column of a table that holds the images, of --data and of --probe."""
     streaming: bool = False
     """Read a data set of the Hub, or Parquet files, as they are needed, and keep nothing of them on the disk."""
     layout: LayoutName | None = None
@@ -104,6 +105,8 @@ class Recipe(RunSettings):
     probe: str | None = None
     """Labelled images to classify by nearest neighbours at the same epochs: a folder with train and validation
     parts of class folders, or of Parquet files, each of at most 100,000 images."""
+    label_column: str = "label"
+    """Column of a table that holds the labels of --probe: integers from 0, text or booleans."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,5 +1,6 @@
 """Evaluation between epochs: the groups in the same images, and a probe where there are labels."""
 
+import functools
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from slotcon_hub.export.teacher import backbone_model
 from training.data.images import are_too_many
 from training.engine.errors import first_line
-from training.evaluation.features import Features, Labeled, extract
+from training.evaluation.features import Features, Labeled, extract, open_parts
 from training.evaluation.knn import knn
 from training.pretraining.prepare import Pretraining
 
@@ -25,12 +26,13 @@ class Watch:
         """Open the labelled images, if the recipe names some.
 
         Raises:
-            ValueError: they cannot be opened, or are too many.
+            ValueError: they cannot be opened, are too many, or the classes of the two splits differ.
         """
         self.job, self.run, self.recipe = job, job.run, job.recipe
-        probe, side = self.recipe.probe, self.recipe.view_size
+        probe, columns = self.recipe.probe, (self.recipe.image_column, self.recipe.label_column)
+        kind = functools.partial(_Probed, side=self.recipe.view_size)
         with self.run.accelerator.main_process_first():
-            self.parts = [_Probed(probe, split, side) for split in ("train", "validation")] if probe else []
+            self.parts = open_parts(probe, "train", "validation", *columns, kind) if probe else ()
         if (most := max(map(len, self.parts), default=0)) > PROBED:
             raise ValueError(
                 f"--probe {probe} has {most:,} images in a split, and all are looked at every few epochs: give "
@@ -87,8 +89,8 @@ class Watch:
 class _Probed(Labeled):
     """Labelled images; one that cannot be read is of no numbers, so that all processes see it in its features."""
 
-    def __init__(self, data: str, split: str, side: int) -> None:
-        super().__init__(data, split)
+    def __init__(self, *where: str, side: int) -> None:
+        super().__init__(*where)
         self.side = side
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
@@ -115,7 +117,7 @@ class _Spared(nn.Module):
             return images.new_full((len(images), self.head_hidden_size), torch.nan)
 
 
-def _lacking(part: _Probed, found: Features) -> str | None:
+def _lacking(part: Labeled, found: Features) -> str | None:
     """Say so where more images have no features than are tolerated; on all processes alike."""
     none = (~_finite(found)).nonzero().flatten().tolist()
     if not are_too_many(len(none), len(part)):

@@ -1,5 +1,6 @@
 """Labelled images, by class folders and by tables."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -46,6 +47,42 @@ def test_a_split_that_is_not_there(tmp_path):
     paint(tmp_path / "train" / "cat")
     with pytest.raises(ValueError, match=r"no folder for the split 'validation' \(there are: train\)"):
         open_labeled(str(tmp_path), "validation")
+
+
+def test_names_of_classes_can_be_printed(tmp_path):
+    for name in (b"caf\xe9", b"bar"):
+        paint(Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"train", name))))
+    assert open_labeled(str(tmp_path), "train").classes == ["bar", r"caf\xe9"]
+    Image.new("RGB", (8, 8)).save(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"train", b"\xe9.png")))
+    with pytest.raises(ValueError, match=r"\\xe9\.png has no class: put it into a folder in .*/train that"):
+        open_labeled(str(tmp_path), "train")
+
+
+def test_a_split_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        paint(tmp_path / split / "cat")
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "val":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"/val cannot be listed \(Permission denied\): make it readable"):
+        open_labeled(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("text", ["https://example.org/1.jpg", "iVBORw0KGgo" * 1000, "/nowhere/1.jpg"])
+def test_a_column_of_text_is_refused_before_any_image_is_read(tmp_path, text):
+    for split in ("train", "validation"):
+        rows = datasets.Dataset.from_dict({"url": [text] * 3, "kind": [0, 1, 0]})
+        rows.to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(
+        ValueError,
+        match=r"column 'url' holds text that names no file of this machine .* --image-column one of kind$",
+    ):
+        open_labeled(str(tmp_path), "train", "url", "kind")
 
 
 def table(folder: Path, labels: list) -> Path:

@@ -4,9 +4,11 @@ import errno
 import os
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from image_files import encode
 from PIL import Image
 from runs import TINY, lines
 
@@ -122,4 +124,32 @@ def test_a_probe_of_too_many_images_is_refused(run, images, tmp_path, monkeypatc
             Image.new("RGB", (8, 8)).save(place / f"{i}.png")
     with pytest.raises(SystemExit, match=r"has 3 images in a split, .*: give a selection of at most 2, and"):
         run("coco_800ep", "--data", images, *TINY.split(), "--probe", tmp_path / "labeled")
+    assert not (tmp_path / "run").exists()
+
+
+def tables(folder: Path, **labels: list[str]) -> Path:
+    """A Parquet file for each split, of images in a column img and labels in a column kind."""
+    folder.mkdir()
+    image = {"bytes": encode(Image.new("RGB", (8, 8)), "PNG"), "path": None}
+    for split, kinds in labels.items():
+        rows = {"img": [image] * len(kinds), "kind": kinds}
+        datasets.Dataset.from_dict(rows).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+COLUMNS = ("--show-every", 2, "--image-column", "img", "--label-column", "kind")
+
+
+def test_the_probe_of_a_run_has_columns(images, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data = tables(tmp_path / "tables", train=["cat", "dog"] * 2, validation=["dog", "cat"])
+    folder = run("coco_800ep", "--data", images, *TINY.split(), "--probe", data, *COLUMNS)
+    assert [line["knn"] for line in lines(folder) if "knn" in line] == [0.5]  # of images that are all alike
+
+
+def test_the_splits_of_a_probe_have_the_same_classes(images, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data = tables(tmp_path / "tables", train=["cat", "dog"] * 2, validation=["dog", "ant"])
+    with pytest.raises(SystemExit, match=r"error: .* have different classes, of one alone are ant, cat"):
+        run("coco_800ep", "--data", images, *TINY.split(), "--probe", data, *COLUMNS)
     assert not (tmp_path / "run").exists()
