@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from slotcon_hub import SlotCon, SlotConOutput
 from slotcon_hub.functional import teacher_momentum
 from training.data import color
+from training.data.plan import Steps
 from training.data.streaming import ParquetStream
 from training.data.views import TwoViews
 from training.engine.batchnorm import keeping_buffers, recalibrate_batchnorm
 from training.engine.errors import one_line_errors
 from training.engine.optim import lr_at
 from training.pretraining.diagnostics import SHOWN, diagnose, metrics
-from training.pretraining.pairs import Steps, Unreadable, ViewPairs, make_loader
+from training.pretraining.pairs import Unreadable, ViewPairs, make_loader
 from training.pretraining.prepare import Pretraining, prepare
 from training.pretraining.recipes import parse
 from training.pretraining.result import finish, save_baseline

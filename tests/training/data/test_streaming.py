@@ -15,9 +15,10 @@ from PIL import Image
 
 from training.data import streaming
 from training.data.images import open_images
+from training.data.plan import Steps
 from training.data.streaming import ParquetStream, Unreachable, deal
 from training.data.views import TwoViews
-from training.pretraining.pairs import Steps, ViewPairs, collate, make_loader
+from training.pretraining.pairs import ViewPairs, collate, make_loader
 
 datasets = pytest.importorskip("datasets")
 

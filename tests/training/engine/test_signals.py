@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import Dataset
 
+from training.data.plan import Steps
 from training.data.views import TwoViews
 from training.engine import signals as stop
 from training.engine.launcher import Launcher, find_launcher
 from training.engine.signals import LEAVE, SIGNALS, Stop, loading
 from training.evaluation.command import stream
-from training.pretraining.pairs import Steps, ViewPairs, make_loader
+from training.pretraining.pairs import ViewPairs, make_loader
 from training.tools.reliability.launch import Launch
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="workers are started in another way")

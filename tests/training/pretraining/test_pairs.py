@@ -11,10 +11,10 @@ from PIL import Image
 
 from slotcon_hub.images import ImageFiles
 from training.data import color
+from training.data.plan import Steps
 from training.data.views import TwoViews
 from training.pretraining import pairs as data
 from training.pretraining.pairs import (
-    Steps,
     TooManyUnreadable,
     Unreadable,
     ViewPairs,
