@@ -11,15 +11,18 @@ __all__ = ["check_numbers"]
 def check_numbers(settings: Any) -> None:
     """Refuse NaN and infinity in a dataclass's numbers, and fractions where its type says ``int``; None passes.
 
+    Tuples are looked into.
+
     Comparisons alone let NaN pass, since each of them is false.
 
     Raises:
         ValueError: there is one.
     """
     for field in fields(settings):
-        value = getattr(settings, field.name)
-        whole = int in (field.type, *get_args(field.type))
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{field.name}={value} must be a finite number")
-        if whole and value is not None and not isinstance(value, numbers.Integral):
-            raise ValueError(f"{field.name}={value} must be a whole number")
+        value, kinds = getattr(settings, field.name), (field.type, *get_args(field.type))
+        whole = int in (*kinds, *(part for kind in kinds for part in get_args(kind)))
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ValueError(f"{field.name}={value} must be a finite number")
+            if whole and one is not None and not isinstance(one, numbers.Integral):
+                raise ValueError(f"{field.name}={value} must be a whole number")

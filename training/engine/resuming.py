@@ -36,8 +36,9 @@ def check_settings(
     usual = as_json(asdict(defaults))
     for setting, value in now.items():
         then = before.get(setting, usual.get(setting, value))
-        if isinstance(value, dict):
-            then = {key: {**usual[setting], **then}[key] for key in value}
+        if isinstance(value, dict) and isinstance(then, dict):
+            known = {**(usual.get(setting) or {}), **then}
+            then = {key: known.get(key, part) for key, part in value.items()}
         if then != value:
             raise ValueError(
                 refuse(setting, then, value)

@@ -1,0 +1,113 @@
+"""Transfer to semantic segmentation: ``accelerate launch training/transfer/segmentation.py voc --data DIR``.
+
+The paper's networks and recipes for VOC, Cityscapes and ADE20K (supplementary A.2.2); ``fit`` is the loop.
+"""
+
+import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch is loaded)
+
+# isort: split
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.data.plan import Steps
+from training.engine.errors import one_line_errors
+from training.transfer.semantic.crops import Crops, make_loader
+from training.transfer.semantic.evaluation import count
+from training.transfer.semantic.model import pixel_loss
+from training.transfer.semantic.prepare import Segmentation, prepare
+from training.transfer.semantic.recipes import lr_at, parse
+from training.transfer.semantic.report import measure
+from training.transfer.semantic.result import finish
+from training.transfer.semantic.transforms import Crop, normalize
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a recipe from the command line; what a user can mend ends in one sentence."""
+    with one_line_errors(ValueError, OSError, interrupted="interrupted before the first step"):
+        job = prepare(*parse(list(sys.argv[1:] if argv is None else argv)))
+        facts = {"images": len(job.data.train), "test_images": len(job.data.val), "class_names": job.data.classes}
+        job.run.open("segmentation", facts)
+    with job.run.training():
+        fit(job)
+        end(job)
+
+
+def fit(job: Segmentation) -> None:
+    """Train from the next step to the last, or until the processes agree to stop."""
+    run, recipe, net = job.run, job.recipe, job.net.train()
+    run.warm_up_ddp(lambda: run.accelerator.backward(losses(job, noise(job))["loss"]))
+
+    for step in run.steps(load(job, range(run.step, recipe.steps))):
+        step.set_lr(lr_at(run.step, recipe))
+        for crops in step.micro_batches():
+            metrics = losses(job, crops)
+            step.backward(metrics["loss"], metrics)
+        step.update()
+        step.log(epoch=run.step * recipe.batch_size / len(job.data.train))
+        if recipe.test_every and run.step % recipe.test_every == 0 and not run.finished:
+            with step.evaluating():
+                numbers = measure(evaluate(job)[0], job.data.classes)
+                step.log(miou=numbers["miou"], pixel_accuracy=numbers["pixel_accuracy"])
+                net.train()
+
+
+def end(job: Segmentation) -> None:
+    """Test what was trained, and write what the run leaves behind; if it was stopped, say how it goes on."""
+    run = job.run
+    if run.finished:
+        confusion, examples = evaluate(job, shown=job.recipe.shown)
+        if run.is_main:
+            finish(job, confusion, examples)
+    elif run.is_main:
+        command = f"the same command with --output {shlex.quote(str(run.folder))} --resume goes on from there"
+        print(f"stopped at step {run.step} of {run.schedule.total_steps}, and saved: {command}")
+
+
+def losses(job: Segmentation, crops: Crop) -> dict[str, Tensor]:
+    """The loss of a micro-batch and its parts, each a mean over pixels."""
+    recipe, device = job.recipe, job.run.accelerator.device
+    images, truth, sizes = (part.to(device, non_blocking=True) for part in crops)
+    x = normalize(images, job.cfg, sizes).contiguous(memory_format=torch.channels_last)
+    out = job.run.model(x)
+    mean: dict[str, Any] = {"align_corners": recipe.align_corners, "average": recipe.average}
+    loss = pixel_loss(out.logits, truth, **mean)
+    if out.auxiliary is None:
+        return {"loss": loss}
+    auxiliary = recipe.auxiliary_weight * pixel_loss(out.auxiliary, truth, **mean)
+    return {"loss": loss + auxiliary, "head_loss": loss, "auxiliary_loss": auxiliary}
+
+
+def evaluate(job: Segmentation, shown: int = 0) -> tuple[Tensor, list[Any]]:
+    """Count the pixels of all test images by predicted and true class; leaves the network in eval mode."""
+    return count(job.predictor, job.data.val, job.run.accelerator, workers=job.recipe.workers, shown=shown)
+
+
+def load(job: Segmentation, steps: range) -> Any:
+    """Make the loader of this process's micro-batches of some steps."""
+    recipe, accelerator = job.recipe, job.run.accelerator
+    plan = Steps(
+        len(job.data.train),
+        recipe.batch_size,
+        steps,
+        seed=recipe.seed,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        accumulation=recipe.accumulation_steps,
+    )
+    return make_loader(Crops(job.data.train, job.augmentation, recipe.seed), plan, recipe.workers)
+
+
+def noise(job: Segmentation) -> Crop:
+    """A micro-batch of the usual shape."""
+    side, batch = job.recipe.crop, job.recipe.micro_batch(job.run.accelerator.num_processes)
+    images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
+    return Crop(images, images[:, 0] % len(job.data.classes), torch.full((batch, 2), side))
+
+
+if __name__ == "__main__":
+    main()

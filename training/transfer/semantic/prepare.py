@@ -1,0 +1,97 @@
+"""A recipe made ready: its run, images, network, and the checkpoint that it starts from."""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from accelerate import PartialState
+from accelerate.utils import set_seed
+
+from slotcon_hub.distributed import synchronize_batchnorm
+from training.engine.run import Run
+from training.transfer.semantic.datasets import SegmentationData, open_data
+from training.transfer.semantic.evaluation import Predictor
+from training.transfer.semantic.model import FCN, create_backbone
+from training.transfer.semantic.recipes import Recipe
+from training.transfer.semantic.transforms import Augmentation
+
+__all__ = ["Segmentation", "build", "prepare"]
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A training that is ready to start or to resume."""
+
+    recipe: Recipe
+    run: Run
+    data: SegmentationData
+    net: FCN
+    """On the run's device, not wrapped."""
+    cfg: dict[str, Any]
+    """With the backbone's ``mean`` and ``std``."""
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is drawn of an image."""
+        recipe = self.recipe
+        return Augmentation(recipe.crop, recipe.scale, recipe.ratios, recipe.max_share, recipe.photometric)
+
+    @property
+    def predictor(self) -> Predictor:
+        """The network in eval mode, with its tests."""
+        recipe = self.recipe
+        return Predictor(self.net.eval(), self.cfg, recipe.test_scale, recipe.window, recipe.window_stride)
+
+
+def prepare(name: str, recipe: Recipe) -> Segmentation:
+    """Open the data, build the network, and load the checkpoint to resume from; nothing is written.
+
+    Raises:
+        ValueError: something that the user can mend, in one sentence.
+    """
+    run = Run(name, recipe)
+    assert recipe.data is not None
+    data = open_data(name, recipe.data.expanduser(), recipe.masks, recipe.classes)
+    images = len(data.train)
+    if images < recipe.batch_size:
+        raise ValueError(f"{images} images to train on do not fill a batch: use --batch-size {images} or less")
+    if run.is_main:
+        for note in data.notes:
+            print(f"warning: {note}", file=sys.stderr)
+    pretrained = not run.find_checkpoint() and not recipe.scratch
+    with run.processes.main_process_first():  # weights are downloaded once
+        net, cfg = build(recipe, len(data.classes), run.processes, pretrained=pretrained)
+    optimizer = torch.optim.SGD(net.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+    names = "\0".join(f"{image.parent.name}/{image.name}" for image, _ in data.train.files)
+    identity = {
+        "images": images,
+        "digest": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+        "class_names": list(data.classes),
+    }
+    run.attach(net, optimizer, recipe.schedule(), identity=identity)
+    return Segmentation(recipe, run, data, net, cfg)
+
+
+def build(recipe: Recipe, classes: int, processes: PartialState, *, pretrained: bool) -> tuple[FCN, dict[str, Any]]:
+    """Build the network of a recipe, on the CPU, and say how its input is normalised.
+
+    Args:
+        recipe: of the run.
+        classes: C.
+        processes: of the run; BatchNorm takes its statistics over all of them.
+        pretrained: load the backbone's weights.
+
+    Raises:
+        ValueError: there is no such backbone, it has no weights, or no map of the stride.
+    """
+    set_seed(recipe.seed)
+    backbone = create_backbone(recipe.backbone, recipe.output_stride, pretrained=pretrained)
+    net = FCN(backbone, classes, recipe.head, recipe.auxiliary, recipe.align_corners)
+    net.to(memory_format=torch.channels_last)
+    if processes.num_processes > 1:
+        synchronize_batchnorm(net, processes.device.type)
+    cfg = timm.data.resolve_data_config({}, model=backbone)
+    return net, {name: cfg[name] for name in ("mean", "std")}
