@@ -5,9 +5,6 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "support"))  # as pytest does; this file is used by itself, too
 
-import detectron2_golden
-import mmseg_golden
-
 
 def mmseg(case: Path) -> dict[str, float]:
     """Run the networks of a file of MMSegmentation's numbers in float64.
@@ -15,6 +12,8 @@ def mmseg(case: Path) -> dict[str, float]:
     Returns:
         The largest relative difference of each group of numbers, by kind of network, mode and group.
     """
+    import mmseg_golden
+
     return mmseg_golden.compare(case)
 
 
@@ -25,4 +24,6 @@ def detectron2(case: Path) -> dict[str, float]:
         The largest relative difference of each group of numbers, by mode and group. To a zero it is absolute; to
         values of another number or shape it is infinite.
     """
+    import detectron2_golden  # here, since it needs pycocotools
+
     return detectron2_golden.compare(case)
