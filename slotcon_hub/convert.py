@@ -10,7 +10,6 @@ __all__ = [
     "detectron2_name",
     "from_backbone_only",
     "from_official",
-    "named_values",
     "prototypes_backbone",
     "recognise",
     "teacher_backbone",
@@ -18,6 +17,7 @@ __all__ = [
     "to_detectron2",
     "to_mmseg",
     "to_torchvision",
+    "unwrap_state_dict",
 ]
 
 # The authors' names, as published, and ours.
@@ -64,7 +64,7 @@ def recognise(checkpoint: Mapping[str, Any]) -> Kind:
     Raises:
         ValueError: it is none of these.
     """
-    state = named_values(checkpoint)
+    state = unwrap_state_dict(checkpoint)
     heads = {name.split(".")[0] for name in state}
     for kind, parts in _PARTS.items():
         if parts <= heads:
@@ -92,7 +92,7 @@ def from_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         ValueError: a key is unknown, or a whole part is absent.
     """
     converted = {}
-    for name, value in named_values(checkpoint).items():
+    for name, value in unwrap_state_dict(checkpoint).items():
         prefix = next((p for p in _OFFICIAL if re.match(p, name)), None)
         if prefix is None or not isinstance(value, Tensor):
             raise ValueError(f"{name!r} is not part of an official SlotCon checkpoint: is this file one?")
@@ -120,7 +120,7 @@ def from_backbone_only(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         ValueError: a key is not a ResNet's or comes twice, or there is none.
     """
     converted: dict[str, Tensor] = {}
-    for key, value in named_values(checkpoint).items():
+    for key, value in unwrap_state_dict(checkpoint).items():
         name = _AROUND_BACKBONE.sub("", key)
         if name in ("fc.weight", "fc.bias"):
             continue
@@ -142,7 +142,7 @@ def teacher_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: there is none.
     """
-    return _inside(state, "teacher.backbone.")
+    return _strip_prefix(state, "teacher.backbone.")
 
 
 def teacher_prototypes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ def teacher_prototypes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: there is none.
     """
-    return _inside(state, "teacher.")
+    return _strip_prefix(state, "teacher.")
 
 
 def prototypes_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ def prototypes_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: there is none.
     """
-    return _inside(state, "backbone.")
+    return _strip_prefix(state, "backbone.")
 
 
 def to_torchvision(backbone_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -233,14 +233,14 @@ def detectron2_name(name: str) -> str:
     return f"res{int(layer[1]) + 1}{name[layer.end() :]}" if layer else f"stem.{name}"
 
 
-def _inside(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not found:
         raise ValueError(f"these weights hold no {prefix.rstrip('.')}: they are not the state of a SlotCon")
     return found
 
 
-def named_values(checkpoint: Any) -> Mapping[str, Any]:
+def unwrap_state_dict(checkpoint: Any) -> Mapping[str, Any]:
     """Find the named values in the mappings that savers put around them: ``model``, ``state_dict``, ``teacher``.
 
     Returns:

@@ -16,7 +16,7 @@ __all__ = [
     "gather_rows",
     "mean",
     "rank",
-    "share",
+    "shard_batches",
     "synchronize_batchnorm",
     "world_size",
 ]
@@ -34,7 +34,7 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def share(length: int, batch_size: int, process: int, processes: int) -> list[range]:
+def shard_batches(length: int, batch_size: int, process: int, processes: int) -> list[range]:
     """Cut the numbers below ``length`` into batches as one process would, and deal these out to all in turn.
 
     What a network makes of a batch is the same, however many processes there are, and no number comes twice.
@@ -112,7 +112,7 @@ def mean(value: Tensor) -> Tensor:
     return total / world_size()
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """Sum over the processes whose gradient is the sum of their gradients."""
 
     @staticmethod
@@ -145,11 +145,11 @@ class CpuSyncBatchNorm(_BatchNorm):
         shape = [1, -1] + [1] * (input.dim() - 2)
         x = input if input.dtype == torch.float64 else input.float()
         values = x.new_full((1,), x.numel() // x.shape[1])
-        sums = _Sum.apply(torch.cat([x.sum(dims), values]))
+        sums = _AllReduceSum.apply(torch.cat([x.sum(dims), values]))
         count = sums[-1].detach()
         average = sums[:-1] / count
         centered = x - average.view(shape)
-        var = _Sum.apply(centered.square().sum(dims)) / count
+        var = _AllReduceSum.apply(centered.square().sum(dims)) / count
         self._update_running(average.detach(), var.detach() * count / (count - 1))
         normalized = centered * torch.rsqrt(var + self.eps).view(shape)
         return (normalized * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)

@@ -20,13 +20,13 @@ __all__ = [
     "SUFFIXES",
     "EncodedImage",
     "ImageFiles",
-    "central_square",
     "decode",
     "files_below",
+    "limit_aspect_ratio",
     "list_folder",
     "pixel_limit",
     "printable",
-    "trim",
+    "resize_and_center_crop",
 ]
 
 SUFFIXES: tuple[str, ...] = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -85,7 +85,7 @@ def printable(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def trim(image: Tensor, times: int = 4) -> Tensor:
+def limit_aspect_ratio(image: Tensor, times: int = 4) -> Tensor:
     """The middle of an image, ... x H x W, at most so many times as long as its short side.
 
     What is beyond must not be resized by the short side: it could be of any length.
@@ -96,7 +96,7 @@ def trim(image: Tensor, times: int = 4) -> Tensor:
     return center_crop(image, [min(height, times * width), min(width, times * height)])
 
 
-def central_square(image: Tensor, short: int, side: int, interpolation: InterpolationMode) -> Tensor:
+def resize_and_center_crop(image: Tensor, short: int, side: int, interpolation: InterpolationMode) -> Tensor:
     """Resize the short side of an image, antialiased, and cut out its middle: ... x H x W to ... x side x side.
 
     Args:
@@ -105,7 +105,7 @@ def central_square(image: Tensor, short: int, side: int, interpolation: Interpol
         side: of the square, in pixels.
         interpolation: of the resizing.
     """
-    return center_crop(resize(trim(image), [short], interpolation, antialias=True), [side, side])
+    return center_crop(resize(limit_aspect_ratio(image), [short], interpolation, antialias=True), [side, side])
 
 
 def files_below(*folders: Path) -> Iterator[str]:
@@ -169,7 +169,7 @@ class EncodedImage:
             OSError: it is no image, or so large (by Pillow's limit) that it may be a decompression bomb.
         """
         self._data = data
-        with _errors_of_pillow():
+        with _pillow_errors_as_oserror():
             self._image = Image.open(io.BytesIO(data))
             self._orientation = _orientation(self._image, data)
             if self._orientation != 1 and self._image.format == "TIFF":  # Pillow turns it while it is read
@@ -191,10 +191,10 @@ class EncodedImage:
         Raises:
             OSError: it is damaged.
         """
-        with _errors_of_pillow(), self._image as image:
+        with _pillow_errors_as_oserror(), self._image as image:
             return _TURNS[self._orientation](self._decode_stored(image, reduction))
 
-    def samples(self) -> Tensor:
+    def decode_samples(self) -> Tensor:
         """Decode the values of an image of one channel as they are stored, int64 H x W, upright; once only.
 
         Those of a palette are its indices; grey of few bits is not stretched to 0 to 255.
@@ -207,7 +207,7 @@ class EncodedImage:
             raise OSError(f"it is {kind}, not PNG: save it as PNG, which keeps every value")
         if mode not in ("1", "L", "P") and not mode.startswith("I"):
             raise OSError(f"it holds {mode}, not one value a pixel: save it as grey or with a palette")
-        with _errors_of_pillow(), self._image as image:
+        with _pillow_errors_as_oserror(), self._image as image:
             values = torch.from_numpy(np.asarray(image).astype(np.int64))
             if mode == "L":
                 values //= 255 // (2 ** min(self._data[24], 8) - 1)  # bits of a sample, which Pillow stretches
@@ -261,7 +261,7 @@ def decode(data: bytes, *, reduction: int = 1) -> Tensor:
 
 
 @contextlib.contextmanager
-def _errors_of_pillow() -> Iterator[None]:
+def _pillow_errors_as_oserror() -> Iterator[None]:
     if limit := pixel_limit():
         Image.MAX_IMAGE_PIXELS = (limit + 1) // 2  # Pillow refuses twice its own limit
     with warnings.catch_warnings():

@@ -5,10 +5,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-__all__ = ["fill"]
+__all__ = ["render_template"]
 
 
-def fill(template: Path, **values: Any) -> str:
+def render_template(template: Path, **values: Any) -> str:
     """Fill a template; in one that ends in ``.html``, texts are escaped.
 
     Raises:

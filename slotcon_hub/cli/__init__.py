@@ -38,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.command(options)
     except (ValueError, RuntimeError, OSError, ImportError, MemoryError) as error:
-        message = " ".join((_told(error) or type(error).__name__).split())
+        message = " ".join((_message(error) or type(error).__name__).split())
         print(f"slotcon-hub: {message}", file=sys.stderr)
         return 1
     return 0
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     """What an error says, without the number that the system has for it."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from slotcon_hub.cli.help import Help
-from slotcon_hub.cli.launched import together
+from slotcon_hub.cli.launched import join_process_group
 from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_output, number, report_unreadable
 from slotcon_hub.cli.table import print_table
 from slotcon_hub.concepts.discover import Batch, Concepts, crops, discover
@@ -18,7 +18,7 @@ from slotcon_hub.concepts.gallery import INDEX, NUMBERS, Gallery, ranges
 from slotcon_hub.concepts.inference import CenterCrop, load_prototypes
 from slotcon_hub.concepts.stopwatch import Stopwatch
 from slotcon_hub.distributed import gather_objects, rank
-from slotcon_hub.files import replacing
+from slotcon_hub.files import atomic_write
 from slotcon_hub.images import ImageFiles, printable
 
 __all__ = ["add_commands"]
@@ -65,11 +65,11 @@ def add_commands(commands: Any) -> None:
 def _concepts(options: argparse.Namespace) -> None:
     _check_output(options.output, options.images, options.force)
     files = ImageFiles(options.images)
-    with together(options.device) as device:
+    with join_process_group(options.device) as device:
         if rank() > 0:
             _discover(options, files, device)
             return
-        with replacing(options.output) as folder:
+        with atomic_write(options.output) as folder:
             concepts, crop, watch = _discover(options, files, device)
             folder.mkdir()
             with watch.measure("drawing"):
@@ -85,7 +85,7 @@ def _discover(
     if len(set(gather_objects(files.digest()))) > 1:
         raise ValueError(f"the processes see other images in {options.images}: put the same on all machines")
     model = load_prototypes(options.model).to(device)
-    crop, watch = CenterCrop.of(model), Stopwatch(device)
+    crop, watch = CenterCrop.from_model(model), Stopwatch(device)
     batches = crops(files, crop, batch_size=options.batch_size, workers=options.workers)
     concepts = discover(
         model,
@@ -96,7 +96,7 @@ def _discover(
         watch=watch,
     )
     for other in gather_objects(concepts)[1:]:
-        concepts.join(other)
+        concepts.merge(other)
     if rank() == 0:
         report_unreadable([(files.name(number), reason) for number, reason in concepts.unreadable], len(files))
     return concepts, crop, watch
@@ -145,7 +145,7 @@ def _progress(batches: DataLoader[Batch]) -> Iterator[Batch]:
 
 def _print(concepts: Concepts, crop: CenterCrop, watch: Stopwatch) -> None:
     rows = [("PROTOTYPE", "SEGMENTS", "PIXELS", "MOST SIMILAR")]
-    used, unused = concepts.by_use(), concepts.unused()
+    used, unused = concepts.most_used(), concepts.unused()
     for k in used[:_SHOWN]:
         best = concepts.nearest(k)[0].similarity
         share = concepts.pixels[k] / (concepts.images * crop.side**2)
@@ -158,4 +158,4 @@ def _print(concepts: Concepts, crop: CenterCrop, watch: Stopwatch) -> None:
     if concepts.unreadable:
         print(f"skipped, since they cannot be read: {len(concepts.unreadable)}")
     ratio = 1 + watch.seconds["segments"] / (watch.seconds["decoding"] + watch.seconds["network"])
-    print(f"{watch.told()}; decoding, network and segments: {ratio:.2f} x decoding and network alone")
+    print(f"{watch.summary()}; decoding, network and segments: {ratio:.2f} x decoding and network alone")

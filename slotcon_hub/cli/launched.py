@@ -8,13 +8,13 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-__all__ = ["together"]
+__all__ = ["join_process_group"]
 
 PATIENCE = timedelta(hours=2)  # with processes that are slower
 
 
 @contextmanager
-def together(device: torch.device) -> Iterator[torch.device]:
+def join_process_group(device: torch.device) -> Iterator[torch.device]:
     """Be one process group inside; a command that was started alone is none.
 
     Args:

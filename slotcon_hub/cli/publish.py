@@ -57,12 +57,12 @@ def _publish(options: argparse.Namespace) -> None:
         options.error("--output is where --dry-run builds the folder: add --dry-run, or leave it out")
     if options.output:
         check_output(options.output)
-    name, checkpoint = _chosen(options)
+    name, checkpoint = _split_source(options)
     if options.dry_run:
         folder = options.output or Path(tempfile.mkdtemp(prefix="slotcon-hub-"))
         build(name, folder, checkpoint=checkpoint, repo_id=options.repo_id, preview=options.preview)
         print(f"{folder}: nothing was uploaded.\n")
-        _show(verify_folder(folder), str(folder))
+        _print_checks(verify_folder(folder), str(folder))
         print(f"\nThis works now:\n\n{snippet(name, folder)}")
         return
     done = publish(
@@ -79,7 +79,7 @@ def _publish(options: argparse.Namespace) -> None:
     print(f"This works now:\n\n{snippet(name, done.repo_id, done.pull_request)}")
 
 
-def _chosen(options: argparse.Namespace) -> tuple[str, Path | None]:
+def _split_source(options: argparse.Namespace) -> tuple[str, Path | None]:
     """The name to publish, and the checkpoint that it is of, unless it is in the store; names come before paths."""
     path = Path(options.name)
     if is_known(options.name) or not path.exists():
@@ -97,10 +97,10 @@ def _verify(options: argparse.Namespace) -> None:
     else:
         repo_id, _, revision = options.place.partition("@")
         checks = verify_repository(repo_id, revision or None)
-    _show(checks, options.place)
+    _print_checks(checks, options.place)
 
 
-def _show(checks: Sequence[Check], place: str) -> None:
+def _print_checks(checks: Sequence[Check], place: str) -> None:
     for check in checks:
         print(f"{check.what:<8}{'ok' if check.ok else 'failed':<8}{check.found}")
     if failed := [check.what for check in checks if not check.ok]:

@@ -17,7 +17,7 @@ from slotcon_hub.concepts.inference import load_prototypes, segment_image
 from slotcon_hub.concepts.segments import Segment
 from slotcon_hub.concepts.stopwatch import Stopwatch
 from slotcon_hub.images import decode, pixel_limit, printable
-from slotcon_hub.models.sizes import sizes_of
+from slotcon_hub.models.sizes import find_sizes
 
 __all__ = ["add_commands"]
 
@@ -58,7 +58,7 @@ def _segment(options: argparse.Namespace) -> None:
     if there and not options.force:
         raise ValueError(f"{there[0]} is there already: add --force to overwrite it, or choose another --output")
     model = load_prototypes(options.model).to(options.device)
-    sizes = sizes_of(model)
+    sizes = find_sizes(model)
     if sizes.only and options.size:
         raise ValueError(f"{options.model} takes images {sizes}: leave out --size {options.size}")
     options.output.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def _segment(options: argparse.Namespace) -> None:
     report_unreadable(unreadable, len(names))
     print_table(rows)
     ratio = 1 + watch.seconds["segments"] / watch.seconds["network"]
-    print(f"\n{watch.told()}; network and segments: {ratio:.2f} x the network alone")
+    print(f"\n{watch.summary()}; network and segments: {ratio:.2f} x the network alone")
     if sizes.only:
         print(f"{options.model} takes images {sizes}")
     print(f"{options.output} holds overlay, index and numbers of each")

@@ -68,7 +68,7 @@ def _list(options: argparse.Namespace) -> None:
     legend: dict[str, str] = {}
     for row in table.ROWS:
         prototypes = str(row.prototypes) if row.has_prototypes else "-"
-        rows.append((row.architecture, row.tag, row.data, prototypes, _result(row, legend), _where(row)))
+        rows.append((row.architecture, row.tag, row.data, prototypes, _result(row, legend), _location(row)))
     for name in store.names():
         architecture, tag = name.split(".", 1)
         if table.find(architecture, tag) is None:
@@ -77,7 +77,7 @@ def _list(options: argparse.Namespace) -> None:
     print()
     for kind, meaning in legend.items():
         print(textwrap.fill(f"{kind}: {meaning}", width=100, subsequent_indent="  "))
-    print(f"store: {store.place()}")
+    print(f"store: {store.location()}")
 
 
 def _result(row: table.Weights, legend: dict[str, str]) -> str:
@@ -93,7 +93,7 @@ def _result(row: table.Weights, legend: dict[str, str]) -> str:
     return f"{kind} {'/'.join(f'{r.value:.1f}' for r in alike)}"
 
 
-def _where(row: table.Weights) -> str:
+def _location(row: table.Weights) -> str:
     if store.find(row.name) is not None:
         return "store"
     if table.packaged(row) is not None:

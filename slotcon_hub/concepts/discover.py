@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from slotcon_hub.concepts.inference import CenterCrop, dense_maps
 from slotcon_hub.concepts.segments import group_map, pool_segments
 from slotcon_hub.concepts.stopwatch import Stopwatch
-from slotcon_hub.distributed import rank, share, world_size
+from slotcon_hub.distributed import rank, shard_batches, world_size
 from slotcon_hub.images import ImageFiles, decode
 from slotcon_hub.models.prototype_model import SlotConPrototypes
 
@@ -100,7 +100,7 @@ class Concepts:
         if len(kept) > self.top:
             heapq.heappop(kept)
 
-    def join(self, other: "Concepts") -> None:
+    def merge(self, other: "Concepts") -> None:
         """Take in what was found in other images."""
         self.images += other.images
         self.unreadable = sorted(self.unreadable + other.unreadable)
@@ -113,7 +113,7 @@ class Concepts:
         """The segments kept of a prototype, the most similar first."""
         return sorted(self._kept[prototype], reverse=True)
 
-    def by_use(self) -> list[int]:
+    def most_used(self) -> list[int]:
         """The prototypes that have segments, those with most of them first."""
         used = [k for k, count in enumerate(self.segments) if count]
         return sorted(used, key=lambda k: (-self.segments[k], k))
@@ -160,12 +160,12 @@ def _collate(samples: list[tuple[int, Any]], size: int, side: int) -> Batch:
 def crops(files: ImageFiles, crop: CenterCrop, *, batch_size: int, workers: int) -> DataLoader[Batch]:
     """Read, decode and crop images in their order, in ``workers`` processes beside this one, or in this one.
 
-    Those of a process group get each their :func:`share`. All batches have one size, since what a network returns
-    may depend on it, by its last digits.
+    Each process of a group gets its :func:`shard_batches`. All batches have one size, since the last digits of a
+    network's output may depend on it.
     """
     dataset: Any = _Crops(files, crop)
     collate = functools.partial(_collate, size=min(batch_size, len(files)), side=crop.side)
-    batches: Any = share(len(files), batch_size, rank(), world_size())
+    batches: Any = shard_batches(len(files), batch_size, rank(), world_size())
     return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)
 
 
@@ -196,7 +196,7 @@ def discover(
     watch = watch or Stopwatch(next(model.parameters()).device)
     prototypes = F.normalize(model.prototypes.weight.float())
     concepts = Concepts(len(prototypes), top, whole=whole)
-    for batch in watch.waiting(batches, "decoding"):
+    for batch in watch.measure_waiting(batches, "decoding"):
         concepts.unreadable += batch.unreadable
         number = len(batch.numbers)
         with watch.measure("network"):

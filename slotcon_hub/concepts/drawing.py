@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from slotcon_hub.concepts.segments import Segment
 
-__all__ = ["colors", "draw_index", "draw_map", "draw_page", "mark", "tint"]
+__all__ = ["colors", "draw_index", "draw_map", "draw_page", "draw_segment", "overlay_colors"]
 
 _OPACITY = 0.5
 _MARGIN, _GAP, _THUMB, _TITLE = 24, 6, 128, 148  # of a page, in pixels
@@ -41,7 +41,7 @@ def draw_map(
         segments: its segments, the largest first.
         palette: uint8 K x 3.
     """
-    canvas = tint(image, palette[groups], groups)
+    canvas = overlay_colors(image, palette[groups], groups)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(min(groups.shape) // 20, 10))
     free = np.ones(groups.shape, dtype=bool)  # pixels that no number covers
     for segment in segments:
@@ -49,14 +49,16 @@ def draw_map(
             number: Any = {"text": str(segment.prototype), "font": font, "anchor": "mm", "stroke_width": 2}
             left, top, right, bottom = pen.textbbox((0, 0), **number)
             reach = math.ceil(max(-left, right)), math.ceil(max(-top, bottom))
-            if place := _inside(groups == segment.prototype, _room(free, *reach)):
+            if place := _label_position(groups == segment.prototype, _free_centers(free, *reach)):
                 pen.text(place, fill="white", stroke_fill="black", **number)
                 columns, rows = (slice(max(at - by, 0), at + by + 1) for at, by in zip(place, reach, strict=True))
                 free[rows, columns] = False
     return canvas
 
 
-def tint(image: np.ndarray, color: np.ndarray, groups: np.ndarray, opacity: float = _OPACITY) -> Image.Image:
+def overlay_colors(
+    image: np.ndarray, color: np.ndarray, groups: np.ndarray, opacity: float = _OPACITY
+) -> Image.Image:
     """An image under colours, where groups meet with a white line beside a black one: it shows on any colours.
 
     Args:
@@ -75,7 +77,7 @@ def tint(image: np.ndarray, color: np.ndarray, groups: np.ndarray, opacity: floa
     return canvas
 
 
-def _room(free: np.ndarray, x: int, y: int) -> np.ndarray:
+def _free_centers(free: np.ndarray, x: int, y: int) -> np.ndarray:
     """Where a box that reaches so far to either side stays within the image, and on pixels that are free."""
     taken = np.pad(~free, ((y, y), (x, x)), constant_values=True).cumsum(0).cumsum(1)
     sums = np.pad(taken, ((1, 0), (1, 0)))
@@ -83,7 +85,7 @@ def _room(free: np.ndarray, x: int, y: int) -> np.ndarray:
     return sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width] == 0
 
 
-def _inside(mask: np.ndarray, room: np.ndarray) -> tuple[int, int] | None:
+def _label_position(mask: np.ndarray, room: np.ndarray) -> tuple[int, int] | None:
     """The pixel x, y of a mask, where there is room, with the most of the mask around; None where there is none."""
     if not (mask & room).any():
         return None
@@ -109,7 +111,7 @@ def draw_index(groups: np.ndarray, palette: np.ndarray) -> Image.Image:
     return image
 
 
-def mark(image: np.ndarray, mask: np.ndarray | None) -> Image.Image:
+def draw_segment(image: np.ndarray, mask: np.ndarray | None) -> Image.Image:
     """A crop with a segment in red and its outline, as small as a page shows it.
 
     Args:
@@ -122,7 +124,7 @@ def mark(image: np.ndarray, mask: np.ndarray | None) -> Image.Image:
     inside = np.asarray(Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST))
     drawn = np.asarray(small)
     red = np.where(inside[..., None], np.array([255, 0, 0], np.uint8), drawn)
-    return tint(drawn, red, inside)
+    return overlay_colors(drawn, red, inside)
 
 
 def draw_page(rows: Sequence[tuple[str, str, Sequence[Image.Image]]], columns: int) -> Image.Image:

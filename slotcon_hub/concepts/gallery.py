@@ -10,10 +10,10 @@ from typing import Any
 from PIL import Image
 
 from slotcon_hub.concepts.discover import Concepts
-from slotcon_hub.concepts.drawing import draw_page, mark
+from slotcon_hub.concepts.drawing import draw_page, draw_segment
 from slotcon_hub.concepts.inference import CenterCrop
 from slotcon_hub.images import ImageFiles, decode, printable
-from slotcon_hub.templates import fill
+from slotcon_hub.templates import render_template
 
 __all__ = ["INDEX", "NUMBERS", "Gallery", "ranges"]
 
@@ -53,7 +53,7 @@ class Gallery:
         yield index
 
     def _pages(self) -> list[list[int]]:
-        order = self.concepts.by_use()
+        order = self.concepts.most_used()
         return [order[i : i + self.per_page] for i in range(0, len(order), self.per_page)]
 
     def _name(self, image: int) -> str:
@@ -75,7 +75,7 @@ class Gallery:
         marked = []
         for segment in self.concepts.nearest(prototype):
             crop = self.crop(decode(self.files.read(segment.image))).permute(1, 2, 0).numpy()
-            marked.append(mark(crop, segment.pixel_mask(self.crop.side) if segment.mask else None))
+            marked.append(draw_segment(crop, segment.pixel_mask(self.crop.side) if segment.mask else None))
         return marked
 
     def _numbers(self) -> dict[str, Any]:
@@ -104,14 +104,14 @@ class Gallery:
     def _index(self) -> str:
         concepts = self.concepts
         pages = [{"file": _page_name(n), "prototypes": prototypes} for n, prototypes in enumerate(self._pages())]
-        return fill(
+        return render_template(
             Path(__file__).with_suffix(".html"),
             title=f"Concepts of {self.facts['model']}",
             images=concepts.images,
             unreadable=len(concepts.unreadable),
             facts=self.facts,
             numbers=NUMBERS,
-            order=concepts.by_use(),
+            order=concepts.most_used(),
             unused=concepts.unused(),
             per_page=self.per_page,
             pages=pages,

@@ -16,11 +16,11 @@ from torchvision.transforms.v2.functional import normalize, resize
 
 from slotcon_hub.concepts.segments import Segment, describe_segments, group_map
 from slotcon_hub.concepts.stopwatch import Stopwatch
-from slotcon_hub.images import central_square
+from slotcon_hub.images import resize_and_center_crop
 from slotcon_hub.models.layers import PrototypeNetwork
 from slotcon_hub.models.loading import is_known, load
 from slotcon_hub.models.prototype_model import SlotConPrototypes
-from slotcon_hub.models.sizes import fit
+from slotcon_hub.models.sizes import resize_to_model
 
 __all__ = ["CenterCrop", "dense_maps", "load_prototypes", "segment_image"]
 
@@ -62,7 +62,7 @@ class CenterCrop:
     """Of the resizing, antialiased: "bicubic" or "bilinear"."""
 
     @classmethod
-    def of(cls, model: SlotConPrototypes) -> "CenterCrop":
+    def from_model(cls, model: SlotConPrototypes) -> "CenterCrop":
         """As a model's configuration says: for 224 pixels and the usual share of 0.875, of a short side of 256."""
         config = resolve_model_data_config(model)
         side = config["input_size"][-1]
@@ -70,7 +70,7 @@ class CenterCrop:
 
     def __call__(self, image: Tensor) -> Tensor:
         """uint8 3 x H x W to uint8 3 x S x S."""
-        return central_square(image, self.resize, self.side, InterpolationMode(self.interpolation))
+        return resize_and_center_crop(image, self.resize, self.side, InterpolationMode(self.interpolation))
 
 
 @torch.inference_mode()
@@ -91,7 +91,7 @@ def dense_maps(
     config = resolve_model_data_config(model)
     images = normalize(images.to(device).float() / 255, config["mean"], config["std"])
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-        dense = PrototypeNetwork.forward(model, fit(model, images))
+        dense = PrototypeNetwork.forward(model, resize_to_model(model, images))
     return dense.z, dense.scores
 
 
@@ -118,7 +118,7 @@ def segment_image(
     watch = watch or Stopwatch(next(model.parameters()).device)
     height, width = image.shape[1:]
     if size is not None and size < min(height, width):
-        image = resize(image, [size], InterpolationMode(CenterCrop.of(model).interpolation), antialias=True)
+        image = resize(image, [size], InterpolationMode(CenterCrop.from_model(model).interpolation), antialias=True)
     with watch.measure("network"):
         scores = dense_maps(model, image[None], precision)[1]
     with watch.measure("segments"):

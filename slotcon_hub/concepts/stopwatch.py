@@ -31,7 +31,7 @@ class Stopwatch:
                 torch.cuda.synchronize(self.device)
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
 
-    def waiting(self, items: Iterable[Item], what: str) -> Iterator[Item]:
+    def measure_waiting(self, items: Iterable[Item], what: str) -> Iterator[Item]:
         """Yield the items, and add the time that each is waited for."""
         iterator = iter(items)
         while True:
@@ -41,6 +41,6 @@ class Stopwatch:
                 return
             yield item
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """All of them, for people."""
         return ", ".join(f"{what} {seconds:.2f} s" for what, seconds in self.seconds.items())

@@ -11,7 +11,7 @@ from torch import nn
 
 from slotcon_hub.convert import to_detectron2, to_mmseg, to_torchvision
 from slotcon_hub.export.onnx import to_onnx
-from slotcon_hub.files import replacing
+from slotcon_hub.files import atomic_write
 from slotcon_hub.models.prototype_model import SlotConPrototypes
 from slotcon_hub.models.saving import save_backbone, save_model
 from slotcon_hub.weights.architectures import plain_timm
@@ -51,7 +51,7 @@ def save_as(target: str, net: nn.Module, path: Path, *, force: bool = False, **o
         RuntimeError: ONNX Runtime disagrees with torch.
     """
     check_free(path, force)
-    with replacing(path) as new:
+    with atomic_write(path) as new:
         TARGETS[target].write(net, new, **options)
     plain = plain_timm(_backbone(net).pretrained_cfg["architecture"])[0]
     usage = TARGETS[target].usage.format(path=path, plain=plain, depth=plain.removeprefix("resnet"))

@@ -7,9 +7,9 @@ from typing import Any
 import timm
 from torch import nn
 
-from slotcon_hub.files import replacing
+from slotcon_hub.files import atomic_write
 from slotcon_hub.models.resnet import SlotConPrototypes
-from slotcon_hub.models.saving import origin, plain, save_backbone, save_model
+from slotcon_hub.models.saving import save_backbone, save_model, timm_architecture, to_plain_timm
 from slotcon_hub.objective.slotcon import SlotCon
 
 __all__ = ["backbone_model", "export", "prototype_model"]
@@ -21,7 +21,7 @@ def backbone_model(model: SlotCon) -> nn.Module:
     Raises:
         ValueError: the backbone is not a timm model, or has other parameters when it pools.
     """
-    return plain(model.teacher.backbone)[0]
+    return to_plain_timm(model.teacher.backbone)[0]
 
 
 def prototype_model(model: SlotCon, global_pool: str = "avg") -> SlotConPrototypes:
@@ -34,7 +34,7 @@ def prototype_model(model: SlotCon, global_pool: str = "avg") -> SlotConPrototyp
     Raises:
         ValueError: the backbone is not a timm model.
     """
-    architecture, args = origin(model.teacher.backbone)
+    architecture, args = timm_architecture(model.teacher.backbone)
     name = f"{architecture}_proto"
     if not timm.is_model(name):
         name, args = "slotcon_proto", {"backbone": architecture, **args}
@@ -67,7 +67,7 @@ def export(model: SlotCon, folder: str | Path, *, input_size: int, trained: str)
         The folder.
     """
     folder = Path(folder)
-    with replacing(folder) as staging:
+    with atomic_write(folder) as staging:
         save_backbone(model.teacher.backbone, staging / "backbone", input_size)
         save_model(prototype_model(model), staging / "prototypes", input_size)
         for part in staging.iterdir():

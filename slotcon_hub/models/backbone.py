@@ -15,13 +15,13 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 __all__ = [
-    "ask",
-    "averaging",
     "check_trainable",
     "create_backbone",
-    "evaluating",
+    "eval_mode",
     "intermediate_map",
+    "mean_pooling_args",
     "names_weights",
+    "probe_feature_map",
 ]
 
 _SIDE = 64  # pixels of the image that a backbone is asked with, unless it insists on another size
@@ -72,7 +72,7 @@ def create_backbone(name: str, size: int | None = None, *, pretrained: bool = Fa
 
 
 @torch.no_grad()
-def ask(backbone: nn.Module) -> tuple[int, bool]:
+def probe_feature_map(backbone: nn.Module) -> tuple[int, bool]:
     """Ask a backbone, with one small image, for its B x C x H x W map.
 
     Args:
@@ -85,7 +85,7 @@ def ask(backbone: nn.Module) -> tuple[int, bool]:
         ValueError: there is no map, or the backbone cannot take the images that it is made for.
     """
     image = _image(backbone)
-    with evaluating(backbone):
+    with eval_mode(backbone):
         try:
             features = backbone(image)
         except (AssertionError, IndexError, RuntimeError, ValueError) as error:
@@ -121,7 +121,7 @@ def check_trainable(backbone: nn.Module, returns_map: bool) -> None:
 
     Args:
         backbone: its parameters without ``requires_grad`` do not count.
-        returns_map: what :func:`ask` said.
+        returns_map: what :func:`probe_feature_map` said.
 
     Raises:
         ValueError: its map does not depend on some parameters, which would stay random, and for whose gradients
@@ -143,13 +143,13 @@ def check_trainable(backbone: nn.Module, returns_map: bool) -> None:
         )
 
 
-def averaging(backbone: nn.Module) -> dict[str, Any]:
+def mean_pooling_args(backbone: nn.Module) -> dict[str, Any]:
     """Arguments with which timm makes a headless model again so that it averages its map.
 
     A transformer would by itself pool with its class token, which no loss of SlotCon has seen, or put a norm of
     its own behind the average. Models that return a map, or average by themselves, need nothing.
     """
-    if ask(backbone)[1]:
+    if probe_feature_map(backbone)[1]:
         return {}
     accepted = inspect.signature(type(backbone)).parameters
     norms = {norm: False for norm in ("fc_norm", "use_fc_norm") if norm in accepted}
@@ -168,7 +168,7 @@ def _image(backbone: nn.Module) -> Tensor:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Iterator[None]:
     """Put a module into eval mode, and each of its parts back into its own mode afterwards."""
     modes = {part: part.training for part in module.modules()}
     module.eval()

@@ -15,9 +15,9 @@ from torch import nn
 from slotcon_hub.models.saving import save_model
 from slotcon_hub.weights import store, table
 from slotcon_hub.weights.reader import State, Teacher, dimensions, read_teacher
-from slotcon_hub.weights.resolve import check
+from slotcon_hub.weights.resolve import check_state_dict
 
-__all__ = ["Imported", "import_checkpoint", "read_models", "resolve"]
+__all__ = ["Imported", "import_checkpoint", "read_models", "split_name"]
 
 _SIDE = 64  # of the image that a model is tried on, in pixels
 
@@ -48,7 +48,7 @@ def import_checkpoint(checkpoint: str | Path, name: str, *, force: bool = False)
             dimensions than the published weights of this name, or not finite. The store is then as it was.
         OSError: it cannot be written to.
     """
-    architecture, tag = resolve(name)
+    architecture, tag = split_name(name)
     both = f"{architecture}.{tag}", f"{architecture}_proto.{tag}"
     if not force:
         store.check_free(both)
@@ -71,15 +71,17 @@ def read_models(checkpoint: str | Path, name: str) -> tuple[Teacher, dict[str, n
     Raises:
         FileNotFoundError, ValueError: as :func:`import_checkpoint`.
     """
-    architecture, tag = resolve(name)
+    architecture, tag = split_name(name)
     teacher = read_teacher(checkpoint, architecture)
-    nets = {f"{architecture}.{tag}": _filled(timm.create_model(architecture), teacher.backbone, architecture)}
+    nets = {
+        f"{architecture}.{tag}": _load_strictly(timm.create_model(architecture), teacher.backbone, architecture)
+    }
     if teacher.whole is not None:
         nets[f"{architecture}_proto.{tag}"] = _prototypes(f"{architecture}_proto", tag, teacher.whole)
     return teacher, nets
 
 
-def resolve(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """Split a name into the architecture of a backbone and a tag; ``_proto`` in it makes no difference.
 
     Raises:
@@ -110,13 +112,13 @@ def _prototypes(architecture: str, tag: str, state: State) -> nn.Module:
                     f"the published {row.name} has {size} {what} and this checkpoint {dims[argument]}: choose the "
                     f"name that it is of, or one of your own, such as {architecture.removesuffix('_proto')}.mine"
                 )
-    return _filled(timm.create_model(architecture, **dims), state, architecture)
+    return _load_strictly(timm.create_model(architecture, **dims), state, architecture)
 
 
 @torch.no_grad()
-def _filled(net: nn.Module, state: State, architecture: str) -> nn.Module:
+def _load_strictly(net: nn.Module, state: State, architecture: str) -> nn.Module:
     """The network with exactly these weights, tried on an image."""
-    check(state, {key: tuple(value.shape) for key, value in net.state_dict().items()}, architecture)
+    check_state_dict(state, {key: tuple(value.shape) for key, value in net.state_dict().items()}, architecture)
     net.load_state_dict(state)
     output = net.eval()(torch.linspace(-2, 2, 3 * _SIDE * _SIDE).view(1, 3, _SIDE, _SIDE))
     if not torch.isfinite(output).all():

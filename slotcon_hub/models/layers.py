@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from slotcon_hub.distributed import SYNCHRONIZED
 from slotcon_hub.functional import cosine_scores
-from slotcon_hub.models.backbone import ask, evaluating, intermediate_map
+from slotcon_hub.models.backbone import eval_mode, intermediate_map, probe_feature_map
 
 __all__ = [
     "MLP",
@@ -90,7 +90,7 @@ class MLP(nn.Module):
         if sum(counts) < 2:
             # Of copies: the next batch may move the statistics before the gradients of this one are computed.
             statistics = {name: buffer.clone() for name, buffer in self.mlp.named_buffers()}
-            with evaluating(self.mlp):
+            with eval_mode(self.mlp):
                 return functional_call(self.mlp, statistics, rows)
         return self.mlp(rows)
 
@@ -148,7 +148,7 @@ class PrototypeNetwork(nn.Module):
             ValueError: the backbone has no map.
         """
         super().__init__()
-        self.channels, self.returns_map = ask(backbone)
+        self.channels, self.returns_map = probe_feature_map(backbone)
         self.backbone = backbone
         self.projector = ProjectionHead(self.channels, hidden_dim, out_dim, **dd)
         self.prototypes = Prototypes(num_prototypes, out_dim, **dd)

@@ -107,7 +107,9 @@ def create(entry: Callable[..., nn.Module], pretrained: Any = False, **kwargs: A
                 f"{architecture} is asked for by a name of weights and for pretrained={str(pretrained)!r} too: "
                 "give one of the two"
             )
-        return _load_any(architecture, os.fspath(pretrained), **{k: v for k, v in kwargs.items() if v is not None})
+        return _load_tag_or_path(
+            architecture, os.fspath(pretrained), **{k: v for k, v in kwargs.items() if v is not None}
+        )
     if not isinstance(pretrained, bool | int | None):
         raise ValueError(
             f"pretrained is a {type(pretrained).__name__}: give True, False, a tag or a path, and a state "
@@ -117,7 +119,7 @@ def create(entry: Callable[..., nn.Module], pretrained: Any = False, **kwargs: A
     if not stored:
         return entry(pretrained, **kwargs)
     if stored_cfg(stored.name) is None:
-        store.verified(stored)  # which says what is wrong
+        store.verify(stored)  # which says what is wrong
     del kwargs["pretrained_cfg"]
     return timm.create_model(f"local-dir:{stored}", pretrained=bool(pretrained), **kwargs)
 
@@ -132,7 +134,7 @@ def stored_cfg(name: str) -> PretrainedCfg | None:
         return None
 
 
-def _load_any(architecture: str, pretrained: str, **kwargs: Any) -> nn.Module:
+def _load_tag_or_path(architecture: str, pretrained: str, **kwargs: Any) -> nn.Module:
     known = [row.name for row in table.ROWS] + store.names()
     tags = [name.removeprefix(f"{architecture}.") for name in known if name.startswith(f"{architecture}.")]
     if pretrained in tags:

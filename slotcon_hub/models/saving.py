@@ -12,11 +12,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_model_args, save_for_hf
 from torch import nn
 
-from slotcon_hub.files import replacing
-from slotcon_hub.models.backbone import averaging
+from slotcon_hub.files import atomic_write
+from slotcon_hub.models.backbone import mean_pooling_args
 from slotcon_hub.weights.architectures import plain_timm
 
-__all__ = ["origin", "plain", "save_backbone", "save_classifier", "save_model"]
+__all__ = ["save_backbone", "save_classifier", "save_model", "timm_architecture", "to_plain_timm"]
 
 _INPUT = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
 _INPUT |= {"num_classes", "first_conv", "classifier", "fixed_input_size"}
@@ -28,7 +28,7 @@ _PREPROCESSING: dict[str, Any] = {  # of pre-training, whatever the architecture
 }
 
 
-def origin(backbone: Any) -> tuple[str, dict[str, Any]]:
+def timm_architecture(backbone: Any) -> tuple[str, dict[str, Any]]:
     """The timm architecture of a backbone, and the arguments it was made with."""
     if not hasattr(backbone, "pretrained_cfg"):
         raise ValueError(f"the backbone, {type(backbone).__name__}, is no timm model: only those can be exported")
@@ -37,16 +37,16 @@ def origin(backbone: Any) -> tuple[str, dict[str, Any]]:
     return backbone.pretrained_cfg["architecture"], args
 
 
-def _stated(net: Any) -> dict[str, Any]:
+def _own_preprocessing(net: Any) -> dict[str, Any]:
     """The preprocessing in a model's configuration."""
     return {key: net.pretrained_cfg[key] for key in ("input_size", *_PREPROCESSING)}
 
 
-def plain(backbone: nn.Module) -> tuple[Any, dict[str, Any]]:
+def to_plain_timm(backbone: nn.Module) -> tuple[Any, dict[str, Any]]:
     """The same network as a model of timm's own, pooled by the mean of its map, in eval mode, and its arguments."""
-    architecture, args = origin(backbone)
+    architecture, args = timm_architecture(backbone)
     name, plain_args = plain_timm(architecture)
-    args = {**plain_args, **args, **averaging(backbone)}
+    args = {**plain_args, **args, **mean_pooling_args(backbone)}
     net = timm.create_model(name, num_classes=0, **args)
     try:
         net.load_state_dict(backbone.state_dict())
@@ -69,8 +69,8 @@ def save_backbone(backbone: Any, folder: Path, input_size: int | None = None) ->
     Raises:
         ValueError: it is not a timm model, or has other parameters when it pools.
     """
-    net, args = plain(backbone)
-    net.pretrained_cfg = {**net.pretrained_cfg, **_stated(backbone)}
+    net, args = to_plain_timm(backbone)
+    net.pretrained_cfg = {**net.pretrained_cfg, **_own_preprocessing(backbone)}
     save_model(net, folder, input_size, args)
 
 
@@ -87,7 +87,7 @@ def save_classifier(net: Any, folder: Path, labels: Sequence[str]) -> str:
     """
     name, args = plain_timm(net.pretrained_cfg["architecture"])
     args = args | {k: v for k, v in get_model_args(net).items() if k not in ("num_classes", "global_pool")}
-    with replacing(folder) as new:
+    with atomic_write(folder) as new:
         save_model(net, new, model_args=args, model_config={"architecture": name, "label_names": list(labels)})
     ours = "import slotcon_hub\n" if name.startswith("slotcon_") else ""
     return f'{ours}import timm\nmodel = timm.create_model("local-dir:{folder}", pretrained=True).eval()'
@@ -113,7 +113,11 @@ def save_model(
         model_args: in place of timm's list of the arguments that the model was made with.
         model_config: what else ``config.json`` has at its root, or in place of what timm would write there.
     """
-    given = _stated(net) if input_size is None else _PREPROCESSING | {"input_size": (3, input_size, input_size)}
+    given = (
+        _own_preprocessing(net)
+        if input_size is None
+        else _PREPROCESSING | {"input_size": (3, input_size, input_size)}
+    )
     save_for_hf(
         net.to(memory_format=torch.contiguous_format),
         str(folder),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-__all__ = ["Sizes", "fit", "sizes_of"]
+__all__ = ["Sizes", "find_sizes", "resize_to_model"]
 
 _FAR = 64  # pixels: who takes what is so much larger does not merely round a side down to its own
 
@@ -54,17 +54,17 @@ class Sizes:
 _KNOWN: "WeakKeyDictionary[nn.Module, Sizes]" = WeakKeyDictionary()
 
 
-def sizes_of(model: nn.Module) -> Sizes:
+def find_sizes(model: nn.Module) -> Sizes:
     """Find out by trying, without weights and without arithmetic, which sizes a model takes; once for each model.
 
     One that cannot be tried is said to take all.
     """
     if model not in _KNOWN:
-        _KNOWN[model] = _find(model)
+        _KNOWN[model] = _probe_sizes(model)
     return _KNOWN[model]
 
 
-def fit(model: nn.Module, images: Tensor) -> Tensor:
+def resize_to_model(model: nn.Module, images: Tensor) -> Tensor:
     """Resize images to the nearest size that a model takes; those of a size that it takes stay as they are.
 
     The map that it makes of them covers them whole: to resize it to the H x W of before is all that is left to do.
@@ -73,21 +73,21 @@ def fit(model: nn.Module, images: Tensor) -> Tensor:
         model: a timm model, or one with a timm model inside.
         images: float B x C x H x W.
     """
-    size = sizes_of(model).nearest(images.shape[-2], images.shape[-1])
+    size = find_sizes(model).nearest(images.shape[-2], images.shape[-1])
     if size == images.shape[-2:]:
         return images
     return resize(images, list(size), InterpolationMode.BICUBIC, antialias=True)
 
 
 @torch.no_grad()
-def _find(model: nn.Module) -> Sizes:
-    skeleton = _skeleton(model)
-    stated = (get_model_input_config(part)["input_size"] for part in model.modules() if _says_size(part))
-    native = next((size for size in stated if _takes(skeleton, *size)), None)
+def _probe_sizes(model: nn.Module) -> Sizes:
+    skeleton = _meta_copy(model)
+    stated = (get_model_input_config(part)["input_size"] for part in model.modules() if _has_input_size(part))
+    native = next((size for size in stated if _accepts(skeleton, *size)), None)
     if native is None:
         return Sizes()
     channels, height, width = native
-    takes = partial(_takes, skeleton, channels)
+    takes = partial(_accepts, skeleton, channels)
     shorter = min(height, width)
     for step in (n for n in range(1, shorter) if height % n == width % n == 0):
         if takes(height + step, width + _FAR // step * step + step):
@@ -97,11 +97,11 @@ def _find(model: nn.Module) -> Sizes:
     return Sizes(only=(height, width))
 
 
-def _says_size(part: Any) -> bool:
+def _has_input_size(part: Any) -> bool:
     return "input_size" in (getattr(part, "pretrained_cfg", None) or {})
 
 
-def _skeleton(model: nn.Module) -> nn.Module:
+def _meta_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode that has shapes in place of values."""
     values: Any = {}
     for tensor in itertools.chain(model.parameters(), model.buffers()):
@@ -110,7 +110,7 @@ def _skeleton(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, values).eval()
 
 
-def _takes(skeleton: nn.Module, channels: int, height: int, width: int) -> bool:
+def _accepts(skeleton: nn.Module, channels: int, height: int, width: int) -> bool:
     weight = next(skeleton.parameters())
     try:
         skeleton(weight.new_zeros(1, channels, height, width))

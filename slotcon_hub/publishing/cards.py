@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from slotcon_hub.models.prototype_model import SlotConPrototypes
 from slotcon_hub.publishing.card_metadata import TERMS, check, metadata
 from slotcon_hub.publishing.card_usage import usage
-from slotcon_hub.templates import fill
+from slotcon_hub.templates import render_template
 from slotcon_hub.weights import table
 from slotcon_hub.weights.architectures import plain_timm
 
@@ -49,7 +49,7 @@ def render(name: str, *, repo_id: str | None = None, config: dict[str, Any] | No
     head = metadata(row, repo_id, ["transformers"] if transformers else [])
     results = row.results if row else ()
     backbone_results = row.backbone.results if row and has_prototypes else ()
-    card = fill(
+    card = render_template(
         Path(__file__).with_name("card.md"),
         metadata=head,
         name=name,

@@ -84,12 +84,12 @@ def publish(
         build(name, folder, checkpoint=checkpoint, repo_id=repo_id, preview=preview)
         if failed := next((check for check in verify_folder(folder) if not check.ok), None):
             raise ValueError(f"{name} was not published, its {failed.what} failed: {failed.found}")
-        with hub.explained(stopped):
+        with hub.explain_errors(stopped):
             url = str(api.create_repo(repo_id, private=private or None, exist_ok=True))
             before = api.model_info(repo_id)
             config = _published_config(before, cache)
-        _refuse(before, config, name, private=private, force=force)
-        with hub.explained(stopped):
+        _check_replaceable(before, config, name, private=private, force=force)
+        with hub.explain_errors(stopped):
             commit = api.create_commit(
                 repo_id,
                 _changes(folder, before, force),
@@ -100,7 +100,7 @@ def publish(
             patterns = list(FILES)
             copy = snapshot_download(repo_id, revision=commit.oid, cache_dir=cache, allow_patterns=patterns)
         sha256 = _compare(folder, Path(copy), repo_id)
-        with hub.explained(stopped):
+        with hub.explain_errors(stopped):
             tag = None if create_pr else _tag(api, repo_id, commit.oid)
     return Published(repo_id, commit.pr_url or url, commit.oid, tag, commit.pr_revision, sha256)
 
@@ -127,7 +127,7 @@ def _published_config(info: ModelInfo, cache: Path) -> Any:
         return None
 
 
-def _refuse(info: ModelInfo, config: Any, name: str, *, private: bool, force: bool) -> None:
+def _check_replaceable(info: ModelInfo, config: Any, name: str, *, private: bool, force: bool) -> None:
     if private and not info.private:
         raise ValueError(f"{info.id} exists and is public: make it private on its page, or leave --private away")
     others = sorted(_names(info) - {CARD})

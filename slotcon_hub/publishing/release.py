@@ -111,7 +111,7 @@ def _from_store(name: str) -> tuple[Any, None]:
     architecture, _, tag = name.partition(".")
     row = table.find(architecture, tag)
     if store.find(name) is None and (row is None or table.packaged(row) is None):
-        raise ValueError(f"the store ({store.place()}) lacks {name}: run `slotcon-hub import CHECKPOINT {name}`")
+        raise ValueError(f"the store ({store.location()}) lacks {name}: run `slotcon-hub import CHECKPOINT {name}`")
     return load(name).eval(), None
 
 

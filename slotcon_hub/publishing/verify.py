@@ -71,7 +71,7 @@ def verify_repository(repo_id: str, revision: str | None = None) -> list[Check]:
         RuntimeError: it cannot be had.
     """
     hub.check_repo_id(repo_id)
-    with hub.explained(f"{repo_id} was not verified"):
+    with hub.explain_errors(f"{repo_id} was not verified"):
         info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
         folder = Path(snapshot_download(repo_id, revision=info.sha, allow_patterns=list(FILES)))
     siblings = info.siblings or []

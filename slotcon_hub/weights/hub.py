@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-__all__ = ["check_repo_id", "explained", "reason"]
+__all__ = ["check_repo_id", "explain_errors", "failure_reason"]
 
 _HTTP_LIBRARIES = ("httpx", "httpx2", "requests", "urllib3")  # of the client, by version
 _STATUS = {
@@ -43,7 +43,7 @@ def check_repo_id(repo_id: str) -> None:
 
 
 @contextmanager
-def explained(doing: str) -> Iterator[None]:
+def explain_errors(doing: str) -> Iterator[None]:
     """Turn what the client raises in this block into one sentence, without the token.
 
     Args:
@@ -55,10 +55,10 @@ def explained(doing: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RuntimeError(f"{doing}: {reason(error)}") from None
+        raise RuntimeError(f"{doing}: {failure_reason(error)}") from None
 
 
-def reason(error: BaseException) -> str:
+def failure_reason(error: BaseException) -> str:
     """Why a call of the client failed, in one clause, without the token."""
     cause, status = error.__cause__, getattr(getattr(error, "response", None), "status_code", 0)
     if isinstance(error, GatedRepoError):  # it is a RepositoryNotFoundError too
@@ -68,9 +68,9 @@ def reason(error: BaseException) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "it has no such revision"
     if cause and isinstance(error, RuntimeError):  # of an upload's threads
-        return reason(cause)
+        return failure_reason(cause)
     if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, HfHubHTTPError):
-        return reason(cause)
+        return failure_reason(cause)
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, and it was not downloaded before"
     if isinstance(error, LocalEntryNotFoundError):

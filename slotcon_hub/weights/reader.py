@@ -19,10 +19,10 @@ from slotcon_hub.convert import (
     Kind,
     from_backbone_only,
     from_official,
-    named_values,
     prototypes_backbone,
     recognise,
     teacher_prototypes,
+    unwrap_state_dict,
 )
 from slotcon_hub.weights.architectures import plain_timm
 from slotcon_hub.weights.store import CONFIG, WEIGHTS
@@ -175,7 +175,7 @@ def _teacher(checkpoint: Any) -> tuple[Kind, State, State | None]:
     kind = recognise(checkpoint)
     if kind == "backbone":
         return kind, from_backbone_only(checkpoint), None
-    state = from_official(checkpoint) if kind == "official" else dict(named_values(checkpoint))
+    state = from_official(checkpoint) if kind == "official" else dict(unwrap_state_dict(checkpoint))
     if kind != "prototypes":
         if unknown := [name for name in state if not name.startswith(_SLOTCON)]:
             raise ValueError(f"{unknown[0]!r} is not part of a SlotCon: is this checkpoint one?")

@@ -13,9 +13,9 @@ from torch import Tensor
 from slotcon_hub.convert import prototypes_backbone
 from slotcon_hub.files import sha256
 from slotcon_hub.weights import store, table
-from slotcon_hub.weights.hub import reason
+from slotcon_hub.weights.hub import failure_reason
 
-__all__ = ["check", "checkpoint_filter_fn", "locate"]
+__all__ = ["check_state_dict", "checkpoint_filter_fn", "locate"]
 
 _OWN_SOURCES = ("file", "state_dict", "url")
 
@@ -41,15 +41,15 @@ def locate(
     found = resolve_pretrained_cfg(architecture, cfg, overlay)
     if found.file and not Path(found.file).exists():
         raise FileNotFoundError(f"there are no weights at {found.file}: name others, or import them again")
-    if found.file and (entry := _entry(Path(found.file))):
-        store.verified(entry)
+    if found.file and (entry := _recorded_folder(Path(found.file))):
+        store.verify(entry)
     row = table.find(architecture, found.tag) if found.tag else None
     if row is None or found.source or any(getattr(found, key) for key in _OWN_SOURCES):
         return overlay
     if found.hf_hub_id != table.repository(row.name) or (overlay or {}).get("hf_hub_id"):
         return overlay
     if entry := store.find(row.name):
-        file = store.verified(entry)
+        file = store.verify(entry)
     elif own := table.packaged(row):
         file = _packaged(row, own)
     else:
@@ -57,7 +57,7 @@ def locate(
     return {**(overlay or {}), "file": str(file)}
 
 
-def _entry(file: Path) -> Path | None:
+def _recorded_folder(file: Path) -> Path | None:
     """The folder of a file, or the folder itself, where it is one of a store or published, with its SHA-256."""
     folder = file if file.is_dir() else file.parent
     return folder if (folder / store.RECORD).exists() else None
@@ -75,15 +75,16 @@ def _download(row: table.Weights, cache_dir: Any) -> Path:
     repository = table.repository(row.name)
     if not table.trusted(row):
         raise RuntimeError(
-            f"the weights {row.name} are not in the local store ({store.place()}), and not published on the Hub "
+            f"the weights {row.name} are not in the local store ({store.location()}), and not published on the Hub "
             f"yet: {_import(row)}, or name an organisation that has published them, in SLOTCON_HUB_ORG"
         )
     try:
         path = Path(hf_hub_download(repository, store.WEIGHTS, cache_dir=cache_dir))
     except Exception as error:  # the client lets those of its HTTP library through, which differs by version
         raise RuntimeError(
-            f"the weights {row.name} are neither in the local store ({store.place()}) nor to be had from the Hub "
-            f"({repository}: {reason(error)}): {_import(row)}, or connect to the Hub, without HF_HUB_OFFLINE"
+            f"the weights {row.name} are not in the local store ({store.location()}) and cannot be downloaded from "
+            f"the Hub ({repository}: {failure_reason(error)}): {_import(row)}, or connect to the Hub, without "
+            "HF_HUB_OFFLINE"
         ) from error
     # The client checks sizes only, and files a large file under the SHA-256 that the Hub tells.
     told = path.resolve().name
@@ -119,12 +120,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str,
     if not any(k.startswith("backbone.") for k in shapes) and any(k.startswith("backbone.") for k in state_dict):
         state_dict = prototypes_backbone(state_dict)
     inside = {k: v for k, v in state_dict.items() if not k.startswith(classifier)}
-    check(inside, shapes, cfg["architecture"])
+    check_state_dict(inside, shapes, cfg["architecture"])
     _check_finite(state_dict, cfg["architecture"])
     return dict(state_dict)  # without torch's metadata, by which absent counters of batches would be refused
 
 
-def check(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:
+def check_state_dict(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:
     """Compare weights with the names and shapes of a network, and look for values that are not finite.
 
     BatchNorm's counters of batches, ``num_batches_tracked``, may be absent, as for torch, which sets them to 0.

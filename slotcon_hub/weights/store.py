@@ -21,9 +21,9 @@ __all__ = [
     "find",
     "folder",
     "home",
+    "location",
     "names",
-    "place",
-    "verified",
+    "verify",
 ]
 
 WEIGHTS, CONFIG, RECORD = "model.safetensors", "config.json", "sha256.json"
@@ -47,7 +47,7 @@ def home() -> Path:
         raise RuntimeError("this user has no home folder: set SLOTCON_HUB_HOME to one for the store") from None
 
 
-def place() -> str:
+def location() -> str:
     """Where the store is, in words for people."""
     try:
         return str(home())
@@ -93,7 +93,7 @@ def names() -> list[str]:
     return sorted(name for name in found if _NAME.fullmatch(name) and find(name))
 
 
-def verified(path: Path) -> Path:
+def verify(path: Path) -> Path:
     """Compare the weights in a folder of the store with the SHA-256 that was recorded when they came.
 
     Returns:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 
-from slotcon_hub.images import EncodedImage, ImageFiles, central_square, decode, printable
+from slotcon_hub.images import EncodedImage, ImageFiles, decode, printable, resize_and_center_crop
 from training.data.images import UnreadableImage
 
 __all__ = ["IGNORE", "CenterSquare", "LabeledImages"]
@@ -102,7 +102,7 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
 
     def _truth(self, path: Path) -> Tensor:
         try:
-            labels = EncodedImage(path.read_bytes()).samples()
+            labels = EncodedImage(path.read_bytes()).decode_samples()
         except OSError as error:
             raise ValueError(f"{printable(path)} cannot be read as a mask: {error}") from None
         truth = self.table[labels.clamp(max=IGNORE)].where(labels <= IGNORE, -1)
@@ -145,5 +145,5 @@ class CenterSquare:
 
     def __call__(self, image: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """3 x H x W and H x W to 3 x size x size and size x size, the same part of both."""
-        image = central_square(image, self.size, self.size, InterpolationMode.BILINEAR)
-        return image, central_square(truth[None], self.size, self.size, InterpolationMode.NEAREST_EXACT)[0]
+        image = resize_and_center_crop(image, self.size, self.size, InterpolationMode.BILINEAR)
+        return image, resize_and_center_crop(truth[None], self.size, self.size, InterpolationMode.NEAREST_EXACT)[0]

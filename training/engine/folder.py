@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list
 from rich.table import Table
 
 from slotcon_hub.cli.table import shorten
-from slotcon_hub.files import replacing
+from slotcon_hub.files import atomic_write
 from training.engine.outputs import unwritable
 from training.engine.settings import RunSettings
 from training.engine.words import as_facts, as_options, show
@@ -180,7 +180,7 @@ def describe(
     }
     whole = as_json(whole)
     kept = whole if step is None else _resumed(json.loads((folder / RUN).read_text()), whole, step)
-    with replacing(folder / RUN) as new:
+    with atomic_write(folder / RUN) as new:
         new.write_text(json.dumps(kept, indent=2) + "\n")
     rest = as_facts({key: value for key, value in whole.items() if key not in ("recipe", "settings")})
     table = Table("option", "value", title=f"{name} in {folder}", title_justify="left")
@@ -216,9 +216,9 @@ def _revision() -> str | None:
     if git is None:
         return None
 
-    def ask(*question: str) -> str:
+    def git(*question: str) -> str:
         command = [git, "-C", str(Path(__file__).parent), *question]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
-    revision = ask("rev-parse", "HEAD")
-    return f"{revision}-dirty" if revision and ask("status", "--porcelain") else revision or None
+    revision = git("rev-parse", "HEAD")
+    return f"{revision}-dirty" if revision and git("status", "--porcelain") else revision or None

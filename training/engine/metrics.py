@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-from slotcon_hub.files import replacing
+from slotcon_hub.files import atomic_write
 from training.engine.errors import RunError
 
 __all__ = ["Check", "Diagnose", "Diverged", "Monitor", "peak_memory"]
@@ -224,7 +224,7 @@ class Monitor:
         """Forget what was measured after the checkpoint that the run continues from, and a line cut short."""
         whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
-        with replacing(self.path) as new:
+        with atomic_write(self.path) as new:
             new.write_text("".join(line + "\n" for line in kept))
 
 

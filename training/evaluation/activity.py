@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from slotcon_hub.functional import active_slots
-from slotcon_hub.images import decode, trim
+from slotcon_hub.images import decode, limit_aspect_ratio
 from training.data import color
 from training.data.images import Images, UnreadableImage, open_images
 from training.data.views import TwoViews, stack
@@ -90,14 +90,14 @@ class ImagesAndViews(Dataset[dict[str, Tensor]]):
         views = stack([self.views.cut(reduced, drawn)])
         return {
             "number": torch.tensor(index),
-            "image": self.cut(trim(image)),
+            "image": self.cut(limit_aspect_ratio(image)),
             "views": views["views"][:, 0],
             "color": views["color"][:, 0],
         }
 
     def whole(self, index: int) -> Tensor:
         """The cut image alone, uint8 3 x S x S."""
-        return self.cut(trim(self._read(index)))
+        return self.cut(limit_aspect_ratio(self._read(index)))
 
     def _read(self, index: int, reduction: int = 1) -> Tensor:
         try:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from slotcon_hub.cpu import keep_freed_memory, use_cores
-from slotcon_hub.distributed import share
+from slotcon_hub.distributed import shard_batches
 from training.data.images import UnreadableImage, are_too_many
 from training.engine.cli import cli
 from training.engine.errors import naming_lost_workers
@@ -131,7 +131,7 @@ def stream(
     Raises:
         ValueError, OSError: what a sample raised, but a few unreadable images are named and left out.
     """
-    batches: Any = share(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
+    batches: Any = shard_batches(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(
         _Caught(data), batch_sampler=batches, collate_fn=functools.partial(_join, join=join), **loading(workers)
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.v2.functional import to_pil_image
 
-from slotcon_hub.images import decode, trim
+from slotcon_hub.images import decode, limit_aspect_ratio
 from training.data.images import UnreadableImage
 from training.data.labels import open_labeled
 from training.engine.batchnorm import recalibrate_batchnorm
@@ -66,7 +66,7 @@ class Labeled:
             image = decode(self.images.read(index))
         except OSError as error:
             raise UnreadableImage.of(self.images.name(index), error) from None
-        return index, self.transform(to_pil_image(trim(image) if self.trimmed else image))
+        return index, self.transform(to_pil_image(limit_aspect_ratio(image) if self.trimmed else image))
 
     def prepare(self, model: Any, epoch: int | None = None) -> None:
         """Preprocess as the model is configured; in an epoch, with random resized crops and flips instead."""

@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from slotcon_hub.concepts.drawing import tint
+from slotcon_hub.concepts.drawing import overlay_colors
 
 __all__ = [
     "NO_CLASS",
@@ -216,4 +216,4 @@ def paint(groups: np.ndarray, colors: np.ndarray) -> np.ndarray:
 
 def paint_over(image: np.ndarray, groups: np.ndarray, colors: np.ndarray) -> np.ndarray:
     """An image under the colours of its groups, with outlines: uint8 H x W x 3; arguments as for :func:`paint`."""
-    return np.asarray(tint(image, paint(groups, colors), groups, _OPACITY))
+    return np.asarray(overlay_colors(image, paint(groups, colors), groups, _OPACITY))

@@ -14,7 +14,7 @@ from slotcon_hub.concepts import inference
 from slotcon_hub.models.layers import PrototypeNetwork
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.prototype_model import SlotConPrototypes
-from slotcon_hub.models.sizes import fit
+from slotcon_hub.models.sizes import resize_to_model
 
 __all__ = ["load", "load_prototypes", "similarities", "standardize"]
 
@@ -69,4 +69,4 @@ def similarities(model: SlotConPrototypes, images: Tensor) -> Tensor:
     Returns:
         B x K x h x w in [-1, 1].
     """
-    return PrototypeNetwork.forward(model, fit(model, images)).scores
+    return PrototypeNetwork.forward(model, resize_to_model(model, images)).scores

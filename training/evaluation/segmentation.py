@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from slotcon_hub.concepts.segments import group_map
-from slotcon_hub.models.sizes import fit
+from slotcon_hub.models.sizes import resize_to_model
 from training.data.masks import IGNORE, LabeledImages
 from training.evaluation import command
 from training.evaluation.benchmarks import open_benchmark
@@ -83,7 +83,7 @@ def segment(model: nn.Module, images: Tensor) -> Tensor:
     Returns:
         B x H x W prototype numbers.
     """
-    scores = model(fit(model, standardize(model, images)))
+    scores = model(resize_to_model(model, standardize(model, images)))
     return group_map(scores, (images.shape[2], images.shape[3]))[0]
 
 

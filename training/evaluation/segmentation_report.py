@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from slotcon_hub.concepts.drawing import colors
-from slotcon_hub.models.sizes import sizes_of
+from slotcon_hub.models.sizes import find_sizes
 from training.data.masks import IGNORE
 from training.engine.words import show
 from training.evaluation import command
@@ -83,7 +83,7 @@ def _protocol(benchmark: Benchmark, model: Any, classes: int) -> dict[str, Any]:
         "prototypes": model.num_classes,
         "classes": classes,
         "pixels": f"short side {size} (bilinear; labels nearest), central {size} x {size}" if size else "all",
-        "sizes": f"the model takes images {sizes_of(model)}",
+        "sizes": f"the model takes images {find_sizes(model)}",
         "mean": model.pretrained_cfg["mean"],
         "std": model.pretrained_cfg["std"],
         "assignment": "argmax of cosine similarities, resized bilinearly to the pixels (align_corners=False)",

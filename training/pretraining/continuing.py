@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from slotcon_hub import SlotCon
-from slotcon_hub.convert import from_official, named_values, recognise
+from slotcon_hub.convert import from_official, recognise, unwrap_state_dict
 from slotcon_hub.weights.reader import read_checkpoint
-from slotcon_hub.weights.resolve import check
+from slotcon_hub.weights.resolve import check_state_dict
 from training.engine.checkpoint import MODEL, STATE, newest
 
 __all__ = ["load"]
@@ -41,9 +41,11 @@ def load(path: Path, slotcon: SlotCon, *, epoch: int | None, epochs: int) -> int
             f"{path} holds {kind} alone, from which training cannot go on: give --continue-from a full checkpoint, "
             "with student, teacher, predictor and centre"
         )
-    state = from_official(checkpoint) if kind == "official" else named_values(checkpoint)
+    state = from_official(checkpoint) if kind == "official" else unwrap_state_dict(checkpoint)
     try:
-        check(state, {k: tuple(v.shape) for k, v in slotcon.state_dict().items()}, "the model of this run")
+        check_state_dict(
+            state, {k: tuple(v.shape) for k, v in slotcon.state_dict().items()}, "the model of this run"
+        )
     except ValueError as error:
         raise ValueError(f"{error}: go on from {path} with the backbone and the options that it has") from None
     if epoch is None:

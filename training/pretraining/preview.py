@@ -14,8 +14,8 @@ from slotcon_hub import SlotCon
 from slotcon_hub.concepts.drawing import colors
 from slotcon_hub.concepts.segments import group_map
 from slotcon_hub.export.teacher import prototype_model
-from slotcon_hub.images import decode, trim
-from slotcon_hub.models.sizes import fit
+from slotcon_hub.images import decode, limit_aspect_ratio
+from slotcon_hub.models.sizes import resize_to_model
 from training.data import scenes
 from training.data.images import Images
 from training.data.masks import LabeledImages
@@ -65,7 +65,7 @@ class Showcase:
                 image = decode(images.read(int(index)))
             except OSError:
                 continue
-            image = trim(image, LONGEST)
+            image = limit_aspect_ratio(image, LONGEST)
             if min(image.shape[1:]) > DRAWN:
                 image = resize(image, [DRAWN], InterpolationMode.BICUBIC, antialias=True)
             shown.append(image)
@@ -111,5 +111,5 @@ class Showcase:
         height, width = image.shape[1:]
         if self.size is not None:
             image = resize(image, [self.size], InterpolationMode.BICUBIC, antialias=True)
-        scores = model(fit(model, standardize(model, image[None])))
+        scores = model(resize_to_model(model, standardize(model, image[None])))
         return group_map(scores, (height, width))[0][0].cpu().numpy()

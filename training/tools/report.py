@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 from slotcon_hub.cli.table import shorten
-from slotcon_hub.templates import fill
+from slotcon_hub.templates import render_template
 from training.engine.words import as_facts, as_options
 from training.pretraining.curves import draw_curves, read_metrics
 from training.pretraining.result import as_rows, by_class
@@ -38,7 +38,7 @@ def write_page(folder: Path) -> Path:
     if (end := folder / "groups.png").is_file():
         groups.append(("at the end", end))
     page = folder / "report.html"
-    text = fill(
+    text = render_template(
         Path(__file__).with_suffix(".html"),
         name=folder.resolve().name,
         state=_state(run, lines[-1]),

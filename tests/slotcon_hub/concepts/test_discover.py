@@ -60,7 +60,7 @@ def test_the_nearest_segments_are_those_of_the_slow_version(model, files, whole)
     assert concepts.segments == [len(expected[k]) for k in range(PROTOTYPES)]
     assert concepts.pixels == pytest.approx([sum(s[2] for s in expected[k]) for k in range(PROTOTYPES)], abs=9)
     assert sum(concepts.pixels) == len(files) * 64 * 64
-    assert 3 < len(concepts.by_use()) < PROTOTYPES  # there is something to compare, and somebody unused
+    assert 3 < len(concepts.most_used()) < PROTOTYPES  # there is something to compare, and somebody unused
     for k in range(PROTOTYPES):
         nearest = concepts.nearest(k)
         assert [s.image for s in nearest] == [s[1] for s in expected[k][:3]]
@@ -83,8 +83,8 @@ def test_batches_and_workers_make_no_difference(model, files, options):
 
 def test_bfloat16(model, files):
     rough, exact = (found(model, files, top=3, precision=p) for p in (torch.bfloat16, torch.float32))
-    assert rough.by_use()[0] == exact.by_use()[0]
-    best = [concepts.nearest(concepts.by_use()[0])[0].similarity for concepts in (rough, exact)]
+    assert rough.most_used()[0] == exact.most_used()[0]
+    best = [concepts.nearest(concepts.most_used()[0])[0].similarity for concepts in (rough, exact)]
     assert best[0] == pytest.approx(best[1], abs=0.03)
     assert best[0] != best[1]
 
@@ -111,7 +111,7 @@ def test_joined_are_as_if_found_by_one():
         for concepts in (whole, rng.choice(parts[:2])):  # one has nothing
             concepts.add(image, prototype, similarity, 8, groups)
     for part in (parts[1], parts[2]):
-        parts[0].join(part)
+        parts[0].merge(part)
     assert (parts[0].segments, parts[0].pixels) == (whole.segments, whole.pixels)
     assert [parts[0].nearest(k) for k in range(2)] == [whole.nearest(k) for k in range(2)]
 
@@ -131,7 +131,7 @@ def test_equal_images_come_in_order(model, tmp_path):
     source.unlink()
     (tmp_path / "one" / "deeper" / "00.png").unlink()
     concepts = found(model, ImageFiles(tmp_path), top=3, batch_size=2)
-    for k in concepts.by_use():
+    for k in concepts.most_used():
         assert concepts.segments[k] == 5
         assert [s.image for s in concepts.nearest(k)] == [0, 1, 2]
 
@@ -140,7 +140,7 @@ def test_use():
     concepts = Concepts(4, top=1)
     for prototype in (2, 1, 2, 3):
         concepts.add(0, prototype, 0.5, 1, None)
-    assert concepts.by_use() == [2, 1, 3]
+    assert concepts.most_used() == [2, 1, 3]
     assert concepts.unused() == [0]
     assert concepts.nearest(0) == []
 
@@ -162,7 +162,7 @@ def test_images_are_turned_upright(model, tmp_path):
     Image.fromarray(upright).save(tmp_path / "a.png")
     Image.fromarray(np.rot90(upright)).save(tmp_path / "b.png", exif=turned)
     concepts = found(model, ImageFiles(tmp_path), top=2)
-    for k in concepts.by_use():
+    for k in concepts.most_used():
         one, other = concepts.nearest(k)
         assert one[2:] == other[2:]
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 from prototype_models import painted
 
-from slotcon_hub.concepts.drawing import colors, draw_index, draw_map, draw_page, mark
+from slotcon_hub.concepts.drawing import colors, draw_index, draw_map, draw_page, draw_segment
 from slotcon_hub.concepts.segments import Segment
 
 
@@ -79,7 +79,7 @@ def test_red_on_red_shows():
     mask = np.zeros((128, 128), bool)
     mask[32:96, 32:96] = True
     for color in ((255, 0, 0), (0, 0, 0), (255, 255, 255)):
-        marked = np.asarray(mark(np.full((128, 128, 3), color, np.uint8), mask)).astype(int)
+        marked = np.asarray(draw_segment(np.full((128, 128, 3), color, np.uint8), mask)).astype(int)
         along = marked[64, 20:50]
         assert (along.max(1) < 60).any()
         assert (along.min(1) > 200).any()
@@ -98,15 +98,15 @@ def test_a_segment_is_red_and_the_rest_as_it_was():
     image = painted(3, 128, 128)
     mask = np.zeros((128, 128), bool)
     mask[:, :64] = True
-    marked = np.asarray(mark(image, mask)).astype(int)
+    marked = np.asarray(draw_segment(image, mask)).astype(int)
     assert np.array_equal(marked[:, 70:], image[:, 70:])
     assert np.array_equal(marked[:, :58, 0], (image[:, :58, 0].astype(int) + 255) // 2)
     assert np.array_equal(marked[:, :58, 1], image[:, :58, 1] // 2)
-    assert np.array_equal(np.asarray(mark(image, None)), image)
+    assert np.array_equal(np.asarray(draw_segment(image, None)), image)
 
 
 def test_a_page_has_a_row_for_each_prototype():
-    thumbs = [mark(painted(seed), None) for seed in range(3)]
+    thumbs = [draw_segment(painted(seed), None) for seed in range(3)]
     page = draw_page([("17", "3 segments", thumbs), ("4", "1 segments", thumbs[:1])], columns=3)
     pixels = np.asarray(page)
     found = [

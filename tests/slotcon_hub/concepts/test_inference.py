@@ -104,8 +104,8 @@ def test_the_crop_of_a_strip_needs_little_memory(height, width):
 
 def test_the_crop_of_a_model_is_in_its_configuration(tmp_path):
     usual = timm.create_model("slotcon_proto", backbone="slotcon_nano", hidden_dim=8, out_dim=8)
-    assert CenterCrop.of(usual) == CenterCrop(256, 224, "bicubic")
-    assert CenterCrop.of(load_prototypes(str(exported(tmp_path / "m")))) == CenterCrop(73, SIDE, "bicubic")
+    assert CenterCrop.from_model(usual) == CenterCrop(256, 224, "bicubic")
+    assert CenterCrop.from_model(load_prototypes(str(exported(tmp_path / "m")))) == CenterCrop(73, SIDE, "bicubic")
 
 
 def test_dense_maps_are_what_the_model_returns(model):

@@ -9,7 +9,7 @@ from tiny import TINY, make_batch, make_swin, shaken
 from torch import Tensor, nn
 
 from slotcon_hub import SlotCon
-from slotcon_hub.models.backbone import ask, create_backbone
+from slotcon_hub.models.backbone import create_backbone, probe_feature_map
 from slotcon_hub.models.layers import PrototypeNetwork
 
 SIDE = 64
@@ -149,6 +149,6 @@ def test_frozen_parameters_may_idle():
 def test_a_backbone_stays_in_its_mode():
     backbone = create_backbone("test_resnet")
     backbone.bn1.eval()
-    ask(backbone)
+    probe_feature_map(backbone)
     assert backbone.training
     assert not backbone.bn1.training

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from slotcon_hub import SlotCon
 from slotcon_hub.convert import from_official
 from slotcon_hub.export.teacher import export
-from slotcon_hub.models.importing import import_checkpoint, resolve
+from slotcon_hub.models.importing import import_checkpoint, split_name
 from slotcon_hub.weights import store
 
 NAME, PROTO = "slotcon_r18.mine", "slotcon_r18_proto.mine"
@@ -104,7 +104,7 @@ def test_every_kind_is_recognised_and_loads(tmp_path, home, kind):
         assert both.pretrained_cfg["input_size"] == net.pretrained_cfg["input_size"]
         inside = both.backbone.state_dict()
         assert all(torch.equal(inside[k], v) for k, v in loaded.items())
-    file = store.verified(done.folders[NAME])
+    file = store.verify(done.folders[NAME])
     assert file.stat().st_mode == file.with_name(store.CONFIG).stat().st_mode  # a store may be shared
     assert {k: v.shape for k, v in load_file(file).items()} == {k: v.shape for k, v in loaded.items()}
 
@@ -327,7 +327,7 @@ def test_published_names_are_kept_to_their_dimensions(tmp_path, home, dims, prob
     ],
 )
 def test_names(name, parts):
-    assert resolve(name) == parts
+    assert split_name(name) == parts
 
 
 @pytest.mark.parametrize(
@@ -342,5 +342,5 @@ def test_names(name, parts):
 )
 def test_no_names(name, problem):
     with pytest.raises(ValueError, match=problem) as error:
-        resolve(name)
+        split_name(name)
     one_sentence(error.value)

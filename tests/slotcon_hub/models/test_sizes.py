@@ -6,7 +6,7 @@ import torch
 from tiny import make_swin
 from torch import nn
 
-from slotcon_hub.models.sizes import Sizes, fit, sizes_of
+from slotcon_hub.models.sizes import Sizes, find_sizes, resize_to_model
 
 
 @pytest.mark.parametrize(
@@ -25,21 +25,21 @@ from slotcon_hub.models.sizes import Sizes, fit, sizes_of
 @torch.inference_mode()
 def test_a_model_is_asked_what_it_takes(name, sizes, told):
     net = timm.create_model(name, num_classes=0 if "proto" not in name else 3).eval()
-    assert sizes_of(net) == sizes
+    assert find_sizes(net) == sizes
     assert str(sizes) == told
     for height, width in ((sizes.least, sizes.least), (37, 65)):
-        net(fit(net, torch.zeros(1, 3, height, width)))
+        net(resize_to_model(net, torch.zeros(1, 3, height, width)))
 
 
 @torch.inference_mode()
 def test_only_images_of_other_sizes_are_resized():
     images = torch.rand(2, 3, 33, 47)
-    assert fit(timm.create_model("slotcon_nano"), images) is images
+    assert resize_to_model(timm.create_model("slotcon_nano"), images) is images
     swin = make_swin(64)
-    assert sizes_of(swin) == Sizes(4, 4)
-    assert fit(swin, images).shape == (2, 3, 32, 48)
-    assert fit(swin, images[..., :32, :40]).data_ptr() == images.data_ptr()
-    assert fit(swin, images[..., :1, :1]).shape == (2, 3, 4, 4)
+    assert find_sizes(swin) == Sizes(4, 4)
+    assert resize_to_model(swin, images).shape == (2, 3, 32, 48)
+    assert resize_to_model(swin, images[..., :32, :40]).data_ptr() == images.data_ptr()
+    assert resize_to_model(swin, images[..., :1, :1]).shape == (2, 3, 4, 4)
 
 
 class Untold(nn.Module):
@@ -50,4 +50,4 @@ class Untold(nn.Module):
 
 
 def test_what_cannot_be_asked_is_given_all():
-    assert sizes_of(Untold()) == Sizes()
+    assert find_sizes(Untold()) == Sizes()

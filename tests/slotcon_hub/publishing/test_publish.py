@@ -26,7 +26,7 @@ from slotcon_hub.publishing.publish import _changes as changes
 from slotcon_hub.publishing.release import CARD, FILES, PREVIEW, build, snippet
 from slotcon_hub.publishing.verify import verify_folder
 from slotcon_hub.weights import store
-from slotcon_hub.weights.hub import reason
+from slotcon_hub.weights.hub import failure_reason
 
 pytestmark = pytest.mark.filterwarnings(CLIENT_WARNING)
 NAME, PROTO, R50 = "slotcon_nano.mine", "slotcon_nano_proto.mine", "slotcon_r50.coco_800ep"
@@ -300,7 +300,7 @@ def test_what_came_in_between_is_not_overwritten(hub, monkeypatch, capsys):
 
 
 def test_a_token_is_cut_out_of_what_the_client_says(hub):
-    assert reason(OSError(f"cannot send {TOKEN}, sorry.\nMore")) == "cannot send ..., sorry"
+    assert failure_reason(OSError(f"cannot send {TOKEN}, sorry.\nMore")) == "cannot send ..., sorry"
 
 
 @pytest.mark.parametrize("repo_id", ["model", "a/b/c", "org/", "org/a b", "org/a..b"])

@@ -40,12 +40,12 @@ def test_what_is_added_is_found_and_replaced(home):
     assert store.names() == []
     store.add({NAME: content("a"), "slotcon_r18_proto.mine": content("b")})
     assert store.names() == [NAME, "slotcon_r18_proto.mine"]
-    assert store.verified(store.find(NAME)).read_text() == "a"
+    assert store.verify(store.find(NAME)).read_text() == "a"
     with pytest.raises(FileExistsError, match=f"the store has {NAME} already: add --force"):
         store.add({"slotcon_r18.other": content("c"), NAME: content("c")})
-    assert store.verified(store.find(NAME)).read_text() == "a"
+    assert store.verify(store.find(NAME)).read_text() == "a"
     assert store.add({NAME: content("c")}, replace=[NAME]) == [home / NAME]
-    assert store.verified(store.find(NAME)).read_text() == "c"
+    assert store.verify(store.find(NAME)).read_text() == "c"
     assert {path.name for path in home.iterdir()} == set(store.names())
 
 
@@ -67,7 +67,7 @@ def test_a_failure_leaves_what_was_there(home):
     with pytest.raises(OSError, match="No space left"):
         store.add({NAME: content("b"), "slotcon_r18_proto.mine": fail}, replace=[NAME])
     assert store.names() == [NAME]
-    assert store.verified(home / NAME).read_text() == "a"
+    assert store.verify(home / NAME).read_text() == "a"
     assert len(list(home.iterdir())) == 1
 
 
@@ -77,7 +77,7 @@ def test_a_flipped_byte_is_noticed(home, file):
     path = folder / file
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     with pytest.raises(ValueError, match=rf"{file} is not what was put into the store.*import .* again"):
-        store.verified(folder)
+        store.verify(folder)
 
 
 @pytest.mark.parametrize("file", [store.WEIGHTS, store.CONFIG, store.RECORD])
@@ -85,7 +85,7 @@ def test_an_absent_file_is_noticed(home, file):
     (folder,) = store.add({NAME: content("a")})
     (folder / file).unlink()
     with pytest.raises(ValueError, match=rf"the entry {NAME} of the store is incomplete: remove"):
-        store.verified(folder)
+        store.verify(folder)
 
 
 @pytest.mark.parametrize("record", ["", "[]", "null", "{}", "\0", json.dumps({store.WEIGHTS: None})])
@@ -93,7 +93,7 @@ def test_a_damaged_record_is_noticed(home, record):
     (folder,) = store.add({NAME: content("a")})
     (folder / store.RECORD).write_text(record)
     with pytest.raises(ValueError, match=r"is incomplete|is not what was put"):
-        store.verified(folder)
+        store.verify(folder)
 
 
 def test_many_at_once_leave_one_whole_entry(home):
@@ -113,4 +113,4 @@ def test_many_at_once_leave_one_whole_entry(home):
         thread.join()
     assert not failures
     assert [path.name for path in home.iterdir()] == [NAME]
-    assert store.verified(home / NAME).read_text() in "abcdef"
+    assert store.verify(home / NAME).read_text() in "abcdef"

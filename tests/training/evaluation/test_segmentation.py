@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from slotcon_hub.models.saving import save_model
-from slotcon_hub.models.sizes import fit
+from slotcon_hub.models.sizes import resize_to_model
 from training.data import scenes
 from training.data.masks import LabeledImages
 from training.evaluation.benchmarks import coco_stuff_classes, curated
@@ -103,7 +103,7 @@ def slow_counts(model: Path, folder: Path, autocast: bool = False, fitted: bool 
         ):
             pixels, truth = torch.tensor(np.array(image)), np.array(mask)
         images = ((pixels / 255 - mean) / std).permute(2, 0, 1)[None]
-        images = fit(net, images) if fitted else images
+        images = resize_to_model(net, images) if fitted else images
         with torch.no_grad():
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 z = net.projector(net.forward_features(images))

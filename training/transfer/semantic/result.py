@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from slotcon_hub.files import replacing
+from slotcon_hub.files import atomic_write
 from training.evaluation.command import finite
 from training.evaluation.segmentation_report import Example
 from training.transfer.semantic.evaluation import Predictor
@@ -31,11 +31,11 @@ def finish(job: Segmentation, confusion: Tensor, examples: list[Example]) -> Non
     """
     folder, recipe = job.run.folder, job.recipe
     numbers = measure(confusion, job.data.classes)
-    with replacing(folder / "export") as export:
+    with atomic_write(folder / "export") as export:
         _save(job, export)
     protocol = {"test_images": len(job.data.val), "scale": recipe.test_scale, "window": recipe.window}
     results = {**numbers, "protocol": {**protocol, "stride": recipe.window_stride}, "confusion": confusion.tolist()}
-    with replacing(folder / "results.json") as new:
+    with atomic_write(folder / "results.json") as new:
         new.write_text(json.dumps(finite(results), indent=2) + "\n")
     draw_grid(examples, job.data.classes, folder / "grid.png")
     print_tables(numbers)
