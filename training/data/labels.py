@@ -46,12 +46,13 @@ def open_labeled(data: str, split: str, image_column: str = "image", label_colum
         raise ValueError(f"there is no folder {path}: give class folders, Parquet files, or hf:<name>")
     folders = {name: path / name for names in FOLDERS.values() for name in names if (path / name).is_dir()}
     root = next((path / name for name in FOLDERS.get(split, (split,)) if (path / name).is_dir()), path)
-    if any(file.endswith(".parquet") for file in files_below(path if not folders else root)):
+    files = list(files_below(root))
+    if any(file.endswith(".parquet") for file in files):
         return _of_table(data, split, image_column, label_column)
     if root == path and (folders or split != "train"):
         there = ", ".join(folders) or "none"
         raise ValueError(f"{path} has no folder for the split {split!r} (there are: {there}): name another split")
-    images = ImageFiles(root)
+    images = ImageFiles(root, listed=files)
     classes = (inner for folder in folders.values() for inner in list_folder(folder)[0])
     return LabeledFiles(images, *_number([_class(file, root) for file in images.paths], map(_name, classes)))
 

@@ -29,6 +29,13 @@ def test_the_split_is_the_first_folder_alone(tmp_path):
         assert all(path.startswith(f"{tmp_path}/{folder}/") for path in found.images.paths)
 
 
+def test_a_split_of_another_name_is_its_folder_alone(tmp_path):
+    for name in ("mine/cat", "theirs/dog"):
+        paint(tmp_path / name)
+    found = open_labeled(str(tmp_path), "mine")
+    assert (found.classes, found.labels) == (["cat"], [0, 0])
+
+
 def test_the_class_is_the_folder_below_the_split(tmp_path):
     for name in ("cat/indoor", "cat/outdoor", "dog/indoor"):
         paint(tmp_path / "train" / name)

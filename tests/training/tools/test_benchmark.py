@@ -48,6 +48,18 @@ def test_a_folder_without_images_is_one_sentence(tmp_path):
         main(["data", "--data", str(tmp_path)])
 
 
+def test_listing_prints_how_fast_it_is(tmp_path, capsys):
+    main(["listing", "--classes", "3", "--per-class", "4", "--rounds", "1", "--folder", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "12 files in 3 class folders" in out
+    assert not any(tmp_path.iterdir())
+    numbers = [line.split("│")[2:4] for line in out.splitlines() if line.startswith("│")]
+    assert len(numbers) == 2
+    assert all(float(rate.replace(",", "")) > 12 for _, rate in numbers)
+    with pytest.raises(SystemExit, match="error: list 1 class or more"):
+        main(["listing", "--classes", "0"])
+
+
 STEP = ["step", "--recipe", "demo", "--num-prototypes", "5", "--steps", "1"]
 
 

@@ -4,9 +4,14 @@ from typing import Any
 
 import tyro
 
-from training.tools.benchmark import busy, data, step
+from training.tools.benchmark import busy, data, listing, step
 
-SUBJECTS: dict[str, Any] = {"data": data.benchmark, "step": step.benchmark, "busy": busy.benchmark}
+SUBJECTS: dict[str, Any] = {
+    "data": data.benchmark,
+    "listing": listing.benchmark,
+    "step": step.benchmark,
+    "busy": busy.benchmark,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
