@@ -13,10 +13,13 @@ class MaskRCNNConfig:
         backbone: name of a timm model that has maps of strides 4, 8, 16 and 32.
         classes: names of the classes, in the order of the labels 0, 1, ...
         category_ids: the data set's ids of these classes.
+        channels: of the pyramid and the convolutions behind it.
         norms: BatchNorm after the convolutions of pyramid, box head and mask head, which then have no bias.
         box_convs: convolutions of the box head.
         box_layers: fully connected layers of the box head.
         stride_in_1x1: stride of a bottleneck in its first convolution, as in the ResNets of the first Detectron.
+        proposals: the most boxes of an image that are looked at closely.
+        regions: of these and of the objects' own boxes, those of an image that a step learns from.
         mean: of a channel, red, green, blue, in 0-255.
         std: the same, of its spread.
         score_threshold: detections below are left out.
@@ -28,10 +31,13 @@ class MaskRCNNConfig:
     backbone: str = "resnet50"
     classes: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
+    channels: int = 256
     norms: bool = True
     box_convs: int = 4
     box_layers: int = 1
     stride_in_1x1: bool = False
+    proposals: int = 1000
+    regions: int = 512
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     score_threshold: float = 0.05

@@ -1,4 +1,4 @@
-"""Mask R-CNN on a feature pyramid over any timm backbone with maps of strides 4, 8, 16 and 32."""
+"""Mask R-CNN on a feature pyramid over any timm backbone whose last four maps have strides of 4 and so on."""
 
 from collections import OrderedDict
 from typing import Any
@@ -17,34 +17,42 @@ from training.transfer.mask_rcnn.target import Target
 
 __all__ = ["MaskRCNN", "Pyramid"]
 
-STRIDES = [4, 8, 16, 32]
-CHANNELS = 256
+STRIDES = ([4, 8, 16, 32], [4, 8, 16, 16])
+DIVISOR = 32  # of the sides of a batch
 
 
 class Pyramid(nn.Module):
-    """A backbone's maps of strides 4 to 32 to maps of strides 4 to 64, all of 256 channels."""
+    """A backbone's maps of strides 4 to 32 to maps of strides 4 to 64, all of C channels.
+
+    Attributes:
+        strides: of the five maps.
+    """
 
     def __init__(self, config: MaskRCNNConfig) -> None:
         super().__init__()
         try:
             name = name_for_timm(config.backbone)
             body: Any = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
-        except (RuntimeError, AttributeError, IndexError) as error:
+        except (RuntimeError, AttributeError, IndexError, AssertionError) as error:
             raise ValueError(f"timm cannot make a pyramid of the backbone {config.backbone!r} ({error})") from None
-        if body.feature_info.reduction() != STRIDES:
+        strides = body.feature_info.reduction()
+        if strides not in STRIDES:
             raise ValueError(
-                f"the maps of {config.backbone!r} have strides {body.feature_info.reduction()}: a pyramid needs "
-                f"{STRIDES}, as ResNets have"
+                f"maps of {config.backbone!r} have strides {strides}: a pyramid needs {STRIDES[0]}, as in ResNets"
             )
+        self.strides = [*strides, 2 * strides[-1]]
+        self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")  # as Swin's
         if config.stride_in_1x1:
             _move_strides(body)
         self.body = body
         norm = nn.BatchNorm2d if config.norms else None
-        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), CHANNELS, LastLevelMaxPool(), norm)
+        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), config.channels, LastLevelMaxPool(), norm)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """B x 3 x H x W to five maps B x 256 x H/s x W/s."""
+        """B x 3 x H x W to five maps B x C x H/s x W/s."""
         maps = self.body(images)
+        if self.channels_last:
+            maps = [one.permute(0, 3, 1, 2) for one in maps]
         return list(self.fpn(OrderedDict((str(n), one) for n, one in enumerate(maps))).values())
 
 
@@ -65,8 +73,8 @@ class MaskRCNN(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Pyramid(config)
-        self.rpn = RPN(CHANNELS)
-        self.roi_heads = RoIHeads(config, CHANNELS)
+        self.rpn = RPN(config, self.backbone.strides)
+        self.roi_heads = RoIHeads(config, self.backbone.strides[:4])
 
     def batch(self, images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Normalise images and pad them on the right and below, with zeros, to one size that 32 divides.
@@ -80,7 +88,7 @@ class MaskRCNN(nn.Module):
         weight = next(self.parameters())
         mean, std = (weight.new_tensor(of).view(3, 1, 1) for of in (self.config.mean, self.config.std))
         sizes = [(one.shape[1], one.shape[2]) for one in images]
-        height, width = (-(-max(side) // STRIDES[-1]) * STRIDES[-1] for side in zip(*sizes, strict=True))
+        height, width = (-(-max(side) // DIVISOR) * DIVISOR for side in zip(*sizes, strict=True))
         batch = weight.new_zeros(len(images), 3, height, width)
         for place, one in zip(batch, images, strict=True):
             place[:, : one.shape[1], : one.shape[2]] = (one.to(weight) - mean) / std

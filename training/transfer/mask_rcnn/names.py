@@ -117,6 +117,7 @@ def config_of(shapes: Mapping[str, Sequence[int]], **others: Any) -> MaskRCNNCon
     return MaskRCNNConfig.numbered(
         score[0] - 1,
         backbone=backbone,
+        channels=shapes["backbone.fpn_lateral2.weight"][0],
         norms="backbone.fpn_lateral2.norm.weight" in shapes,
         box_convs=sum(bool(re.fullmatch(r"roi_heads\.box_head\.conv\d+\.weight", n)) for n in shapes),
         box_layers=sum(bool(re.fullmatch(r"roi_heads\.box_head\.fc\d+\.weight", n)) for n in shapes),

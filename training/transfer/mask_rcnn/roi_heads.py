@@ -21,7 +21,7 @@ from training.transfer.mask_rcnn.target import Target
 __all__ = ["Detections", "RoIHeads", "pool_regions"]
 
 OVERLAP = 0.5  # of a region and an object, to be learnt as this object
-SAMPLED, OBJECTS = 512, 0.25  # regions of an image, and the share of them that may be objects
+OBJECTS = 0.25  # share of the regions of an image that may be objects
 NMS = 0.5
 BOX_SIDE, MASK_SIDE = 7, 14  # cells that a region is pooled to
 WIDTH = 1024  # of the fully connected layers
@@ -63,11 +63,12 @@ class Detections:
         return mask_op.paste(self.masks, self.boxes, size)
 
 
-def pool_regions(maps: list[Tensor], boxes: list[Tensor], side: int) -> Tensor:
+def pool_regions(maps: list[Tensor], strides: list[int], boxes: list[Tensor], side: int) -> Tensor:
     """R x C x side x side: each region from the level of the pyramid that its area asks for.
 
     Args:
-        maps: levels with strides 4, 8, 16, 32.
+        maps: four levels.
+        strides: of these.
         boxes: of each image.
         side: cells of the result.
     """
@@ -78,8 +79,8 @@ def pool_regions(maps: list[Tensor], boxes: list[Tensor], side: int) -> Tensor:
     level = (4 + torch.log2(areas.sqrt() / 224 + 1e-8)).floor().clamp(2, len(maps) + 1).long() - 2
     parts = [torch.where(level == n)[0] for n in range(len(maps))]
     pooled = [
-        roi_align(one, rois[part], side, 1 / (4 * 2**n), sampling_ratio=0, aligned=True)
-        for n, (one, part) in enumerate(zip(maps, parts, strict=True))
+        roi_align(one, rois[part], side, 1 / stride, sampling_ratio=0, aligned=True)
+        for one, stride, part in zip(maps, strides, parts, strict=True)
     ]
     return torch.cat(pooled)[torch.cat(parts).argsort()]
 
@@ -104,9 +105,10 @@ class BoxPredictor(nn.Module):
 class RoIHeads(nn.Module):
     """Box head and mask head, their losses and their answers."""
 
-    def __init__(self, config: MaskRCNNConfig, channels: int) -> None:
+    def __init__(self, config: MaskRCNNConfig, strides: list[int]) -> None:
         super().__init__()
-        self.config, self.classes = config, len(config.classes)
+        self.config, self.classes, self.strides = config, len(config.classes), strides
+        channels = config.channels
         norm = nn.BatchNorm2d if config.norms else None
         shape = (channels, BOX_SIDE, BOX_SIDE)
         self.box_head = FastRCNNConvFCHead(shape, [channels] * config.box_convs, [WIDTH] * config.box_layers, norm)
@@ -126,7 +128,7 @@ class RoIHeads(nn.Module):
         """Losses of classes, boxes and masks.
 
         Args:
-            maps: levels with strides 4, 8, 16, 32.
+            maps: the first four levels.
             proposals: boxes of each image.
             targets: its objects.
         """
@@ -134,7 +136,7 @@ class RoIHeads(nn.Module):
         labels, matched = (torch.cat([getattr(s, name) for s in sampled]) for name in ("labels", "boxes"))
         regions = torch.cat([s.regions for s in sampled])
         logits, deltas = self.box_predictor(
-            self.box_head(pool_regions(maps, [s.regions for s in sampled], BOX_SIDE))
+            self.box_head(pool_regions(maps, self.strides, [s.regions for s in sampled], BOX_SIDE))
         )
         objects = torch.where(labels < self.classes)[0]
         chosen = deltas.unflatten(1, (-1, 4))[objects, labels[objects]]
@@ -151,7 +153,7 @@ class RoIHeads(nn.Module):
         boxes, classes = target.tensors(proposals.device)
         regions = torch.cat([proposals, boxes])
         matched, is_object = op.match(boxes, regions, OVERLAP, OVERLAP, low_quality=False)
-        chosen = op.sample(is_object, SAMPLED, OBJECTS)
+        chosen = op.sample(is_object, self.config.regions, OBJECTS)
         regions, matched, is_object = regions[chosen], matched[chosen], is_object[chosen]
         if not len(boxes):
             background = torch.full_like(matched, self.classes)
@@ -175,17 +177,17 @@ class RoIHeads(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted).to(logits.dtype))
 
     def _mask_logits(self, maps: list[Tensor], regions: list[Tensor]) -> Tensor:
-        return self.mask_predictor(self.mask_head(pool_regions(maps, regions, MASK_SIDE)))
+        return self.mask_predictor(self.mask_head(pool_regions(maps, self.strides, regions, MASK_SIDE)))
 
     def detect(self, maps: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
         """Detections in the images as the network sees them.
 
         Args:
-            maps: levels with strides 4, 8, 16, 32.
+            maps: the first four levels.
             proposals: boxes of each image.
             sizes: height and width of each image.
         """
-        logits, deltas = self.box_predictor(self.box_head(pool_regions(maps, proposals, BOX_SIDE)))
+        logits, deltas = self.box_predictor(self.box_head(pool_regions(maps, self.strides, proposals, BOX_SIDE)))
         boxes = self.coder.decode_single(deltas.float(), torch.cat(proposals)).unflatten(1, (-1, 4))
         lengths = [len(one) for one in proposals]
         parts = zip(boxes.split(lengths), logits.softmax(-1).split(lengths), sizes, strict=True)

@@ -12,17 +12,17 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.rpn import RPNHead
 
 from training.transfer.mask_rcnn import boxes as op
+from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.target import Target
 
 __all__ = ["RPN", "anchors_of_level", "cell_anchors"]
 
-SIZES = (32, 64, 128, 256, 512)  # pixels, of the levels with strides 4, 8, 16, 32, 64
+SIZES = (32, 64, 128, 256, 512)  # pixels, of the levels, which most often have strides 4, 8, 16, 32, 64
 RATIOS = (0.5, 1.0, 2.0)  # height to width
 LOW, HIGH = 0.3, 0.7  # overlap of background, of objects
 SAMPLED, OBJECTS = 256, 0.5  # anchors of an image, and the share of them that may be objects
 NMS = 0.7
 BEFORE_NMS = {True: 2000, False: 1000}  # of a level, in training and after
-AFTER_NMS = 1000  # of an image
 
 
 def cell_anchors(size: float) -> Tensor:
@@ -42,9 +42,10 @@ def anchors_of_level(size: float, shape: tuple[int, int], stride: int, device: t
 class RPN(nn.Module):
     """A head that every level shares, and what follows from its answers."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, config: MaskRCNNConfig, strides: list[int]) -> None:
         super().__init__()
-        self.head = RPNHead(channels, len(RATIOS))
+        self.head = RPNHead(config.channels, len(RATIOS))
+        self.most, self.strides = config.proposals, strides
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
 
     def forward(
@@ -53,7 +54,7 @@ class RPN(nn.Module):
         """Propose boxes.
 
         Args:
-            maps: of all levels, B x C x H x W, from stride 4 on.
+            maps: of all levels, B x C x H x W.
             sizes: height and width of each image, without its padding.
             targets: the objects of each image, in training.
 
@@ -61,11 +62,10 @@ class RPN(nn.Module):
             Of each image K x 4 boxes and K logits, best first; the losses, if there are targets.
         """
         logits, deltas = self.head(maps)
-        strides = [4 * 2**level for level in range(len(maps))]
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
         anchors = [
             anchors_of_level(size, shape, stride, maps[0].device)
-            for size, shape, stride in zip(SIZES, shapes, strides, strict=True)
+            for size, shape, stride in zip(SIZES, shapes, self.strides, strict=True)
         ]
         logits = [one.permute(0, 2, 3, 1).flatten(1) for one in logits]
         deltas = [one.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3) for one in deltas]
@@ -114,6 +114,6 @@ class RPN(nn.Module):
             box = op.clip(box, size)
             keep = torch.isfinite(box).all(1) & torch.isfinite(score) & op.nonempty(box)
             box, score, group = box[keep], score[keep], level[keep]
-            kept = op.suppress(box, score, group, NMS, AFTER_NMS)
+            kept = op.suppress(box, score, group, NMS, self.most)
             proposals.append((box[kept], score[kept]))
         return proposals

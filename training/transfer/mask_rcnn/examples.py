@@ -1,0 +1,196 @@
+"""Images and their objects as a step learns from them: resized, flipped, batched by their orientation."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from slotcon_hub.images import decode, printable
+from training.transfer.mask_rcnn.coco import CocoImages, Instance, Record
+from training.transfer.mask_rcnn.resize import resize, resized_size
+from training.transfer.mask_rcnn.target import Mask, Target
+
+__all__ = ["AspectBatches", "Batch", "Examples", "collate", "read_image"]
+
+ORDERS, SAMPLES = 0, 1  # streams of random numbers that never meet
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of a step, in one flat tensor: a loader's worker hands over a file descriptor for each tensor.
+
+    Attributes:
+        pixels: of all images after each other, uint8.
+        sizes: height and width of each.
+        targets: its objects.
+    """
+
+    pixels: Tensor
+    sizes: list[tuple[int, int]]
+    targets: list[Target]
+
+    def images(self, device: torch.device) -> list[Tensor]:
+        """3 x H x W each, uint8, on a device."""
+        pixels = self.pixels.to(device, non_blocking=True)
+        parts = pixels.split([3 * height * width for height, width in self.sizes])
+        return [one.view(3, *size) for one, size in zip(parts, self.sizes, strict=True)]
+
+    def pin_memory(self) -> "Batch":
+        """The same in memory that a GPU copies from while it computes: called by the loader."""
+        return Batch(self.pixels.pin_memory(), self.sizes, self.targets)
+
+
+def collate(samples: list[tuple[np.ndarray, Target]]) -> Batch:
+    """Put 3 x H x W images of any sizes and their objects into a batch."""
+    images, targets = zip(*samples, strict=True)
+    flat = torch.from_numpy(np.concatenate([one.ravel() for one in images]))
+    return Batch(flat, [one.shape[1:] for one in images], list(targets))
+
+
+def read_image(record: Record) -> np.ndarray:
+    """H x W x 3, uint8, red, green, blue.
+
+    Raises:
+        ValueError: it cannot be read, or is of another size than the data set says; it names the file.
+    """
+    try:
+        image = decode(record.path.read_bytes()).permute(1, 2, 0).numpy()
+    except OSError as error:
+        raise ValueError(f"{printable(record.path)} cannot be read: {error.strerror or error}") from None
+    if image.shape[:2] != (record.height, record.width):
+        found, said = (" x ".join(map(str, s[::-1])) for s in (image.shape[:2], (record.height, record.width)))
+        raise ValueError(f"{printable(record.path)} is {found} pixels, not {said} as its data set says: mend one")
+    return image
+
+
+class Examples(Dataset[tuple[np.ndarray, Target]]):
+    """Training examples by (epoch, index): each is drawn from (seed, epoch, index)."""
+
+    def __init__(self, images: CocoImages, short: tuple[int, ...], longest: int, seed: int) -> None:
+        """Take the images.
+
+        Args:
+            images: of which those without objects are left out.
+            short: pixels of the short side, of which one is drawn.
+            longest: pixels that the long side does not exceed.
+            seed: of the draws.
+
+        Raises:
+            ValueError: no image has an object.
+        """
+        self.images, self.short, self.longest, self.seed = images, short, longest, seed
+        self.numbers = np.flatnonzero(images.learnable)
+        if not len(self.numbers):
+            raise ValueError(f"{images.annotations} has no object that could be learnt: name another file")
+
+    def __len__(self) -> int:
+        """Number of images with objects."""
+        return len(self.numbers)
+
+    def wide(self) -> np.ndarray:
+        """Of each, whether it is wider than high."""
+        height, width = self.images.sizes[self.numbers].T
+        return width > height
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, Target]:
+        """Read, resize and perhaps flip an image with its objects."""
+        epoch, index = key
+        rng = np.random.default_rng([self.seed, SAMPLES, epoch, index])
+        record = self.images[self.numbers[index]]
+        size = resized_size(record.height, record.width, int(rng.choice(self.short)), self.longest)
+        image, flip = resize(read_image(record), size), bool(rng.random() < 0.5)
+        pixels = (image[:, ::-1] if flip else image).transpose(2, 0, 1)
+        return pixels, _target(record, size, flip)
+
+
+def _target(record: Record, size: tuple[int, int], flip: bool) -> Target:
+    """The objects of an image in its new size; crowds, and what has no area, are left out."""
+    height, width = size
+    scale = np.array([width / record.width, height / record.height])
+    objects = [one for one in record.instances if not one.crowd]
+    boxes = np.array([one.box for one in objects], dtype=np.float64).reshape(-1, 4) * np.tile(scale, 2)
+    if flip:
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    boxes = boxes.clip(0, [width, height, width, height]).astype(np.float32)
+    keep = (boxes[:, 2:] - boxes[:, :2] > 1e-5).all(1)
+    masks = [_mask(one, scale, size, flip) for one, kept in zip(objects, keep, strict=True) if kept]
+    return Target(boxes[keep], np.array([one.label for one in objects], dtype=np.int64)[keep], masks)
+
+
+def _mask(instance: Instance, scale: np.ndarray, size: tuple[int, int], flip: bool) -> Mask:
+    height, width = size
+    if instance.rle is not None:
+        bitmap = Image.fromarray(instance.bitmap()).resize((width, height), Image.Resampling.NEAREST)
+        return np.ascontiguousarray(np.asarray(bitmap)[:, ::-1] if flip else np.asarray(bitmap))
+    polygons = [polygon.reshape(-1, 2) * scale for polygon in instance.polygons]
+    if flip:
+        polygons = [np.stack([width - p[:, 0], p[:, 1]], axis=1) for p in polygons]
+    return [polygon.ravel() for polygon in polygons]
+
+
+class AspectBatches(Sampler[list[tuple[int, int]]]):
+    """The (epoch, index) pairs of this process, micro-batch after micro-batch, for the steps of a whole run.
+
+    Images come in a random order of every epoch, and wait in one of two rows, for wide and for high ones, until
+    there is a batch of them: so less is padded. A batch does not depend on the number of processes, over which it
+    is dealt.
+    """
+
+    def __init__(
+        self,
+        wide: np.ndarray,
+        batch_size: int,
+        steps: range,
+        *,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        accumulation: int = 1,
+    ) -> None:
+        """Plan the steps.
+
+        Args:
+            wide: of each image, whether it is wider than high.
+            batch_size: of all processes together, in one optimisation step.
+            steps: step numbers, counted from the start of the run.
+            seed: of the orders.
+            rank: of this process.
+            processes: how many there are.
+            accumulation: micro-batches a process makes of its share.
+
+        Raises:
+            ValueError: the batch cannot be cut so.
+        """
+        if batch_size % (processes * accumulation):
+            parts = f"{processes} processes" + f" in {accumulation} parts each" * (accumulation > 1)
+            raise ValueError(f"batch_size={batch_size} does not divide over {parts}: choose a multiple")
+        self.wide, self.batch_size, self.steps, self.seed = wide.tolist(), batch_size, steps, seed
+        self.rank, self.processes, self.accumulation = rank, processes, accumulation
+
+    def __len__(self) -> int:
+        """Number of micro-batches of this process."""
+        return len(self.steps) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield micro-batches; those of earlier steps are planned too, since who waits depends on them."""
+        parts = self.processes * self.accumulation
+        for step, batch in enumerate(itertools.islice(self._batches(), self.steps.stop)):
+            if step >= self.steps.start:
+                for part in range(self.rank, parts, self.processes):
+                    yield batch[part::parts]
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        rows: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        for epoch in itertools.count():
+            order = np.random.default_rng([self.seed, ORDERS, epoch]).permutation(len(self.wide))
+            for index in order.tolist():
+                row = rows[self.wide[index]]
+                row.append((epoch, index))
+                if len(row) == self.batch_size:
+                    yield row.copy()
+                    row.clear()
