@@ -26,5 +26,8 @@ def keeping_buffers(module: nn.Module) -> Iterator[None]:
     """Restore a module's buffers afterwards: BatchNorm's statistics, which each forward inside moves."""
     buffers = list(module.buffers())
     before = [buffer.clone() for buffer in buffers]
-    yield
-    torch._foreach_copy_(buffers, before)
+    try:
+        yield
+    finally:  # what is inside may end by an exception, as the recomputing of activations does when it has enough
+        if buffers:
+            torch._foreach_copy_(buffers, before)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import assert_equal
 
 import slotcon_hub  # noqa: F401  (registers the models)
+from training.tools.benchmark.memory import LiveBytes
 from training.transfer.semantic.model import FCN, Head, create_backbone, pixel_loss
 from training.transfer.semantic.recipes import ADE20K
 
@@ -96,6 +98,25 @@ def test_another_backbone_is_refused_in_a_sentence(name, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         create_backbone(name, 16, pretrained=False)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["slotcon_nano", "test_convnext", "test_vit"])
+def test_what_is_computed_again_changes_no_number(name, monkeypatch):
+    """Gradients and BatchNorm's statistics are bit for bit those of a network that keeps all, in fewer bytes."""
+    found, peaks = [], []
+    for recompute in (True, False):
+        if not recompute:
+            monkeypatch.setattr("training.transfer.semantic.model.recompute_first_stage", lambda _: None)
+        torch.manual_seed(0)
+        net = FCN(create_backbone(name, 16, pretrained=False), 3, Head(8)).train()
+        x, truth = torch.randn(2, 3, 160, 160), torch.randint(0, 3, (2, 160, 160))
+        with LiveBytes(net, x) as tensors:
+            pixel_loss(net(x).logits, truth, align_corners=True).backward()
+        gradients = {f"gradient of {key}": value.grad for key, value in net.named_parameters()}
+        found.append({**net.state_dict(), **{key: value for key, value in gradients.items() if value is not None}})
+        peaks.append(tensors.peak)
+    assert_equal(*found)
+    assert peaks[0] < peaks[1] or (name == "test_vit" and peaks[0] == peaks[1])
 
 
 def test_heads_begin_as_those_of_mmsegmentation():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from slotcon_hub.models.loading import name_for_timm
 from training.data.masks import IGNORE
+from training.transfer.semantic.recompute import recompute_first_stage
 
 __all__ = ["FCN", "FCNHead", "Head", "Output", "create_backbone", "pixel_loss"]
 
@@ -106,6 +107,7 @@ class FCN(nn.Module):
         """
         super().__init__()
         channels = backbone.feature_info.channels()
+        recompute_first_stage(backbone)
         self.backbone = backbone
         self.decode_head = FCNHead(channels[-1], classes, head)
         self.auxiliary_head = FCNHead(channels[-2], classes, auxiliary) if auxiliary else None
