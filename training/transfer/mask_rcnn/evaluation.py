@@ -13,8 +13,8 @@ from rich.table import Column, Table
 from torch.utils.data import DataLoader, Dataset
 
 from slotcon_hub.distributed import gather_objects, rank, share, world_size
-from slotcon_hub.files import replacing
-from slotcon_hub.models.backbone import evaluating
+from slotcon_hub.files import atomic_write
+from slotcon_hub.models.backbone import eval_mode
 from training.engine.signals import loading
 from training.engine.words import show
 from training.transfer.mask_rcnn.coco import CocoImages, Record
@@ -62,7 +62,7 @@ def detect_all(
     numbers = [n for part in share(len(images), 1, rank(), world_size()) for n in part]
     seen = _TestImages(images, numbers, model.config.test_side, model.config.longest_side)
     found: list[tuple[int, list[dict[str, Any]]]] = []
-    with evaluating(model):
+    with eval_mode(model):
         for number, pixels in DataLoader(seen, batch_size=None, collate_fn=_only, **loading(workers)):
             record = images[number]
             image = torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)  # a copy, which may be written
@@ -191,5 +191,5 @@ def print_tables(numbers: dict[str, Any]) -> None:
 
 def write_results(path: Path, results: list[dict[str, Any]]) -> None:
     """Write results as JSON in COCO's format, whole or not at all."""
-    with replacing(path) as new:
+    with atomic_write(path) as new:
         new.write_text(json.dumps(results))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from slotcon_hub.concepts.drawing import colors
-from slotcon_hub.files import replacing
+from slotcon_hub.files import atomic_write
 from slotcon_hub.templates import fill
 from training.transfer.mask_rcnn.coco import CocoImages, Record
 from training.transfer.mask_rcnn.evaluation import NAMES
@@ -69,7 +69,7 @@ def write_page(
         rows=rows,
         least=least_score,
     )
-    with replacing(path) as new:
+    with atomic_write(path) as new:
         new.write_text(page)
 
 
