@@ -27,6 +27,7 @@ from training.data.streaming import ParquetStream
 from training.data.views import TwoViews
 from training.engine.batchnorm import keeping_buffers, recalibrate_batchnorm
 from training.engine.errors import one_line_errors
+from training.engine.memory_format import memory_format
 from training.engine.optim import lr_at
 from training.pretraining.diagnostics import SHOWN, diagnose, metrics
 from training.pretraining.pairs import Unreadable, ViewPairs, make_loader
@@ -78,7 +79,7 @@ def fit(job: Pretraining, watch: Watch) -> None:
             slotcon.update_teacher(momentum)
         for batch in step.micro_batches():
             unreadable.add(batch.pop("unreadable"))
-            inputs = to_device(batch, accelerator.device, recipe.channels_last)
+            inputs = to_device(batch, accelerator.device, memory_format(slotcon))
             recompute = recipe.grad_checkpointing
             out = forward_backward(accelerator, run.model, slotcon, inputs, share=step.share, recompute=recompute)
             step.add(metrics(out))
@@ -120,7 +121,7 @@ def load(job: Pretraining, steps: range) -> Any:
 def views(job: Pretraining, steps: range) -> Iterator[Tensor]:
     """Yield as many batches of views as there are steps, B x 3 x S x S, both of a pair in turn."""
     for batch in itertools.islice(load(job, steps), len(steps)):
-        yield from to_device(batch, job.run.accelerator.device, job.recipe.channels_last)[0]
+        yield from to_device(batch, job.run.accelerator.device, memory_format(job.slotcon))[0]
 
 
 def noise(job: Pretraining) -> tuple[Any, Any, Any]:
@@ -171,12 +172,11 @@ def forward_backward(
     return outputs[0] + outputs[1]
 
 
-def to_device(batch: dict[str, Tensor], device: torch.device, channels_last: bool) -> tuple[Any, Any, Any]:
+def to_device(batch: dict[str, Tensor], device: torch.device, layout: torch.memory_format) -> tuple[Any, Any, Any]:
     """Send a batch to the device, colour its views there, and return views, boxes and flips as pairs."""
     crops = batch["views"].to(device, non_blocking=True)
     views = color.apply(crops.flatten(0, 1), batch["color"].flatten(0, 1))
-    if channels_last:
-        views = views.contiguous(memory_format=torch.channels_last)
+    views = views.contiguous(memory_format=layout)
     boxes, flips = (batch[key].to(device, non_blocking=True) for key in ("boxes", "flips"))
     return tuple(views.chunk(2)), tuple(boxes), tuple(flips)
 

@@ -212,12 +212,12 @@ def _device_name(device: torch.device) -> str:
 
 def _revision() -> str | None:
     """The git revision of this checkout, with a mark if it was changed; None outside one."""
-    git = shutil.which("git")
-    if git is None:
+    program = shutil.which("git")
+    if program is None:
         return None
 
     def git(*question: str) -> str:
-        command = [git, "-C", str(Path(__file__).parent), *question]
+        command = [program, "-C", str(Path(__file__).parent), *question]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
     revision = git("rev-parse", "HEAD")

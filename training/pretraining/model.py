@@ -10,6 +10,7 @@ from slotcon_hub import SlotCon, distributed
 from slotcon_hub.export.teacher import backbone_model, prototype_model
 from slotcon_hub.models.backbone import create_backbone
 from training.engine.errors import first_line
+from training.engine.memory_format import make_channels_last
 from training.pretraining.recipes import Recipe
 
 __all__ = ["build"]
@@ -36,7 +37,7 @@ def build(recipe: Recipe, processes: PartialState, *, pretrained: bool = False) 
         refused = f"{recipe.backbone} cannot take images of {side} x {side} pixels"
         raise ValueError(f"{refused} ({first_line(error)}): take another --backbone") from None
     if recipe.channels_last:
-        slotcon.to(memory_format=torch.channels_last)
+        make_channels_last(slotcon, processes.device)
     if processes.num_processes > 1:
         distributed.synchronize_batchnorm(slotcon, processes.device.type)
     if recipe.grad_checkpointing:

@@ -82,7 +82,8 @@ class Recipe(RunSettings):
     warmup_epochs: float = 5
     """Epochs in which the learning rate rises to its peak."""
     channels_last: bool = True
-    """Memory format of the network; the numbers stay the same."""
+    """Memory format of the network, where it works: on the CPU not with the stems of FastViT, MobileOne and RepVGG,
+    whose strided 1 x 1 convolutions of the image crash in it; the numbers stay the same."""
     grad_checkpointing: bool = False
     """Compute the student's activations again in the backward, in place of keeping them: less memory, more time,
     the same numbers."""

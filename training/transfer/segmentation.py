@@ -16,6 +16,7 @@ from torch import Tensor
 
 from training.data.plan import Steps
 from training.engine.errors import one_line_errors
+from training.engine.memory_format import memory_format
 from training.transfer.semantic.crops import Crops, make_loader
 from training.transfer.semantic.evaluation import count
 from training.transfer.semantic.model import pixel_loss
@@ -72,7 +73,7 @@ def losses(job: Segmentation, crops: Crop) -> dict[str, Tensor]:
     """The loss of a micro-batch and its parts, each a mean over pixels."""
     recipe, device = job.recipe, job.run.accelerator.device
     images, truth, sizes = (part.to(device, non_blocking=True) for part in crops)
-    x = normalize(images, job.cfg, sizes).contiguous(memory_format=torch.channels_last)
+    x = normalize(images, job.cfg, sizes).contiguous(memory_format=memory_format(job.net))
     out = job.run.model(x)
     mean: dict[str, Any] = {"align_corners": recipe.align_corners, "average": recipe.average}
     loss = pixel_loss(out.logits, truth, **mean)

@@ -31,6 +31,7 @@ from slotcon_hub.functional import teacher_momentum
 from slotcon_hub.weights.reader import read_checkpoint
 from training import pretrain
 from training.data import scenes, streaming
+from training.engine.memory_format import memory_format
 from training.engine.metrics import Diverged
 from training.engine.optim import lr_at
 from training.pretraining import model as build
@@ -291,6 +292,29 @@ def test_any_timm_backbone(run, images, backbone):
     prototypes = timm.create_model(f"local-dir:{folder}/export/prototypes", pretrained=True).eval()
     assert features.shape == (1, prototypes.num_features)
     assert prototypes(x).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "layout"),
+    [
+        ("slotcon_nano", [], torch.channels_last),
+        ("slotcon_nano", ["--no-channels-last"], torch.contiguous_format),
+        # Its strided 1 x 1 convolution of the image ends the process in channels_last, without a word.
+        ("fastvit_t8", ["--view-size", 96], torch.contiguous_format),
+    ],
+)
+def test_network_and_images_have_the_format_that_works(run, images, monkeypatch, backbone, options, layout):
+    layouts = []
+
+    def watched(accelerator, model, slotcon, inputs, **kwargs):
+        assert all(view.is_contiguous(memory_format=layout) for view in inputs[0])
+        layouts.append(memory_format(slotcon))
+        return forward_backward(accelerator, model, slotcon, inputs, **kwargs)
+
+    forward_backward = pretrain.forward_backward
+    monkeypatch.setattr(pretrain, "forward_backward", watched)
+    run("demo", "--data", images, *TINY.split(), *SHORT.split(), "--backbone", backbone, *options)
+    assert layouts == [layout, layout]
 
 
 def test_a_backbone_for_one_size_alone_is_shown_the_scenes_in_it(run, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from slotcon_hub import SlotCon
 from training.data.views import TwoViews
+from training.engine.memory_format import memory_format
 from training.engine.metrics import peak_memory
 from training.engine.optim import make_optimizer
 from training.engine.processes import init_distributed, make_accelerator, wrap
@@ -196,7 +197,7 @@ class _Trained:
 
     def step(self, lap: Callable[[str], None] = lambda part: None) -> Tensor:
         """Take a step, and name each part when it is over; return the active slots a view."""
-        inputs = to_device(self.views, self.accelerator.device, self.recipe.channels_last)
+        inputs = to_device(self.views, self.accelerator.device, memory_format(self.slotcon))
         lap("views to the device, colours")
         self.slotcon.update_teacher(0.99)
         lap("teacher follows the student")

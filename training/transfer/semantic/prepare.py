@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from slotcon_hub.distributed import synchronize_batchnorm
+from training.engine.memory_format import make_channels_last
 from training.engine.run import Run
 from training.transfer.semantic.datasets import SegmentationData, open_data
 from training.transfer.semantic.evaluation import Predictor
@@ -90,7 +91,7 @@ def build(recipe: Recipe, classes: int, processes: PartialState, *, pretrained: 
     set_seed(recipe.seed)
     backbone = create_backbone(recipe.backbone, recipe.output_stride, pretrained=pretrained)
     net = FCN(backbone, classes, recipe.head, recipe.auxiliary, recipe.align_corners)
-    net.to(memory_format=torch.channels_last)
+    make_channels_last(net, processes.device)
     if processes.num_processes > 1:
         synchronize_batchnorm(net, processes.device.type)
     cfg = timm.data.resolve_data_config({}, model=backbone)
