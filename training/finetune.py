@@ -13,6 +13,8 @@ from timm import optim, scheduler
 
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.saving import save_classifier
+from training.data.tolerant import load_tolerant
+from training.engine.errors import RunError, naming_lost_workers, one_line_errors
 from training.evaluation.features import open_parts
 
 
@@ -49,25 +51,27 @@ def main(
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
     train.transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net), is_training=True)
     val.prepare(net)
-    both = [torch.utils.data.DataLoader(d, batch_size, d is train, num_workers=workers) for d in (train, val)]
+    both = (load_tolerant(d, batch_size, workers, shuffle=d is train) for d in (train, val))
     optimizer = optim.create_optimizer_v2(net, "adamw", lr, weight_decay=0.05, layer_decay=layer_decay)
     wrapped, optimizer, train_loader, val_loader = accelerator.prepare(net, optimizer, *both)
     schedule = scheduler.CosineLRScheduler(optimizer, epochs * len(train_loader), warmup_t=20, t_in_epochs=False)
     for epoch in range(epochs):
         wrapped.train()
-        for step, (i, x) in enumerate(accelerate.utils.tqdm(train_loader), start=epoch * len(train_loader)):
+        for step, (i, x, _) in enumerate(accelerate.utils.tqdm(train_loader), start=epoch * len(train_loader)):
             schedule.step_update(step)  # one of torch's would pass over the rates of the layers
             accelerator.backward(torch.nn.functional.cross_entropy(wrapped(x), train.labels.to(x.device)[i]))
             optimizer.step()
             optimizer.zero_grad()
         wrapped.eval()
         with torch.no_grad():
-            hits = (wrapped(x).argmax(1) == val.labels.to(x.device)[i] for i, x in val_loader)
-            right = torch.cat([*map(accelerator.gather_for_metrics, hits)])
-        accelerator.print(f"epoch {epoch + 1}: accuracy {right.float().mean():.3f} of {len(right)} images")
+            hits = ((wrapped(x).argmax(1) == val.labels.to(x.device)[i], read) for i, x, read in val_loader)
+            hits = (torch.stack(both, dim=1) for both in hits)
+            right, read = torch.cat([*map(accelerator.gather_for_metrics, hits)]).T
+        accelerator.print(f"epoch {epoch + 1}: accuracy {right[read].float().mean():.3f} of {read.sum()} images")
     if accelerator.is_main_process:
         print(f"\nIt is loaded by\n{save_classifier(net, output, train.classes)}")
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with one_line_errors(RunError, OSError, interrupted="interrupted"), naming_lost_workers("start again"):
+        tyro.cli(main)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import accelerate
 import tyro
-from torch import optim, utils
+from torch import optim
 from torchvision.transforms import v2
 
 from training.data.masks import LabeledImages
+from training.data.tolerant import Tolerant, load_tolerant
+from training.engine.errors import RunError, naming_lost_workers, one_line_errors
 from training.evaluation import segmentation
 from training.transfer.segmenter import Segmenter
 from training.transfer.semantic.model import pixel_loss
@@ -41,21 +43,24 @@ def main(
     try:
         if output.exists():
             raise ValueError(f"{output} exists: choose another --output")
-        train_set, val_set = (LabeledImages(part / "images", part / "masks") for part in (train, val))
+        known = {label: label for label in range(classes)}
+        parts = [LabeledImages(part / "images", part / "masks", labels=known) for part in (train, val)]
+        for part in parts:
+            part.check(quiet=not accelerator.is_main_process)
         net = Segmenter(model, classes, pretrained=not scratch)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
-    train_set.transform = v2.RandomResizedCrop(net.pretrained_cfg["input_size"][1:], scale=(0.25, 1))
+    parts[0].transform = v2.RandomResizedCrop(net.pretrained_cfg["input_size"][1:], scale=(0.25, 1))
     normalize = v2.Normalize(net.pretrained_cfg["mean"], net.pretrained_cfg["std"])
-    loader = utils.data.DataLoader(train_set, batch_size, shuffle=True, num_workers=workers)
+    loader = load_tolerant(parts[0], batch_size, workers, shuffle=True)
     wrapped, optimizer, loader = accelerator.prepare(net, optim.AdamW(net.parameters(), lr), loader)
     for _ in range(epochs):
-        for x, y in accelerate.utils.tqdm(loader):
+        for x, y, _ in accelerate.utils.tqdm(loader):
             scores = wrapped(normalize(x / 255))
             accelerator.backward(pixel_loss(scores, y, align_corners=False, average="labelled"))
             optimizer.step()
             optimizer.zero_grad()
-    found = segmentation.evaluate(net.eval(), val_set, classes, classes, match=range(classes))
+    found = segmentation.evaluate(net.eval(), Tolerant(parts[1]), classes, classes, match=range(classes))
     accelerator.print(f"held-out mIoU {found.miou:.3f}, pixel accuracy {found.pixel_accuracy:.3f}")
     accelerator.save_model(net, output)
     lines = "from safetensors.torch import load_model\nfrom training.transfer.segmenter import Segmenter\nnet = "
@@ -64,4 +69,5 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with one_line_errors(RunError, OSError, interrupted="interrupted"), naming_lost_workers("start again"):
+        tyro.cli(main)

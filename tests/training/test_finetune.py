@@ -15,6 +15,7 @@ import timm
 import torch
 import tyro
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from image_files import encode
 from launched import launched
 from PIL import Image
 from safetensors.torch import load_file, load_model, save_file
@@ -25,6 +26,7 @@ from slotcon_hub.export.teacher import export
 from slotcon_hub.models.saving import save_classifier
 from training import finetune, finetune_segmentation
 from training.data.masks import LabeledImages
+from training.engine.errors import RunError, one_line_errors
 from training.evaluation.segmentation import evaluate
 from training.transfer.segmenter import Segmenter
 
@@ -80,8 +82,9 @@ def parquet(folder: Path, target: Path) -> Path:
     return target
 
 
-def classify(*args: object) -> None:
-    tyro.cli(finetune.main, args=[*map(str, args), "--workers", "0"])
+def classify(*args: object, workers: int = 0) -> None:
+    with one_line_errors(RunError, interrupted=""):
+        tyro.cli(finetune.main, args=[*map(str, args), "--workers", str(workers)])
 
 
 def right_answers(model: nn.Module, folder: Path) -> int:
@@ -143,6 +146,27 @@ def test_what_is_saved_loads_in_timm_alone_and_claims_nothing(tmp_path, name):
         torch.testing.assert_close(torch.tensor(found), expected)
         assert cfg["input_size"] == list(net.pretrained_cfg["input_size"])
         assert cfg["label_names"] == ["a", "b", "c"]
+
+
+def test_an_unreadable_image_is_named_and_left_out(folder, backbone, tmp_path, capfd):
+    damaged = [sorted((folder / part).glob("*/*.png"))[2] for part in ("train", "val")]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:50])
+    options = ["--data", folder, "--model", f"local-dir:{backbone}", "--epochs", 2, "--batch-size", 4]
+    classify(*options, "--output", tmp_path / "tuned", workers=1)
+    said = capfd.readouterr()
+    assert re.findall(r"epoch \d: accuracy \S+ of (\d+) images", said.out) == ["6", "6"]
+    named = [line for line in said.err.splitlines() if "skipped: " in line]
+    assert len(named) == 2
+    assert all(f"{path} cannot be read: " in said.err for path in damaged)
+    other = next(path for path in (folder / "train").glob("*/*.png") if path not in damaged)
+    other.write_bytes(b"")
+    with pytest.raises(SystemExit) as stop:
+        classify(*options, "--output", tmp_path / "none", workers=1)
+    assert re.fullmatch(
+        r"error: /\S+png cannot be read: [^\n]*; at least 2 of 24 images cannot be: mend or remove them",
+        str(stop.value),
+    )
 
 
 def test_it_starts_from_the_pretrained_weights(folder, backbone, tmp_path):
@@ -270,6 +294,35 @@ def test_two_processes_count_every_image_once(folder, scenes, backbone, tmp_path
     assert segmented == measured(tmp_path / "net", scenes)
 
 
+def test_unreadable_images_and_masks_are_named_and_left_out(scenes, backbone, tmp_path, capfd):
+    damaged = [scenes / name for name in ("train/images/3.png", "val/masks/2.png")]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:50])
+    options = ["--model", f"local-dir:{backbone}", "--epochs", 2, "--batch-size", 4, "--classes", 3]
+    segment(*halves(scenes), "--output", tmp_path / "tuned", *options)
+    said = capfd.readouterr()
+    for part in ("images", "masks"):
+        (scenes / "val" / part / "2.png").unlink()
+    assert measured(tmp_path / "tuned", scenes) in said.out.splitlines()
+    assert len([line for line in said.err.splitlines() if "skipped: " in line]) == 2
+    assert f"{damaged[0]} cannot be read: " in said.err
+    assert f"{damaged[1]} cannot be read as a mask: " in said.err
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_label_beyond_the_classes_is_refused_before_the_work(scenes, tmp_path, part):
+    options = ["--output", tmp_path / "tuned", "--scratch", "--classes", 2]
+    for mask in [*(scenes / "train/masks").iterdir(), *(scenes / "val/masks").iterdir()]:
+        labels = np.array(Image.open(mask))
+        Image.fromarray(np.where(labels == 2, 1, labels)).save(mask)
+    (scenes / part / "masks/4.png").write_bytes(encode(Image.new("L", (40, 40), 2), "PNG"))
+    with pytest.raises(
+        SystemExit, match=rf"error: .*{part}/masks/4\.png has the unknown label 2: known are 0 to 1, .* name more"
+    ):
+        segment(*halves(scenes), *options)
+    assert not (tmp_path / "tuned").exists()
+
+
 def test_segmentation_starts_from_the_pretrained_weights(scenes, backbone, tmp_path):
     for model, same in ((["--model", backbone.parent.parent], True), (["--scratch"], False)):  # of a run
         output = tmp_path / f"tuned-{same}"
@@ -320,7 +373,7 @@ def test_weights_that_do_not_fit_are_refused(folder, scenes, backbone, tmp_path)
 @pytest.mark.parametrize("script", [finetune, finetune_segmentation])
 def test_an_example_is_read_in_a_minute(script, capsys):
     text = Path(script.__file__).read_text()
-    assert len(text.splitlines()) <= 73
+    assert len(text.splitlines()) <= 78
     with pytest.raises(SystemExit):
         tyro.cli(script.main, args=["--help"])
     shown = capsys.readouterr().out

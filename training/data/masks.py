@@ -3,7 +3,10 @@
 Dimensions: H x W pixels of an image.
 """
 
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +15,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
+from tqdm.auto import tqdm
 
 from slotcon_hub.images import EncodedImage, ImageFiles, decode, printable, resize_and_center_crop
-from training.data.images import UnreadableImage
+from training.data.images import UnreadableImage, are_too_many
 
 __all__ = ["IGNORE", "CenterSquare", "LabeledImages"]
 
@@ -84,7 +88,8 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         """Read an image and its mask.
 
         Raises:
-            ValueError: a file cannot be read, a label is unknown, or the two differ in size; it names the file.
+            UnreadableImage: the image or its mask cannot be read.
+            ValueError: a label is unknown, or the two differ in size; it names the file.
         """
         path, mask = self.files[index]
         try:
@@ -92,26 +97,59 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         except OSError as error:
             raise UnreadableImage.of(printable(path), error) from None
         truth = self._truth(mask)
-        if image.shape[1:] != truth.shape:
-            sizes = " but ".join(f"{width} x {height}" for height, width in (truth.shape, image.shape[1:]))
-            raise ValueError(
-                f"{printable(mask)} is {sizes} pixels in the image: "
-                "masks and images must be of one size, each turned as its EXIF says"
-            )
+        _demand_size(mask, truth, image.shape[1], image.shape[2])
         return self.transform(tv_tensors.Image(image), tv_tensors.Mask(truth)) if self.transform else (image, truth)
+
+    def check(self, most: int = 10_000, quiet: bool = False) -> None:
+        """Read the masks, and the sizes of their images, before any work depends on them.
+
+        Args:
+            most: read so many at the most, spread evenly over all; the others are checked when they are used.
+            quiet: show no progress bar.
+
+        Raises:
+            ValueError: a label is unknown, an image and its mask differ in size, or too many cannot be read; it
+                names the file.
+        """
+        files = self.files[:: math.ceil(len(self.files) / most)]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            found = list(tqdm(pool.map(self._check, files), "masks", len(files), leave=False, disable=quiet))
+        unreadable = [error for error in found if error]
+        if are_too_many(len(unreadable), len(files)):
+            raise ValueError(f"{unreadable[0]}; {len(unreadable)} of {len(files)} cannot be: mend or remove them")
+
+    def _check(self, files: tuple[Path, Path]) -> UnreadableImage | None:
+        path, mask = files
+        try:
+            truth, image = self._truth(mask), EncodedImage(path.read_bytes())
+        except UnreadableImage as error:
+            return error
+        except OSError as error:
+            return UnreadableImage.of(printable(path), error)
+        _demand_size(mask, truth, image.height, image.width)
+        return None
 
     def _truth(self, path: Path) -> Tensor:
         try:
             labels = EncodedImage(path.read_bytes()).decode_samples()
         except OSError as error:
-            raise ValueError(f"{printable(path)} cannot be read as a mask: {error}") from None
+            raise UnreadableImage(f"{printable(path)} cannot be read as a mask: {error}") from None
         truth = self.table[labels.clamp(max=IGNORE)].where(labels <= IGNORE, -1)
         if (truth < 0).any():
             raise ValueError(
                 f"{printable(path)} has the unknown label {int(labels[truth < 0].min())}: "
-                f"known are {min(self.known)} to {max(self.known)}, and {IGNORE} for pixels without one"
+                f"known are {min(self.known)} to {max(self.known)}, and {IGNORE} for pixels without one; mend the "
+                "mask, or name more classes"
             )
         return truth.byte()
+
+
+def _demand_size(mask: Path, truth: Tensor, height: int, width: int) -> None:
+    if truth.shape != (height, width):
+        raise ValueError(
+            f"{printable(mask)} is {truth.shape[1]} x {truth.shape[0]} but {width} x {height} pixels in the image: "
+            "masks and images must be of one size, each turned as its EXIF says"
+        )
 
 
 def _by_name(folder: Path, ending: str) -> dict[str, Path]:

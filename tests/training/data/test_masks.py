@@ -148,6 +148,11 @@ def cut_short(folder: int) -> object:
     return harm
 
 
+def in_color(folders: tuple[Path, Path]) -> None:
+    for path in folders[1].rglob("*.png"):
+        Image.new("RGB", (7, 5)).save(path)
+
+
 def disguise(folders: tuple[Path, Path]) -> None:
     Image.new("L", (7, 5)).save(folders[1] / "a.png", "JPEG")
 
@@ -168,6 +173,37 @@ def test_what_cannot_be_measured_is_named(folders, harm, sentence):
     harm(folders)
     with pytest.raises(ValueError, match=sentence):
         LabeledImages(*folders, labels={i: i for i in range(9)})[0]
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (
+            write_mask(np.full((5, 7), 9)),
+            r"masks/a\.png has the unknown label 9: known are 0 to 8, .* name more classes",
+        ),
+        (write_mask(np.zeros((7, 5))), r"masks/a\.png is 5 x 7 but 7 x 5 pixels in the image"),
+        (in_color, r"masks/\S+ cannot be read as a mask: it holds RGB.*; 2 of 2 cannot be: mend or remove them"),
+    ],
+)
+def test_masks_are_checked_before_the_work(folders, harm, sentence):
+    images = LabeledImages(*folders, labels={i: i for i in range(9)})
+    images.check(quiet=True)
+    (folders[0] / "deep/b.png").write_bytes(b"")  # one alone is left to those who read it
+    images.check(quiet=True)
+    harm(folders)
+    with pytest.raises(ValueError, match=sentence):
+        images.check(quiet=True)
+
+
+def test_of_many_masks_some_are_checked(folders):
+    images = LabeledImages(*folders)
+    images.files = images.files[:1] * 9 + images.files[1:]
+    write_mask(np.zeros((7, 5)))((folders[0], images.files[-1][1].parent))
+    read = []
+    images._check = lambda files: read.append(files)
+    images.check(most=3, quiet=True)
+    assert len(read) == 3
 
 
 @pytest.mark.parametrize("size", [(20, 33), (47, 31), (9, 4), (1, 3), (16, 16)])

@@ -1,0 +1,65 @@
+"""A few images that cannot be read do not end a training: they are named, counted and replaced."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from training.data.images import UnreadableImage, are_too_many
+from training.engine.errors import RunError
+from training.engine.signals import loading
+
+__all__ = ["Tolerant", "load_tolerant"]
+
+
+class Tolerant(Dataset[Any]):
+    """The samples of a data set, tuples, each with a last part that says whether it was read: True.
+
+    In the place of one that cannot be, the next one that can be comes, with False. Unreadable images are counted
+    over all workers of a process, and each is named once, on stderr.
+    """
+
+    def __init__(self, data: Any) -> None:
+        """Take a data set that raises UnreadableImage."""
+        self.data = data
+        self._unreadable = torch.zeros(len(data), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        """Read a sample, or the next one that can be read.
+
+        Raises:
+            RunError: a sample is wrong otherwise, or more images cannot be read than are tolerated.
+        """
+        number = index
+        while True:
+            try:
+                return *self.data[number], number == index
+            except UnreadableImage as error:
+                self._note(number, error)
+                number = (number + 1) % len(self)
+            except (ValueError, OSError) as error:
+                raise RunError(str(error)) from None
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the samples that can be read, as the data set has them."""
+        return (sample for *sample, is_read in map(self.__getitem__, range(len(self))) if is_read)
+
+    def _note(self, number: int, error: UnreadableImage) -> None:
+        if self._unreadable[number]:
+            return
+        self._unreadable[number] = True
+        count = int(self._unreadable.sum())
+        if are_too_many(count, len(self)):
+            raise RunError(f"{error}; at least {count} of {len(self)} images cannot be: mend or remove them")
+        print(f"skipped: {error}", file=sys.stderr, flush=True)
+
+
+def load_tolerant(data: Any, batch_size: int, workers: int, *, shuffle: bool = False) -> DataLoader[Any]:
+    """Load batches of a data set's samples as :class:`Tolerant` gives them."""
+    return DataLoader(Tolerant(data), batch_size, shuffle, **loading(workers))
