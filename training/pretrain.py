@@ -36,6 +36,7 @@ from training.pretraining.recipes import parse
 from training.pretraining.result import finish, save_baseline
 from training.pretraining.watch import Watch
 
+LAYERS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BASELINE = 20  # batches that the BatchNorm statistics of the random-init baseline are estimated from
 
 
@@ -57,7 +58,8 @@ def start(job: Pretraining) -> None:
     run.open("slotcon", {"images": len(job.images), "steps": run.schedule.total_steps, "peak_lr": recipe.peak_lr})
     if run.fresh and job.showcase.held_out:
         baseline = copy.deepcopy(job.slotcon)
-        recalibrate_batchnorm(baseline.teacher, views(job, range(BASELINE)))
+        with run.accelerator.autocast():
+            recalibrate_batchnorm(baseline.teacher, views(job, range(BASELINE)))
         if run.is_main:
             save_baseline(run.folder, baseline, job.showcase)
 
@@ -79,7 +81,7 @@ def fit(job: Pretraining, watch: Watch) -> None:
             slotcon.update_teacher(momentum)
         for batch in step.micro_batches():
             unreadable.add(batch.pop("unreadable"))
-            inputs = to_device(batch, accelerator.device, memory_format(slotcon))
+            inputs = to_device(batch, accelerator, memory_format(slotcon))
             recompute = recipe.grad_checkpointing
             out = forward_backward(accelerator, run.model, slotcon, inputs, share=step.share, recompute=recompute)
             step.add(metrics(out))
@@ -121,7 +123,7 @@ def load(job: Pretraining, steps: range) -> Any:
 def views(job: Pretraining, steps: range) -> Iterator[Tensor]:
     """Yield as many batches of views as there are steps, B x 3 x S x S, both of a pair in turn."""
     for batch in itertools.islice(load(job, steps), len(steps)):
-        yield from to_device(batch, job.run.accelerator.device, memory_format(job.slotcon))[0]
+        yield from to_device(batch, job.run.accelerator, memory_format(job.slotcon))[0]
 
 
 def noise(job: Pretraining) -> tuple[Any, Any, Any]:
@@ -129,6 +131,7 @@ def noise(job: Pretraining) -> tuple[Any, Any, Any]:
     recipe, device = job.recipe, job.run.accelerator.device
     batch = recipe.micro_batch(job.run.accelerator.num_processes)
     view = torch.randn(batch, 3, recipe.view_size, recipe.view_size, device=device)
+    view = view.to(LAYERS[job.run.accelerator.mixed_precision])
     box, flip = torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(batch, 4), view.new_zeros(batch).bool()
     return (view, view), (box, box), (flip, flip)
 
@@ -172,11 +175,15 @@ def forward_backward(
     return outputs[0] + outputs[1]
 
 
-def to_device(batch: dict[str, Tensor], device: torch.device, layout: torch.memory_format) -> tuple[Any, Any, Any]:
-    """Send a batch to the device, colour its views there, and return views, boxes and flips as pairs."""
+def to_device(batch: dict[str, Tensor], accelerator: Accelerator, layout: torch.memory_format) -> tuple[Any, Any, Any]:
+    """Send a batch to the device, colour its views there, and return views, boxes and flips as pairs.
+
+    Views come in the precision of the layers: what autocast would make of them in each forward.
+    """
+    device = accelerator.device
     crops = batch["views"].to(device, non_blocking=True)
     views = color.apply(crops.flatten(0, 1), batch["color"].flatten(0, 1))
-    views = views.contiguous(memory_format=layout)
+    views = views.to(LAYERS[accelerator.mixed_precision], memory_format=layout)
     boxes, flips = (batch[key].to(device, non_blocking=True) for key in ("boxes", "flips"))
     return tuple(views.chunk(2)), tuple(boxes), tuple(flips)
 

@@ -11,6 +11,7 @@ from slotcon_hub.export.teacher import backbone_model, prototype_model
 from slotcon_hub.models.backbone import create_backbone
 from training.engine.errors import first_line
 from training.engine.memory_format import make_channels_last
+from training.engine.pooling import pool_before_relu
 from training.pretraining.recipes import Recipe
 
 __all__ = ["build"]
@@ -38,6 +39,9 @@ def build(recipe: Recipe, processes: PartialState, *, pretrained: bool = False) 
         raise ValueError(f"{refused} ({first_line(error)}): take another --backbone") from None
     if recipe.channels_last:
         make_channels_last(slotcon, processes.device)
+    if not recipe.compile:  # which does so itself
+        for network in (slotcon.student, slotcon.teacher):
+            pool_before_relu(network.backbone)
     if processes.num_processes > 1:
         distributed.synchronize_batchnorm(slotcon, processes.device.type)
     if recipe.grad_checkpointing:

@@ -197,7 +197,7 @@ class _Trained:
 
     def step(self, lap: Callable[[str], None] = lambda part: None) -> Tensor:
         """Take a step, and name each part when it is over; return the active slots a view."""
-        inputs = to_device(self.views, self.accelerator.device, memory_format(self.slotcon))
+        inputs = to_device(self.views, self.accelerator, memory_format(self.slotcon))
         lap("views to the device, colours")
         self.slotcon.update_teacher(0.99)
         lap("teacher follows the student")
