@@ -175,7 +175,9 @@ def forward_backward(
     return outputs[0] + outputs[1]
 
 
-def to_device(batch: dict[str, Tensor], accelerator: Accelerator, layout: torch.memory_format) -> tuple[Any, Any, Any]:
+def to_device(
+    batch: dict[str, Tensor], accelerator: Accelerator, layout: torch.memory_format
+) -> tuple[Any, Any, Any]:
     """Send a batch to the device, colour its views there, and return views, boxes and flips as pairs.
 
     Views come in the precision of the layers: what autocast would make of them in each forward.
