@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from training.evaluation import command
@@ -41,50 +41,77 @@ class LinearProbe(Probe):
 def linear(
     features: Callable[[int], Features],
     test: Features,
+    accelerator: Accelerator,
     *,
     epochs: int = 90,
     base_lr: float = 0.1,
     batch_size: int = 1024,
-    quiet: bool = False,
 ) -> float:
-    """Train a linear classifier, and measure it.
+    """Train a linear classifier on the device of the main process, and measure it; all processes call it together.
 
     Args:
-        features: epoch to training features, in the same order of images.
+        features: epoch to training features, in the same order of images; called by all processes.
         test: what is classified.
+        accelerator: says the device, and which of the processes this is.
         epochs: passes over the training features.
         base_lr: learning rate of a batch of 256.
         batch_size: larger than the data set means all of it.
-        quiet: show no progress bar.
 
     Returns:
-        Top-1 accuracy in [0, 1].
+        Top-1 accuracy in [0, 1], the same on all processes.
     """
-    generator = torch.Generator().manual_seed(0)
-    train = features(0)
-    classifier = nn.Linear(train.values.shape[1], int(train.labels.max()) + 1)
-    nn.init.normal_(classifier.weight, std=0.01, generator=generator)
-    nn.init.zeros_(classifier.bias)
+    main, train = accelerator.is_main_process, features(0)
     batch_size = min(batch_size, len(train.labels))
-    lr = base_lr * batch_size / 256
-    optimizer = torch.optim.SGD(classifier.parameters(), lr, momentum=0.9)
-    for epoch in tqdm(range(epochs), "classifier", leave=False, disable=quiet):
+    classifier = _Classifier(train, base_lr * batch_size / 256, accelerator.device)
+    for epoch in tqdm(range(epochs), "classifier", leave=False, disable=not main):
         train = features(epoch) if epoch else train
-        for group in optimizer.param_groups:
-            group["lr"] = lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
-        for rows in torch.randperm(len(train.labels), generator=generator).split(batch_size):
-            loss = F.cross_entropy(classifier(train.values[rows]), train.labels[rows])
-            optimizer.zero_grad()
+        if main:
+            classifier.train(train, batch_size, (1 + math.cos(math.pi * epoch / epochs)) / 2)
+        accelerator.wait_for_everyone()  # in each epoch, or the others would give up waiting for a long training
+    found = classifier.accuracy(test) if main else torch.zeros((), device=accelerator.device)
+    return float(accelerator.reduce(found, "sum"))
+
+
+class _Classifier:
+    """A linear layer on a device, and its optimiser."""
+
+    def __init__(self, train: Features, lr: float, device: torch.device) -> None:
+        """Initialise for the width and the classes of features."""
+        self.generator = torch.Generator().manual_seed(0)
+        self.layer = nn.Linear(train.values.shape[1], int(train.labels.max()) + 1)
+        nn.init.normal_(self.layer.weight, std=0.01, generator=self.generator)
+        nn.init.zeros_(self.layer.bias)
+        self.layer.to(device)
+        self.lr, self.device = lr, device
+        self.optimizer = torch.optim.SGD(self.layer.parameters(), lr, momentum=0.9)
+        self._kept: tuple[Features, Tensor, Tensor] | None = None
+
+    def train(self, train: Features, batch_size: int, factor: float) -> None:
+        """Take the steps of an epoch, with a fraction of the learning rate."""
+        if self._kept is None or self._kept[0] is not train:  # the same in all epochs are sent to the device once
+            self._kept = None
+            self._kept = train, train.values.to(self.device), train.labels.to(self.device)
+        _, values, labels = self._kept
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * factor
+        order = torch.randperm(len(labels), generator=self.generator).to(self.device)
+        for rows in order.split(batch_size):
+            loss = F.cross_entropy(self.layer(values[rows]), labels[rows])
+            self.optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
-    with torch.inference_mode():
-        return float((classifier(test.values).argmax(1) == test.labels).float().mean())
+            self.optimizer.step()
+
+    @torch.inference_mode()
+    def accuracy(self, test: Features) -> Tensor:
+        """Top-1 accuracy in [0, 1], on the device."""
+        found = self.layer(test.values.to(self.device)).argmax(1)
+        return (found == test.labels.to(self.device)).float().mean()
 
 
 def measure(
     model: Any, train: Labeled, test: Labeled, accelerator: Accelerator, probe: LinearProbe
 ) -> dict[str, float]:
-    """Extract features and train the classifier on them, alike on every process."""
+    """Extract features and train the classifier on them."""
 
     def features(part: Labeled, epoch: int | None) -> Features:
         return extract(model, part, accelerator, epoch=epoch, batch_size=probe.batch_size, workers=probe.workers)
@@ -93,10 +120,10 @@ def measure(
     accuracy = linear(
         lambda epoch: once or features(train, epoch),
         features(test, None),
+        accelerator,
         epochs=probe.epochs,
         base_lr=probe.base_lr,
         batch_size=probe.train_batch_size,
-        quiet=not accelerator.is_main_process,
     )
     return {"linear": accuracy}
 

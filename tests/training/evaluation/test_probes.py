@@ -98,10 +98,40 @@ def test_a_linear_classifier_separates_what_can_be_separated():
     labels = torch.arange(600) % 3
     values = torch.randn(600, 8) + 4 * torch.nn.functional.one_hot(labels, 8)
     separable, noise = Features(values, labels), Features(torch.randn(600, 8), labels)
-    asked = []
-    assert linear(lambda epoch: asked.append(epoch) or separable, separable, epochs=20, batch_size=64) > 0.97
+    asked, accelerator = [], Accelerator(cpu=True)
+    remember = lambda epoch: asked.append(epoch) or separable  # noqa: E731
+    assert linear(remember, separable, accelerator, epochs=20, batch_size=64) > 0.97
     assert asked == list(range(20))
-    assert linear(lambda _: noise, Features(torch.randn(600, 8), labels), epochs=5, batch_size=64) < 0.45
+    other = Features(torch.randn(600, 8), labels)
+    assert linear(lambda _: noise, other, accelerator, epochs=5, batch_size=64) < 0.45
+
+
+TRAINED = """
+import os
+import torch
+from accelerate import Accelerator
+from training.evaluation.features import Features
+from training.evaluation.linear import linear
+
+torch.manual_seed(1)
+train, test = (Features(torch.randn(n, 20), torch.arange(n) % 4) for n in (31, 45))
+accelerator = Accelerator()
+steps, step = [], torch.optim.SGD.step
+torch.optim.SGD.step = lambda *a, **k: steps.append(1) or step(*a, **k)
+found = linear(lambda _: train, test, accelerator, epochs=3, batch_size=10)
+assert len(steps) == (12 if accelerator.is_main_process else 0)
+os.write(1, f'{found}\\n'.encode())  # in one piece, beside the other process
+"""
+
+
+def test_the_classifier_is_trained_once(tmp_path):
+    (tmp_path / "trained.py").write_text(TRAINED)
+    one, two = (
+        launched(tmp_path / str(processes), [tmp_path / "trained.py"], processes=processes) for processes in (1, 2)
+    )
+    said = [float(line) for line in two.splitlines() if line.startswith("0.")]
+    assert said == 2 * [float(line) for line in one.splitlines() if line.startswith("0.")]
+    assert len(said) == 2
 
 
 def test_features_are_each_image_once_and_in_order(data, model):
