@@ -17,7 +17,8 @@ Write a pretrained model for another library: the file or folder that it loads.
   torchvision  a state dict for torchvision.models.resnet50 and the like (.pth)
   detectron2   for MODEL.WEIGHTS (.pkl)
   mmseg        for init_cfg of MMSegmentation's and MMDetection's ResNet (.pth)
-  onnx         batch, height and width free, checked with ONNX Runtime; needs "slotcon-hub[onnx]"
+  onnx         batch, height and width free (of a model for one size, batch alone), checked with ONNX Runtime;
+               needs "slotcon-hub[onnx]"
   timm         a folder for timm.create_model("local-dir:..."), which can be published as it is
 
 The first three take ResNets without a deep stem, and of a prototype model its backbone.

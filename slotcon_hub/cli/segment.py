@@ -91,7 +91,7 @@ def _segment(options: argparse.Namespace) -> None:
     ratio = 1 + watch.seconds["segments"] / watch.seconds["network"]
     print(f"\n{watch.summary()}; network and segments: {ratio:.2f} x the network alone")
     if sizes.only:
-        print(f"{options.model} takes images {sizes}")
+        print(f"{options.model} takes images {sizes}: all are resized to that")
     print(f"{options.output} holds overlay, index and numbers of each")
 
 

@@ -1,6 +1,6 @@
 """A timm model as one ONNX file, checked against torch before it is there.
 
-Dimensions: B images, C channels, K prototypes, S the side of an image.
+Dimensions: B images, C channels, K prototypes, H x W pixels.
 """
 
 import copy
@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slotcon_hub.models.sizes import Sizes, find_sizes
+
 __all__ = ["to_onnx"]
 
 
 def to_onnx(model: nn.Module, path: str | Path, *, size: int, opset: int = 18) -> Path:
-    """Export a convolutional model in eval mode and float32; batch, height and width stay free.
+    """Export a model in eval mode and float32; batch, height and width stay free, if it takes more than one size.
 
-    The file has one input, ``images`` (B x C x S x S, normalised as in training), and one ``output``: what the
+    The file has one input, ``images`` (B x C x H x W, normalised as in training), and one ``output``: what the
     model returns, such as B x C features, or B x K x H x W similarities with ``global_pool=''``. It holds the
     weights, and neither the names nor the lines of source files, which the exporter would add. ONNX Runtime has
     agreed with torch on other batches and sizes than the exporter saw, or no file is written.
@@ -26,7 +28,7 @@ def to_onnx(model: nn.Module, path: str | Path, *, size: int, opset: int = 18) -
     Args:
         model: a backbone or a prototype model; it is copied, not changed.
         path: replaced if it exists; its folder is made.
-        size: S in pixels, of the images that the export and the check are made with.
+        size: side in pixels of the images that the export is made with, and about that of those of the check.
         opset: version of ONNX's operators; at least 18, the oldest that torch writes.
 
     Returns:
@@ -34,7 +36,7 @@ def to_onnx(model: nn.Module, path: str | Path, *, size: int, opset: int = 18) -
 
     Raises:
         ImportError: onnx, onnxscript or onnxruntime is not installed.
-        ValueError: ``size`` or ``opset`` is out of range, or the model accepts one size only.
+        ValueError: ``opset`` is out of range, or the model does not take images of ``size``.
         RuntimeError: torch cannot export the model, or ONNX Runtime disagrees with torch.
     """
     absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -47,25 +49,30 @@ def to_onnx(model: nn.Module, path: str | Path, *, size: int, opset: int = 18) -
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     net: Any = copy.deepcopy(model).cpu().float().eval()
-    examples = _examples(net, size)
+    sizes = find_sizes(net)
+    shape = sizes.nearest(size, size)
+    if size not in shape:
+        raise ValueError(f"size={size}, but {type(net).__name__} takes images {sizes}: use size={shape[0]}")
+    examples = _examples(net, *shape, sizes)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
         file = Path(scratch) / path.name
-        _write(net, file, size, opset)
+        _write(net, file, *shape, opset, free=sizes.only is None)
         _check(file, examples)
         file.replace(path)
     return path
 
 
-def _write(net: nn.Module, file: Path, size: int, opset: int) -> None:
+def _write(net: nn.Module, file: Path, height: int, width: int, opset: int, *, free: bool) -> None:
+    sides = {2: "height", 3: "width"} if free else {}
     try:
         program = torch.onnx.export(
             net,
-            (_images(net, 2, size, size),),  # of a batch of one, torch would take the one for a constant
+            (_images(net, 2, height, width),),  # of a batch of one, torch would take the one for a constant
             dynamo=True,
             opset_version=opset,
             input_names=["images"],
             output_names=["output"],
-            dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+            dynamic_shapes=({0: "batch", **sides},),
             verbose=False,
         )
     except torch.onnx.OnnxExporterError as error:
@@ -80,10 +87,13 @@ def _write(net: nn.Module, file: Path, size: int, opset: int) -> None:
     program.save(file, external_data=False)
 
 
-def _examples(net: nn.Module, size: int) -> list[tuple[Tensor, Tensor]]:
+def _examples(net: nn.Module, height: int, width: int, sizes: Sizes) -> list[tuple[Tensor, Tensor]]:
     """Images of other batches and sizes than the exporter sees, and what torch makes of them."""
     examples = []
-    for shape in ((1, size, size + 24), (3, size + 33, size)):
+    wider, higher = ((pixels + sizes.step - 1) // sizes.step * sizes.step for pixels in (24, 33))
+    if sizes.only:
+        wider = higher = 0
+    for shape in ((1, height, width + wider), (3, height + higher, width)):
         x = _images(net, *shape)
         try:
             with torch.no_grad():

@@ -35,11 +35,11 @@ class Sizes:
 
     def __str__(self) -> str:
         if self.only:
-            return f"of {self.only[1]} x {self.only[0]} pixels only, to which all are resized"
+            return f"of {self.only[1]} x {self.only[0]} pixels only"
         least = f", at least {self.least} pixels a side" if self.least > self.step else ""
         if self.step == 1:
             return f"of any size{least}"
-        return f"whose sides {self.step} pixels divide{least}, to which all are resized"
+        return f"whose sides {self.step} pixels divide{least}"
 
     def nearest(self, height: int, width: int) -> tuple[int, int]:
         """The size that is taken in place of H x W."""

@@ -80,6 +80,26 @@ def test_the_model_stays_as_it_is(exported):
     assert all(torch.equal(value, exported.before[key]) for key, value in exported.model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("name", "sides", "shapes"),
+    [
+        ("test_vit", ["height", "width"], [(2, 3, 32, 48), (1, 3, 96, 64)]),
+        ("test_vit_relpos", [SIDE, SIDE], [(2, 3, SIDE, SIDE), (1, 3, SIDE, SIDE)]),
+    ],
+)
+@torch.no_grad()
+def test_a_model_of_patches_is_exported_for_all_sizes_that_it_takes(tmp_path, runtime, name, sides, shapes):
+    model = timm.create_model(name, num_classes=0, img_size=SIDE, depth=1).eval()
+    path = to_onnx(model, tmp_path / "model.onnx", size=SIDE)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, *sides]
+    for shape in shapes:
+        x = torch.randn(shape)
+        torch.testing.assert_close(run(runtime, path, x), model(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=rf"size=58, but .* takes images .*: use size={SIDE}$"):
+        to_onnx(model, path, size=58)
+
+
 class Gray(nn.Module):
     """A network of one channel, small enough for an export without a wait."""
 
