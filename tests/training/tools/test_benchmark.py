@@ -148,3 +148,17 @@ def test_busy_prints_both_kinds_of_waiting(capsys):
     assert out.count("alone, sleeping costs") == 2
     with pytest.raises(SystemExit, match=r"^error: measure 1 round or more"):
         main(["busy", "--rounds", "0"])
+
+
+def test_segmentation_stands_beside_deeplab(capsys):
+    """Bytes are the same on any machine: at most 0.8 of DeepLabV3's at either stride."""
+    main(["segmentation", "--crop", "129", "--rounds", "1", "--image", "40", "60"])
+    found = rows(capsys.readouterr().out)
+    bytes_of = {row[0]: float(row[4]) for row in found if len(row) == 5}
+    assert bytes_of.pop("ours, output stride 16") == 1
+    assert len(bytes_of) == 2
+    assert max(bytes_of.values()) <= 0.8
+    windows = {row[0]: float(row[2]) for row in found if len(row) == 3}
+    assert windows.keys() == {"a test", "its forwards alone"}
+    with pytest.raises(SystemExit, match="error: measure 1 round or more"):
+        main(["segmentation", "--batch-size", "1"])

@@ -4,13 +4,14 @@ from typing import Any
 
 import tyro
 
-from training.tools.benchmark import busy, data, listing, step
+from training.tools.benchmark import busy, data, listing, segmentation, step
 
 SUBJECTS: dict[str, Any] = {
     "data": data.benchmark,
     "listing": listing.benchmark,
     "step": step.benchmark,
     "busy": busy.benchmark,
+    "segmentation": segmentation.benchmark,
 }
 
 

@@ -1,0 +1,162 @@
+"""The segmentation network of VOC beside DeepLabV3, and sliding windows beside the forwards that they need."""
+
+import gc
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor, nn
+
+from training.engine.words import show
+from training.tools.benchmark.memory import LiveBytes
+from training.tools.benchmark.step import _machine
+from training.transfer.semantic.evaluation import Predictor, windows
+from training.transfer.semantic.model import FCN, create_backbone, pixel_loss
+from training.transfer.semantic.recipes import CITYSCAPES, VOC
+
+__all__ = ["benchmark"]
+
+CLASSES = {"voc": 21, "cityscapes": 19}
+CFG = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def benchmark(
+    encoder: str = "resnet50",
+    crop: int = VOC.crop,
+    batch_size: int = 2,
+    image: tuple[int, int] = (1024, 2048),
+    rounds: int = 5,
+) -> None:
+    """Print what a training step costs beside segmentation_models_pytorch's DeepLabV3, and a test by windows.
+
+    All have the same encoder, batch and crop, in float32, and SGD with momentum; rounds alternate between them.
+    "GB of tensors" counts all storages that live at the peak of a step: weights, gradients, momentum, activations.
+    A test of an image by Cityscapes' windows stands beside the forwards of the same windows alone.
+
+    Args:
+        encoder: a name that timm and segmentation_models_pytorch both know.
+        crop: side in pixels.
+        batch_size: images.
+        image: height and width of the test image.
+        rounds: of each, whose median is shown.
+
+    Raises:
+        ValueError: a number is too small, or segmentation_models_pytorch is not installed.
+    """
+    if min(crop, rounds, *image) < 1 or batch_size < 2:
+        raise ValueError("measure 1 round or more, of 2 images or more, of at least 1 pixel")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    contenders = _contenders(encoder, crop, batch_size, device)
+    times = _alternate({name: contender.step for name, contender in contenders.items()}, rounds, device)
+    bytes_ = {name: contender.peak() for name, contender in contenders.items()}
+    ours = next(iter(times))
+    table = Table("a training step", "ms", "GB of tensors", "ours / this, time", "ours / this, bytes")
+    for name in times:
+        ratios = (f"{values[ours] / values[name]:.2f}" for values in (times, bytes_))
+        table.add_row(name, f"{times[name]:,.0f}", f"{bytes_[name] / 1e9:.2f}", *ratios)
+    show(f"{encoder}, {batch_size} crops of {crop} px, {rounds} rounds, {_machine(device)}", table)
+    del contenders
+    gc.collect()
+    _show_windows(encoder, image, rounds, device)
+
+
+class _Contender:
+    """A network that is trained on one batch again and again."""
+
+    def __init__(self, net: nn.Module, loss: Callable[[nn.Module], Tensor], batch: list[Tensor]) -> None:
+        self.net, self.loss, self.batch = net.train(), loss, batch
+        self.optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
+
+    def step(self) -> None:
+        self.loss(self.net).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def peak(self) -> int:
+        """Bytes of all tensors at the peak of a step, once there is momentum."""
+        momentum = [value for state in self.optimizer.state.values() for value in state.values()]
+        with LiveBytes(self.net, *self.batch, *(one for one in momentum if isinstance(one, Tensor))) as tensors:
+            self.step()
+        return tensors.peak
+
+
+def _contenders(encoder: str, crop: int, batch_size: int, device: torch.device) -> dict[str, _Contender]:
+    try:
+        import segmentation_models_pytorch as smp
+    except ImportError:
+        raise ValueError(
+            "segmentation_models_pytorch is missing: pip install segmentation-models-pytorch"
+        ) from None
+    classes = CLASSES["voc"]
+    x = torch.randn(batch_size, 3, crop, crop, device=device).contiguous(memory_format=torch.channels_last)
+    truth = torch.randint(0, classes, (batch_size, crop, crop), device=device)
+
+    def own_loss(net: nn.Module) -> Tensor:
+        return pixel_loss(net(x).logits, truth, align_corners=VOC.align_corners)
+
+    def their_loss(net: nn.Module) -> Tensor:
+        scores = net(x)
+        if scores.shape[2:] != truth.shape[1:]:
+            scores = F.interpolate(scores, truth.shape[1:], mode="bilinear")
+        return F.cross_entropy(scores, truth)
+
+    backbone = create_backbone(encoder, VOC.output_stride, pretrained=False)
+    nets: dict[str, tuple[nn.Module, Any]] = {
+        "ours, output stride 16": (FCN(backbone, classes, VOC.head), own_loss)
+    }
+    for stride in (16, 8):
+        net = smp.DeepLabV3(encoder, encoder_weights=None, encoder_output_stride=stride, classes=classes)
+        net.requires_divisible_input_shape = False  # 513 is 32 cells and a pixel
+        usual = ", as it comes" if stride == 8 else ""
+        nets[f"DeepLabV3, output stride {stride}{usual}"] = (net, their_loss)
+    return {
+        name: _Contender(net.to(device, memory_format=torch.channels_last), loss, [x, truth])
+        for name, (net, loss) in nets.items()
+    }
+
+
+def _show_windows(encoder: str, image: tuple[int, int], rounds: int, device: torch.device) -> None:
+    recipe = CITYSCAPES
+    backbone = create_backbone(encoder, recipe.output_stride, pretrained=False)
+    net = FCN(backbone, CLASSES["cityscapes"], recipe.head).eval()
+    net.to(device, memory_format=torch.channels_last)
+    predictor = Predictor(net, CFG, window=recipe.window, stride=recipe.window_stride)
+    pixels = torch.randint(0, 256, (3, *image), dtype=torch.uint8)
+    assert recipe.window is not None
+    assert recipe.window_stride is not None
+    parts = list(windows(*image, recipe.window, recipe.window_stride))
+    inputs = [torch.randn(1, 3, image[0], image[1], device=device)[:, :, rows, columns] for rows, columns in parts]
+
+    def forwards() -> None:
+        with torch.inference_mode():
+            for x in inputs:
+                net(x)
+
+    times = _alternate({"a test": lambda: predictor(pixels), "its forwards alone": forwards}, rounds, device)
+    table = Table(f"{image[1]} x {image[0]} px, {len(parts)} windows", "ms", "ratio")
+    for name, taken in times.items():
+        table.add_row(name, f"{taken:,.0f}", f"{taken / times['its forwards alone']:.2f}")
+    show(table)
+
+
+def _alternate(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Median milliseconds of each call, called in turn, after one round that is not measured."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            start = _clock(device)
+            call()
+            if number:
+                taken[name].append(_clock(device) - start)
+    return {name: median(values) for name, values in taken.items()}
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return 1000 * time.perf_counter()
