@@ -72,13 +72,15 @@ def export(model: SlotCon, folder: str | Path, *, input_size: int, trained: str)
         save_model(prototype_model(model), staging / "prototypes", input_size)
         for part in staging.iterdir():
             config = json.loads((part / "config.json").read_text())
+            # Not num_features, which timm writes: a few models pool to another width than their map has.
+            config["features"] = model.teacher.backbone.head_hidden_size
             (part / "README.md").write_text(_readme(config, part.name, trained, model.teacher.returns_map))
     return folder
 
 
 def _readme(config: dict[str, Any], kind: str, trained: str, returns_map: bool) -> str:
     if kind == "backbone":
-        what = f"A {config['architecture']} backbone ({config['num_features']} channels, no classifier)"
+        what = f"A {config['architecture']} backbone ({config['features']} features, no classifier)"
         inside = "forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]"
         dense = "forward_features(x)" if returns_map else inside
         needs, output = "import timm", f"B x C features; model.{dense} gives the map"

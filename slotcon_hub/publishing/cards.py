@@ -102,7 +102,7 @@ def _of_network(net: Any, on: str) -> dict[str, str]:
     backbone = net.backbone if has_prototypes else net
     plain = plain_timm(backbone.pretrained_cfg["architecture"])[0]
     what = f"A backbone (timm's `{plain}`, without classifier)"
-    output = f"{net.num_features} features, or the backbone's maps"
+    output = f"{net.head_hidden_size} features, or the backbone's maps"
     if has_prototypes:
         what = f"A backbone (timm's `{plain}`) with a projector and {net.num_classes} semantic prototypes"
         output = (

@@ -150,7 +150,8 @@ def _config(folder: Path) -> str:
             raise ValueError(
                 f"{store.CONFIG} has {key}={config.get(key)!r}, and {name} has {value!r}: publish it again"
             )
-    return f"{config['architecture']}, {config['num_features']} channels"
+    output = f"{config['num_classes']} prototypes" if has_prototypes(name) else f"{config['num_features']} features"
+    return f"{config['architecture']}, {output}"
 
 
 def _card(folder: Path) -> str:

@@ -251,5 +251,7 @@ def test_any_timm_backbone_with_a_map(name, tmp_path):
     config = json.loads((folder / "backbone/config.json").read_text())["pretrained_cfg"]
     with torch.no_grad():
         torch.testing.assert_close(dense(x), model.teacher(x)[1])
+        width = timm.create_model(f"local-dir:{folder}/backbone", pretrained=True).eval()(x).shape[1]
+    assert f"({width} features, no classifier)" in (folder / "backbone/README.md").read_text()
     assert config["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert config["interpolation"] == "bicubic"
