@@ -18,6 +18,7 @@ __all__ = [
     "check_trainable",
     "create_backbone",
     "eval_mode",
+    "headless_args",
     "intermediate_map",
     "mean_pooling_args",
     "names_weights",
@@ -45,16 +46,9 @@ def create_backbone(name: str, size: int | None = None, *, pretrained: bool = Fa
         ValueError: timm has no such model, or cannot make it without a head or for this size, or the weights are
             not to be had.
     """
-    headless: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
     try:
-        if size is not None:
-            with torch.device("meta"):  # only to see what it must know
-                model: Any = timm.create_model(name, **headless)
-            if model.pretrained_cfg.get("fixed_input_size"):
-                headless["img_size"] = size
-                if "dynamic_img_size" in inspect.signature(type(model)).parameters:
-                    headless["dynamic_img_size"] = True
-        backbone = timm.create_model(name, **headless)
+        arguments = headless_args(name, size)
+        backbone = timm.create_model(name, **arguments)
     except (RuntimeError, OSError, AssertionError, TypeError) as error:
         raise ValueError(
             f"timm cannot make the backbone {name!r} ({error}): timm.list_models() names those there are"
@@ -62,13 +56,30 @@ def create_backbone(name: str, size: int | None = None, *, pretrained: bool = Fa
     if not pretrained:
         return backbone
     try:
-        return timm.create_model(name, pretrained=True, **headless)
+        return timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # of whatever HTTP library the Hub's client has
         reason = " ".join((str(error) or type(error).__name__).split())
         raise ValueError(
             f"the weights {name} are not to be had ({reason}): connect to the Hub, or name the backbone without "
             "its tag, to start from random weights"
         ) from None
+
+
+def headless_args(name: str, size: int | None = None) -> dict[str, Any]:
+    """Arguments with which timm makes a model without its head, as :func:`create_backbone` has it.
+
+    Raises:
+        RuntimeError, OSError, AssertionError, TypeError: timm cannot make it.
+    """
+    arguments: dict[str, Any] = {"num_classes": 0, "global_pool": ""}
+    if size is not None:
+        with torch.device("meta"):  # only to see what it must know
+            model: Any = timm.create_model(name, **arguments)
+        if model.pretrained_cfg.get("fixed_input_size"):
+            arguments["img_size"] = size
+            if "dynamic_img_size" in inspect.signature(type(model)).parameters:
+                arguments["dynamic_img_size"] = True
+    return arguments
 
 
 @torch.no_grad()

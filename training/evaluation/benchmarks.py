@@ -11,7 +11,7 @@ import numpy as np
 from training.data import scenes
 from training.data.masks import IGNORE, CenterSquare, LabeledImages
 
-__all__ = ["COCO_STUFF", "Benchmark", "coco_stuff", "coco_stuff_classes", "curated", "open_benchmark"]
+__all__ = ["COCO_STUFF", "Benchmark", "coco_stuff", "coco_stuff_classes", "curated", "open_benchmark", "read_names"]
 
 COCO_STUFF, SCENES = "coco-stuff:", "scenes"
 FACTS = Path(__file__).parent / "data"
@@ -64,6 +64,18 @@ def open_benchmark(data: str, *, masks: Path | None, names: Path | None, split: 
     return _folder(Path(data).expanduser(), masks, names, size)
 
 
+def read_names(file: Path) -> tuple[str, ...]:
+    """Read the names of classes, one a line.
+
+    Raises:
+        ValueError: there are none, or more than a mask can number.
+    """
+    classes = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
+    if not 0 < len(classes) <= IGNORE:
+        raise ValueError(f"{file} has {len(classes)} names: one a line, 1 to {IGNORE} of them")
+    return classes
+
+
 def _square(size: int | None) -> CenterSquare | None:
     return CenterSquare(size) if size else None
 
@@ -81,9 +93,7 @@ def _folder(images: Path, masks: Path, names: Path | None, size: int | None) -> 
         raise ValueError(f"there is no folder {masks} for --masks")
     classes, labels = None, None
     if names:
-        classes = tuple(line.strip() for line in names.read_text().splitlines() if line.strip())
-        if not 0 < len(classes) <= IGNORE:
-            raise ValueError(f"{names} has {len(classes)} names: one a line, 1 to {IGNORE} of them")
+        classes = read_names(names)
         labels = {i: i for i in range(len(classes))}
     return Benchmark(LabeledImages(images, masks, labels=labels, transform=_square(size)), size, classes)
 

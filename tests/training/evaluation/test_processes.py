@@ -3,9 +3,12 @@
 import json
 
 import numpy as np
+import pytest
+import timm
 from launched import launched
 from PIL import Image
 
+from slotcon_hub.models.saving import save_model
 from training.evaluation import activity, segmentation
 
 IMAGES = 7  # neither processes nor batches divide them
@@ -42,3 +45,31 @@ def test_two_processes_give_the_numbers_of_one(prototypes, here, tmp_path):
         assert one == two
         for figure in (tmp_path / f"one-{name}").iterdir():
             assert figure.read_bytes() == (tmp_path / f"two-{name}" / figure.name).read_bytes()
+
+
+DENSE = {"in_context": ["--memory", 30, 100]}
+"""The protocols on dense features, and their options."""
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_protocols_give_the_same_numbers_in_two_processes(name, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, number in (("train", IMAGES), ("val", 5)):
+        for i in range(number):
+            for kind, shape in (("images", (40, 50, 3)), ("masks", (40, 50))):
+                (tmp_path / kind / split).mkdir(parents=True, exist_ok=True)
+                pixels = rng.choice([0, 1, 3, 255] if kind == "masks" else 256, shape)
+                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / kind / split / f"{i}.png")
+    save_model(timm.create_model("slotcon_nano", num_classes=0).eval(), tmp_path / "model", 64)
+    options = ["--models", tmp_path / "model", "--data", tmp_path / "images", "--masks", tmp_path / "masks"]
+    options += ["--size", 64, "--batch-size", 2, "--workers", 0, "--baseline", *DENSE[name]]
+    results = []
+    for processes in (1, 2):
+        file = tmp_path / f"{processes}.json"
+        words = [f"training.evaluation.{name}", *options, "--output", file]
+        said = launched(tmp_path / f"of {processes}", words, processes=processes)
+        assert said.count(f"{name} on") == 1
+        results.append(json.loads(file.read_text()))
+    one, two = results
+    assert one.pop("settings") != two.pop("settings")
+    assert one == two
