@@ -12,7 +12,7 @@ from faster_coco_eval import mask as coco_mask
 from rich.table import Column, Table
 from torch.utils.data import DataLoader, Dataset
 
-from slotcon_hub.distributed import gather_objects, rank, share, world_size
+from slotcon_hub.distributed import gather_objects, rank, shard_batches, world_size
 from slotcon_hub.files import atomic_write
 from slotcon_hub.models.backbone import eval_mode
 from training.engine.signals import loading
@@ -59,7 +59,7 @@ def detect_all(
         Results in COCO's format, in order of images; on process 0 alone.
     """
     device = next(model.parameters()).device
-    numbers = [n for part in share(len(images), 1, rank(), world_size()) for n in part]
+    numbers = [n for part in shard_batches(len(images), 1, rank(), world_size()) for n in part]
     seen = _TestImages(images, numbers, model.config.test_side, model.config.longest_side)
     found: list[tuple[int, list[dict[str, Any]]]] = []
     with eval_mode(model):

@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from slotcon_hub.images import decode, printable
+from training.data.plan import SAMPLES
+from training.engine.errors import RunError
 from training.transfer.mask_rcnn.coco import CocoImages, Instance, Record
 from training.transfer.mask_rcnn.resize import resize, resized_size
 from training.transfer.mask_rcnn.target import Mask, Target
 
 __all__ = ["AspectBatches", "Batch", "Examples", "collate", "read_image"]
 
-ORDERS, SAMPLES = 0, 1  # streams of random numbers that never meet
+ORDERS = 0  # a stream of random numbers, as of training.data.plan
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,15 @@ def read_image(record: Record) -> np.ndarray:
     """H x W x 3, uint8, red, green, blue.
 
     Raises:
-        ValueError: it cannot be read, or is of another size than the data set says; it names the file.
+        RunError: it cannot be read, or is of another size than the data set says; it names the file.
     """
     try:
         image = decode(record.path.read_bytes()).permute(1, 2, 0).numpy()
     except OSError as error:
-        raise ValueError(f"{printable(record.path)} cannot be read: {error.strerror or error}") from None
+        raise RunError(f"{printable(record.path)} cannot be read: {error.strerror or error}") from None
     if image.shape[:2] != (record.height, record.width):
         found, said = (" x ".join(map(str, s[::-1])) for s in (image.shape[:2], (record.height, record.width)))
-        raise ValueError(f"{printable(record.path)} is {found} pixels, not {said} as its data set says: mend one")
+        raise RunError(f"{printable(record.path)} is {found} pixels, not {said} as its data set says: mend one")
     return image
 
 
@@ -126,7 +128,7 @@ def _mask(instance: Instance, scale: np.ndarray, size: tuple[int, int], flip: bo
     height, width = size
     if instance.rle is not None:
         bitmap = Image.fromarray(instance.bitmap()).resize((width, height), Image.Resampling.NEAREST)
-        return np.ascontiguousarray(np.asarray(bitmap)[:, ::-1] if flip else np.asarray(bitmap))
+        return np.array(np.asarray(bitmap)[:, ::-1] if flip else bitmap)
     polygons = [polygon.reshape(-1, 2) * scale for polygon in instance.polygons]
     if flip:
         polygons = [np.stack([width - p[:, 0], p[:, 1]], axis=1) for p in polygons]
@@ -163,12 +165,7 @@ class AspectBatches(Sampler[list[tuple[int, int]]]):
             processes: how many there are.
             accumulation: micro-batches a process makes of its share.
 
-        Raises:
-            ValueError: the batch cannot be cut so.
         """
-        if batch_size % (processes * accumulation):
-            parts = f"{processes} processes" + f" in {accumulation} parts each" * (accumulation > 1)
-            raise ValueError(f"batch_size={batch_size} does not divide over {parts}: choose a multiple")
         self.wide, self.batch_size, self.steps, self.seed = wide.tolist(), batch_size, steps, seed
         self.rank, self.processes, self.accumulation = rank, processes, accumulation
 

@@ -3,13 +3,12 @@
 from collections import OrderedDict
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from slotcon_hub.models.loading import name_for_timm
+from training.transfer.backbones import create_maps
 from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.roi_heads import Detections, RoIHeads
 from training.transfer.mask_rcnn.rpn import RPN
@@ -28,13 +27,9 @@ class Pyramid(nn.Module):
         strides: of the five maps.
     """
 
-    def __init__(self, config: MaskRCNNConfig) -> None:
+    def __init__(self, config: MaskRCNNConfig, pretrained: bool) -> None:
         super().__init__()
-        try:
-            name = name_for_timm(config.backbone)
-            body: Any = timm.create_model(name, features_only=True, out_indices=(-4, -3, -2, -1))
-        except (RuntimeError, AttributeError, IndexError, AssertionError) as error:
-            raise ValueError(f"timm cannot make a pyramid of the backbone {config.backbone!r} ({error})") from None
+        body, self.loaded = create_maps(config.backbone, pretrained=pretrained)
         strides = body.feature_info.reduction()
         if strides not in STRIDES:
             raise ValueError(
@@ -44,6 +39,8 @@ class Pyramid(nn.Module):
         self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")  # as Swin's
         if config.stride_in_1x1:
             _move_strides(body)
+        if not pretrained:
+            _reset_last_norms(body)
         self.body = body
         norm = nn.BatchNorm2d if config.norms else None
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), config.channels, LastLevelMaxPool(), norm)
@@ -63,18 +60,40 @@ def _move_strides(body: nn.Module) -> None:
             block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
 
+def _reset_last_norms(body: nn.Module) -> None:
+    """Let random residual branches count from the start, as in Detectron2; timm begins with weights of zero."""
+    for norm in body.modules():
+        if isinstance(norm, nn.BatchNorm2d) and not norm.weight.any():
+            nn.init.ones_(norm.weight)
+
+
 class MaskRCNN(nn.Module):
     """The whole detector; its parameters are named as torchvision's Mask R-CNN names them.
 
-    Weights are random: :mod:`training.transfer.backbones` loads those of a backbone.
+    Attributes:
+        loaded: sentences on which weights were loaded and which are random.
     """
 
-    def __init__(self, config: MaskRCNNConfig) -> None:
+    def __init__(self, config: MaskRCNNConfig, *, pretrained: bool = False) -> None:
+        """Make the network.
+
+        Args:
+            config: of it.
+            pretrained: load the backbone's weights; all others are random.
+
+        Raises:
+            ValueError: there is no such backbone, it has no weights, or no maps of the strides.
+        """
         super().__init__()
         self.config = config
-        self.backbone = Pyramid(config)
+        self.backbone = Pyramid(config, pretrained)
         self.rpn = RPN(config, self.backbone.strides)
         self.roi_heads = RoIHeads(config, self.backbone.strides[:4])
+        others = len(self.state_dict()) - len(self.backbone.body.state_dict())
+        self.loaded = [
+            *self.backbone.loaded,
+            f"random: the {others} tensors of pyramid, proposals, boxes and masks",
+        ]
 
     def batch(self, images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """Normalise images and pad them on the right and below, with zeros, to one size that 32 divides.

@@ -15,7 +15,7 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from slotcon_hub.concepts.drawing import colors
 from slotcon_hub.files import atomic_write
-from slotcon_hub.templates import fill
+from slotcon_hub.templates import render_template
 from training.transfer.mask_rcnn.coco import CocoImages, Record
 from training.transfer.mask_rcnn.evaluation import NAMES
 from training.transfer.mask_rcnn.examples import read_image
@@ -61,7 +61,7 @@ def write_page(
         texts = [f"{images.classes[n]} {r['score']:.0%}" for n, r in zip(own, found, strict=True)]
         predicted = _draw(pixels, masks, corners, own, texts, len(images.classes))
         rows.append({"name": record.path.name, "found": predicted, "truth": _draw_truth(pixels, record, images)})
-    page = fill(
+    page = render_template(
         Path(__file__).with_name("page.html"),
         title=title,
         names=NAMES,

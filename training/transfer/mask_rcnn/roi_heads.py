@@ -74,12 +74,13 @@ def pool_regions(maps: list[Tensor], strides: list[int], boxes: list[Tensor], si
     """
     regions = torch.cat(boxes)
     image = torch.cat([torch.full_like(one[:, :1], n) for n, one in enumerate(boxes)])
-    rois = torch.cat([image, regions], dim=1).to(maps[0].dtype)
+    # float32 where layers compute in less: corners of regions need their digits
+    rois = torch.cat([image, regions], dim=1).to(torch.promote_types(maps[0].dtype, torch.float32))
     areas = (regions[:, 2] - regions[:, 0]) * (regions[:, 3] - regions[:, 1])
     level = (4 + torch.log2(areas.sqrt() / 224 + 1e-8)).floor().clamp(2, len(maps) + 1).long() - 2
     parts = [torch.where(level == n)[0] for n in range(len(maps))]
     pooled = [
-        roi_align(one, rois[part], side, 1 / stride, sampling_ratio=0, aligned=True)
+        roi_align(one.to(rois.dtype), rois[part], side, 1 / stride, sampling_ratio=0, aligned=True)
         for one, stride, part in zip(maps, strides, parts, strict=True)
     ]
     return torch.cat(pooled)[torch.cat(parts).argsort()]

@@ -1,0 +1,65 @@
+"""What is loaded into a backbone, and what is not, is said, or refused."""
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from training.transfer.backbones import create_maps
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return a function that writes a folder of a classifier's weights as timm does, without some of them.
+
+    timm loads these without strictness into a model of no classes.
+    """
+
+    def write(without="\0"):
+        torch.manual_seed(0)
+        state = timm.create_model("resnet10t", num_classes=10).state_dict()
+        state = {name: value for name, value in state.items() if not name.startswith(without)}
+        state["projector.weight"] = torch.ones(1)
+        save_file(state, tmp_path / "model.safetensors")
+        cfg = {
+            "architecture": "resnet10t",
+            "num_classes": 10,
+            "num_features": 512,
+            "pretrained_cfg": {"num_classes": 10, "classifier": "fc"},
+        }
+        (tmp_path / "config.json").write_text(json.dumps(cfg))
+        return tmp_path, state
+
+    return write
+
+
+def test_all_of_a_folders_weights_are_loaded_and_the_rest_is_named(folder):
+    place, state = folder()
+    model, lines = create_maps(str(place), pretrained=True)
+    own = {n: v for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+    assert all(torch.equal(state[name], value) for name, value in own.items())
+    assert lines == [
+        f"backbone: {len(own)} tensors of {place} loaded, none is random",
+        f"left out of {place}, beside a classifier: projector.weight",
+    ]
+    assert len(model(torch.zeros(1, 3, 64, 64))) == 4
+
+
+def test_weights_that_leave_something_random_are_refused(folder):
+    place, _ = folder(without="layer3.0.conv1")
+    with pytest.raises(ValueError, match=r"lack 1 tensors, such as layer3\.0\.conv1\.weight"):
+        create_maps(str(place), pretrained=True)
+
+
+def test_random_weights_are_called_random():
+    _, lines = create_maps("resnet10t", pretrained=False)
+    assert lines == ["backbone: resnet10t with random weights"]
+
+
+@pytest.mark.parametrize("name", ["no_such_model", "resnet10", "slotcon_r34"])
+def test_what_is_not_to_be_had_ends_in_a_sentence(name):
+    with pytest.raises(ValueError, match=name) as error:
+        create_maps(name, pretrained=True)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,133 @@
+"""The paper's recipes of detection (supplementary A.2.1), as its authors ran them on Detectron2."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from training.engine.cli import cli
+from training.engine.run import Schedule
+from training.engine.settings import RunSettings
+
+__all__ = ["RECIPES", "Recipe", "lr_at", "parse"]
+
+
+@dataclass(frozen=True)
+class Recipe(RunSettings):
+    """How a detector is made, trained and tested.
+
+    Raises:
+        ValueError: for values that cannot work, naming the fix.
+    """
+
+    RESUMABLE = RunSettings.RESUMABLE | {"data", "save_every", "keep_every", "shown"}
+
+    data: Path | None = None
+    """Folder of a data set in COCO's format: annotations/instances_train2017.json and val2017, with or without the
+    year, and folders of images; or a folder of each split with its _annotations.coco.json."""
+    backbone: str = "slotcon_r50"
+    """Name of a timm model with weights, or the folder of a pre-training run or of its export."""
+    scratch: bool = False
+    """Begin with a random backbone, for comparison."""
+    batch_size: int = 16
+    """Images in an optimisation step, over all processes and accumulation steps."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
+    """Precision of the layers (losses stay in float32): no is float32, as the paper; auto takes what accelerate was
+    told, else bf16 on GPUs that have it, and fp16 on others."""
+    steps: int = 90_000
+    """Optimisation steps; the learning rate is a tenth after 2/3 and again after 8/9 of them."""
+    lr: float = 0.02
+    """Learning rate of SGD with momentum 0.9."""
+    warmup_steps: int = 1_000
+    """In which the learning rate rises linearly, from a thousandth of itself."""
+    weight_decay: float = 1e-4
+    """Of all parameters but those of norms."""
+    short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    """Pixels of an image's short side in training, one of which is drawn."""
+    test_side: int = 800
+    """The same in tests."""
+    longest_side: int = 1333
+    """Pixels that the long side does not exceed."""
+
+    channels: int = 256
+    """Of the pyramid and of the convolutions behind it."""
+    proposals: int = 1_000
+    """The most boxes of an image that are looked at closely."""
+    regions: int = 512
+    """Those of them that a step learns from."""
+    recalibration_steps: int = 200
+    """Steps' images from which BatchNorm's statistics are estimated anew before a test; 0 leaves them."""
+    test_every: int = 0
+    """Steps between two tests on the images of val; 0 tests at the end alone."""
+    shown: int = 24
+    """Test images in detections.html."""
+    save_every: int = 1_000
+    """Steps between two checkpoints; there is always one at the end."""
+    keep_every: int = 0
+    """Steps between two checkpoints that are kept for good, besides; a multiple of --save-every, or 0 for none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sides = {f"short_sides={self.short_sides}": min(self.short_sides, default=0)}
+        names = ("steps", "test_side", "longest_side", "channels", "proposals", "regions", "save_every", "shown")
+        for what, value in {**sides, **{f"{n}={getattr(self, n)}": getattr(self, n) for n in names}}.items():
+            if value < 1:
+                raise ValueError(f"{what} must be at least 1")
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr} must be positive")
+        for name in ("weight_decay", "warmup_steps", "recalibration_steps", "test_every", "keep_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.keep_every % self.save_every:
+            raise ValueError(
+                f"keep_every={self.keep_every} is no multiple of save_every={self.save_every}: change one"
+            )
+
+    def schedule(self) -> Schedule:
+        """The steps of a run, and those at which it is saved."""
+        return Schedule(self.steps, self.save_every, self.keep_every)
+
+
+def lr_at(step: int, recipe: Recipe) -> float:
+    """The learning rate of the step that has ``step`` steps before it."""
+    lr = recipe.lr * 0.1 ** sum(9 * step >= ninths * recipe.steps for ninths in (6, 8))
+    if step < recipe.warmup_steps:
+        done = step / recipe.warmup_steps
+        lr *= 0.001 * (1 - done) + done
+    return lr
+
+
+COCO_1X = Recipe()
+RECIPES: dict[str, tuple[str, Recipe]] = {
+    "coco_1x": (
+        "Mask R-CNN R50-FPN on COCO train2017, 90,000 steps of 16 images. Reported for slotcon_r50.coco_800ep: "
+        "41.0 box AP, 37.0 mask AP on val2017.",
+        COCO_1X,
+    ),
+    "coco_2x": ("The same for 180,000 steps.", replace(COCO_1X, steps=180_000)),
+}
+
+HELP = """\
+usage: python training/transfer/detection.py coco_1x|coco_2x --data DIR [options]
+       accelerate launch training/transfer/detection.py coco_1x|coco_2x --data DIR [options]
+
+Recipes, each with its own --help:
+"""
+
+
+def parse(argv: list[str]) -> tuple[str, Recipe]:
+    """Read the name of a recipe, and the options that override it.
+
+    Raises:
+        ValueError: an unknown recipe, no data, or values that cannot work.
+    """
+    if argv[:1] in (["-h"], ["--help"]):
+        print(HELP + "".join(f"\n  {name}\n      {text}" for name, (text, _) in RECIPES.items()))
+        raise SystemExit(0)
+    if not argv or argv[0] not in RECIPES:
+        said = f"there is no recipe {argv[0]!r}" if argv else "a recipe is missing"
+        raise ValueError(f"{said}: name one of {', '.join(RECIPES)} first, then --data DIR and other options")
+    name, (description, default) = argv[0], RECIPES[argv[0]]
+    recipe = cli(Recipe, default=default, args=argv[1:], prog=f"detection.py {name}", description=description)
+    if recipe.data is None:
+        raise ValueError(f"{name} needs images: add --data DIR. {description}")
+    return name, recipe
