@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.data.plan import Steps
-from training.engine.errors import one_line_errors
+from training.engine.errors import RunError, one_line_errors
 from training.engine.memory_format import memory_format
 from training.transfer.semantic.crops import Crops, make_loader
 from training.transfer.semantic.evaluation import count
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def fit(job: Segmentation) -> None:
     """Train from the next step to the last, or until the processes agree to stop."""
     run, recipe, net = job.run, job.recipe, job.net.train()
-    run.warm_up_ddp(lambda: run.accelerator.backward(losses(job, noise(job))["loss"]))
+    run.warm_up_ddp(lambda: take_dummy_step(job))
 
     for step in run.steps(load(job, range(run.step, recipe.steps))):
         step.set_lr(lr_at(run.step, recipe))
@@ -85,7 +85,10 @@ def losses(job: Segmentation, crops: Crop) -> dict[str, Tensor]:
 
 def evaluate(job: Segmentation, shown: int = 0) -> tuple[Tensor, list[Any]]:
     """Count the pixels of all test images by predicted and true class; leaves the network in eval mode."""
-    return count(job.predictor, job.data.val, job.run.accelerator, workers=job.recipe.workers, shown=shown)
+    try:
+        return count(job.predictor, job.data.val, job.run.accelerator, workers=job.recipe.workers, shown=shown)
+    except ValueError as error:  # of an image or a mask
+        raise RunError(f"{error}; --resume tests the last checkpoint once that is mended") from None
 
 
 def load(job: Segmentation, steps: range) -> Any:
@@ -103,11 +106,21 @@ def load(job: Segmentation, steps: range) -> Any:
     return make_loader(Crops(job.data.train, job.augmentation, recipe.seed), plan, recipe.workers)
 
 
-def noise(job: Segmentation) -> Crop:
-    """A micro-batch of the usual shape."""
+def take_dummy_step(job: Segmentation) -> None:
+    """Forward and backward of noise in the usual shape.
+
+    Raises:
+        RunError: the network has parameters that its maps do not need, which several processes would wait for.
+    """
     side, batch = job.recipe.crop, job.recipe.micro_batch(job.run.accelerator.num_processes)
     images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
-    return Crop(images, images[:, 0] % len(job.data.classes), torch.full((batch, 2), side))
+    crops = Crop(images, images[:, 0] % len(job.data.classes), torch.full((batch, 2), side))
+    job.run.accelerator.backward(losses(job, crops)["loss"])
+    if idle := [name for name, value in job.net.named_parameters() if value.grad is None]:
+        raise RunError(
+            f"{job.recipe.backbone} has parameters that its maps do not need, such as {idle[0]}: train it in one "
+            "process, or take another --backbone"
+        )
 
 
 if __name__ == "__main__":

@@ -182,6 +182,7 @@ def test_what_cannot_be_read_ends_in_a_sentence(train, scenes, tmp_path):
         (["--batch-size", 13], "12 images to train on do not fill a batch: use --batch-size 12 or less"),
         (["--backbone", "swin_tiny_patch4_window7_224", "--scratch"], "stride 32, not 16"),
         (["--backbone", "slotcon_r34"], "No pretrained weights exist for slotcon_r34"),
+        (["--backbone", "test_vit", "--scratch", "--crop", 100], "test_vit cannot take crops of 100 pixels"),
         (["--data", "nowhere"], "there is no folder nowhere"),
     ],
 )
@@ -191,6 +192,21 @@ def test_mistakes_end_in_one_sentence(more, sentence, train, tmp_path):
     assert str(stop.value).startswith("error: ")
     assert "\n" not in str(stop.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mask_that_cannot_be_tested_ends_in_a_sentence(train, scenes, tmp_path):
+    """Training is saved; once the mask is mended, the run goes on from its end."""
+    shutil.copytree(scenes, tmp_path / "broken")
+    mask = tmp_path / "broken" / "masks" / "val" / "3.png"
+    whole = mask.read_bytes()
+    Image.fromarray(np.full((40, 56), 7, np.uint8)).save(mask)
+    broken = ["--steps", 1, "--data", tmp_path / "broken", "--masks", tmp_path / "broken" / "masks"]
+    with pytest.raises(SystemExit, match=r"error: .*masks/val/3.png has the unknown label 7.*--resume") as stop:
+        train("voc", *broken)
+    assert "\n" not in str(stop.value)
+    mask.write_bytes(whole)
+    folder = train("voc", *broken, "--resume")
+    assert (folder / "results.json").is_file()
 
 
 @pytest.mark.parametrize(

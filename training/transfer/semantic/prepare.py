@@ -11,6 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 
 from slotcon_hub.distributed import synchronize_batchnorm
+from training.engine.errors import first_line
 from training.engine.memory_format import make_channels_last
 from training.engine.run import Run
 from training.transfer.semantic.datasets import SegmentationData, open_data
@@ -90,7 +91,15 @@ def build(recipe: Recipe, classes: int, processes: PartialState, *, pretrained: 
     """
     set_seed(recipe.seed)
     backbone = create_backbone(recipe.backbone, recipe.output_stride, pretrained=pretrained)
-    net = FCN(backbone, classes, recipe.head, recipe.auxiliary, recipe.align_corners)
+    net = FCN(backbone, classes, recipe.head, recipe.auxiliary, recipe.align_corners).eval()
+    try:
+        with torch.inference_mode():
+            net(torch.zeros(1, 3, recipe.crop, recipe.crop))
+    except (AssertionError, IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"{recipe.backbone} cannot take crops of {recipe.crop} pixels ({first_line(error)}): take another "
+            "--crop, with a --window of it, or another --backbone"
+        ) from None
     make_channels_last(net, processes.device)
     if processes.num_processes > 1:
         synchronize_batchnorm(net, processes.device.type)
