@@ -3,7 +3,7 @@
 Dimensions: B images, C channels, S side of an image in pixels, h x w cells of a map.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,20 +11,19 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rich.table import Column, Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from slotcon_hub.cli.table import shorten
+from slotcon_hub.concepts.segments import group_map
 from slotcon_hub.models.maps import MapModel, load_map
 from training.data.masks import IGNORE, CenterSquare, LabeledImages
 from training.engine.batchnorm import recalibrate_batchnorm
-from training.engine.words import show
 from training.evaluation import command
 from training.evaluation.benchmarks import read_names
-from training.evaluation.metrics import Segmentation
+from training.evaluation.dense_report import report
+from training.evaluation.metrics import confusion_matrix
 
-__all__ = ["Dense", "Parts", "as_numbers", "cells_of", "evaluate", "maps", "run"]
+__all__ = ["Dense", "Parts", "count", "evaluate", "maps", "open_parts", "run"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,12 @@ class Parts:
         return len(self.names) if self.names else IGNORE
 
 
-def _open(settings: Dense) -> Parts:
+def open_parts(settings: Dense) -> Parts:
+    """List both splits.
+
+    Raises:
+        ValueError: one cannot be opened.
+    """
     names = read_names(settings.classes) if settings.classes else None
     labels = {i: i for i in range(len(names))} if names else None
     train, test = (
@@ -128,7 +132,7 @@ def evaluate(name: str, settings: Dense, measure: Measure, protocol: Callable[[A
     command.check_outputs(settings.output, None)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
-        parts = _open(settings)
+        parts = open_parts(settings)
     results, features = {}, {}
     for model_name in settings.models:
         for pretrained in (True, False) if settings.baseline else (True,):
@@ -140,7 +144,22 @@ def evaluate(name: str, settings: Dense, measure: Measure, protocol: Callable[[A
             results[title] = measure(model, parts, accelerator, settings)
         features[model_name] = model.describe(settings.size)
     if accelerator.is_main_process:
-        _report(name, settings, parts, results, features, protocol(settings))
+        facts = _facts(settings, parts) | {"features": features} | protocol(settings)
+        report(name, settings, results, facts)
+
+
+def _facts(settings: Dense, parts: Parts) -> dict[str, Any]:
+    """What is measured on what."""
+    size = settings.size
+    return {
+        "train": len(parts.train),
+        "test": len(parts.test),
+        "classes": list(parts.names or ()) or None,
+        "pixels": f"short side {size} (bilinear; labels nearest), central {size} x {size}",
+        "resolution_of_comparison": [size, size],
+        "ignored_label": IGNORE,
+        "seed": settings.seed,
+    }
 
 
 def _recalibrate(model: MapModel, images: LabeledImages, batch_size: int, batches: int = 20) -> None:
@@ -156,7 +175,7 @@ def _stack(samples: list[tuple[int, tuple[Tensor, Tensor]]]) -> tuple[Tensor, Te
     return torch.tensor(numbers), torch.stack(images), torch.stack(truths)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def maps(
     model: MapModel, images: LabeledImages, accelerator: Accelerator, settings: Dense
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -171,77 +190,34 @@ def maps(
         yield numbers, found, truths.to(accelerator.device)
 
 
-def cells_of(size: int, height: int, width: int, device: torch.device) -> Tensor:
-    """The cell, 0 to h w - 1, that the centre of each pixel of an S x S image lies in: S x S."""
-    middle = torch.arange(size, device=device) * 2 + 1
-    rows, columns = (middle * cells // (2 * size) for cells in (height, width))
-    return rows[:, None] * width + columns
-
-
-def as_numbers(found: Segmentation, confusion: Tensor, names: tuple[str, ...] | None) -> dict[str, Any]:
-    """What is reported of a segmentation, shares in [0, 1]: mIoU, pixel accuracy, and the IoU of each class.
+@torch.no_grad()
+def count(
+    model: MapModel,
+    images: LabeledImages,
+    accelerator: Accelerator,
+    settings: Dense,
+    score: Callable[[Tensor], Sequence[Tensor]],
+    groups: Sequence[int],
+    classes: int,
+) -> list[Tensor]:
+    """Segment all images, those of this process, and add up the counts of all.
 
     Args:
-        found: what :func:`training.evaluation.metrics.score` made of the counts.
-        confusion: K x C counts.
-        names: of the classes; None takes their numbers, up to the last that anything shows.
+        model: that makes the maps.
+        images: with their masks.
+        accelerator: says device and share.
+        settings: of the command.
+        score: B x C x h x w maps to scores B x K x h x w of K groups, in one or several ways; they are resized
+            bilinearly to the pixels, which take the group of the highest.
+        groups: K of each way.
+        classes: of the masks.
 
-    Raises:
-        ValueError: no pixel has a label.
+    Returns:
+        For each way K x classes counts of labelled pixels.
     """
-    pixels = confusion.sum(0)
-    if not pixels.any():
-        raise ValueError("no pixel of the masks has a label: there is nothing to measure")
-    names = names or tuple(map(str, range(int(pixels.nonzero().max()) + 1)))
-    per_class = [{"name": name, "pixels": int(pixels[c]), "iou": found.iou[c]} for c, name in enumerate(names)]
-    return {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy, "per_class": per_class}
-
-
-def _report(
-    name: str,
-    settings: Dense,
-    parts: Parts,
-    results: dict[str, dict[str, dict[str, Any]]],
-    features: dict[str, Any],
-    protocol: dict[str, Any],
-) -> None:
-    size = settings.size
-    facts = {
-        "train": len(parts.train),
-        "test": len(parts.test),
-        "classes": list(parts.names or ()) or None,
-        "pixels": f"short side {size} (bilinear; labels nearest), central {size} x {size}",
-        "resolution_of_comparison": [size, size],
-        "ignored_label": IGNORE,
-        "seed": settings.seed,
-        "features": features,
-    }
-    print(
-        f"{name} on {settings.data}: {len(parts.train):,} images to learn from, {len(parts.test):,} measured, "
-        f"at {size} x {size} pixels"
-    )
-    columns = list(next(iter(results.values())))
-    numbers = ("stride", *columns)
-    table = Table("mIoU, %", *(Column(title, justify="right") for title in numbers))
-    for title, found in results.items():
-        stride = features[title.removesuffix(", random")]["stride"]
-        table.add_row(shorten(title), f"{stride:g}", *(_told(found[column]) for column in columns))
-    show(table)
-    show(_per_class({title: found[columns[-1]] for title, found in results.items()}))
-    command.write(settings.output, name, settings, protocol={**facts, **protocol}, results=results)
-
-
-def _told(found: dict[str, Any]) -> str:
-    deviation = f" ± {100 * found['miou_deviation']:.2f}" if "miou_deviation" in found else ""
-    return f"{100 * found['miou']:.2f}{deviation}"
-
-
-def _per_class(results: dict[str, dict[str, Any]]) -> Table:
-    """IoU of each class for each model; those that no pixel shows are left out."""
-    table = Table("IoU, %", *(Column(shorten(title, 32), justify="right") for title in results))
-    several = list(results.values())
-    for c, one in enumerate(several[0]["per_class"]):
-        ious = [found["per_class"][c]["iou"] for found in several]
-        if one["pixels"]:
-            table.add_row(one["name"], *("" if iou != iou else f"{100 * iou:.2f}" for iou in ious))
-    return table
+    counts = [torch.zeros(k, classes, dtype=torch.long, device=accelerator.device) for k in groups]
+    for _, found, truths in maps(model, images, accelerator, settings):
+        for total, scores in zip(counts, score(found), strict=True):
+            predicted = group_map(scores, (truths.shape[1], truths.shape[2]))[0]
+            total += confusion_matrix(predicted, truths, *total.shape)
+    return [accelerator.reduce(total, "sum").cpu() for total in counts]

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from PIL import Image
 from tiny import shaken
 
 import slotcon_hub  # noqa: F401  (registers the models)
@@ -28,6 +30,39 @@ def prototypes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         net.projector.mlp[-1].bias -= cells.mean(0)
         net.prototypes.weight[:12] = cells - cells.mean(0)
     save_model(net, folder, 64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory) -> Path:
+    """A folder of slotcon_nano, for images of 64 pixels."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    save_model(shaken(timm.create_model("slotcon_nano", num_classes=0), 0.05).eval(), folder, 64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def masked(tmp_path_factory) -> Path:
+    """Images and masks of two splits, and names.txt.
+
+    Class 3 is never learned from, class 4 is nowhere, and a mask is without any label.
+    """
+    folder = tmp_path_factory.mktemp("folder")
+    rng = np.random.default_rng(0)
+    for split, number in (("train", 7), ("val", 5)):
+        for i in range(number):
+            truth = rng.choice([0, 1, 2, 255], size=(8, 9)).repeat(9, 0).repeat(10, 1)
+            if split == "val":
+                truth[truth == 2] = 3 if i % 2 else 2
+            if (split, i) == ("train", 4):
+                truth[:] = 255
+            pixels = rng.integers(0, 60, (72, 90, 3)) + 45 * (truth % 4)[..., None]
+            pixels[:16, :16] = 0  # patches that are the same everywhere
+            for name, values in (("images", pixels), ("masks", truth)):
+                (folder / name / split).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values.astype(np.uint8)).save(folder / name / split / f"{i}.png")
+    (folder / "names.txt").write_text("".join(f"class {c}\n" for c in range(5)))
     return folder
 
 

@@ -11,46 +11,16 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny import shaken
 
-from slotcon_hub.models.saving import save_model
 from training.evaluation import dense, in_context
-from training.evaluation.in_context import InContext, class_shares
+from training.evaluation.cells import class_counts
+from training.evaluation.in_context import InContext
 
 CLASSES, SIZE = 5, 64
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    save_model(shaken(timm.create_model("slotcon_nano", num_classes=0), 0.05).eval(), folder, SIZE)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """Images and masks; class 3 is never learned from, class 4 nowhere, a mask is without any label."""
-    folder = tmp_path_factory.mktemp("folder")
-    rng = np.random.default_rng(0)
-    for split, number in (("train", 7), ("val", 5)):
-        for i in range(number):
-            truth = rng.choice([0, 1, 2, 255], size=(8, 9)).repeat(9, 0).repeat(10, 1)
-            if split == "val":
-                truth[truth == 2] = 3 if i % 2 else 2
-            if (split, i) == ("train", 4):
-                truth[:] = 255
-            pixels = rng.integers(0, 60, (72, 90, 3)) + 45 * (truth % 4)[..., None]
-            pixels[:16, :16] = 0  # patches that are the same everywhere
-            for name, values in (("images", pixels), ("masks", truth)):
-                (folder / name / split).mkdir(parents=True, exist_ok=True)
-                Image.fromarray(values.astype(np.uint8)).save(folder / name / split / f"{i}.png")
-    (folder / "names.txt").write_text("".join(f"class {c}\n" for c in range(CLASSES)))
-    return folder
-
-
-def settings(model: Path, folder: Path, **others: object) -> InContext:
-    wanted = InContext((str(model),), folder / "images", folder / "masks", size=SIZE, batch_size=2, workers=0)
+def settings(backbone: Path, masked: Path, **others: object) -> InContext:
+    wanted = InContext((str(backbone),), masked / "images", masked / "masks", size=SIZE, batch_size=2, workers=0)
     return dataclasses.replace(wanted, **{"memory": (14, 7 * 16), "neighbors": 4, **others})
 
 
@@ -59,17 +29,17 @@ def command(here, chosen: InContext) -> dict:
     return json.loads(chosen.output.read_text())
 
 
-def read(folder: Path, split: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    images = dense._open(InContext(("x",), folder / "images", folder / "masks", size=SIZE))
+def read(masked: Path, split: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    images = dense.open_parts(InContext(("x",), masked / "images", masked / "masks", size=SIZE))
     return list(images.train if split == "train" else images.test)
 
 
-def slow_counts(model: Path, folder: Path, neighbors: int, temperature: float) -> np.ndarray:
+def slow_counts(backbone: Path, masked: Path, neighbors: int, temperature: float) -> np.ndarray:
     """Count pixels by predicted and true class, where all cells are remembered."""
-    net = timm.create_model(f"local-dir:{model}", pretrained=True).eval()
+    net = timm.create_model(f"local-dir:{backbone}", pretrained=True).eval()
     mean, std = (torch.tensor(net.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
     memory = []
-    for image, truth in read(folder, "train"):
+    for image, truth in read(masked, "train"):
         with torch.no_grad():
             found = F.normalize(net.forward_features(((image / 255 - mean) / std)[None])[0], dim=0)
         for y in range(4):
@@ -79,7 +49,7 @@ def slow_counts(model: Path, folder: Path, neighbors: int, temperature: float) -
                 if labels:
                     memory.append((found[:, y, x], [labels.count(c) / len(labels) for c in range(CLASSES)]))
     counts = np.zeros((CLASSES, CLASSES), int)
-    for image, truth in read(folder, "val"):
+    for image, truth in read(masked, "val"):
         with torch.no_grad():
             found = F.normalize(net.forward_features(((image / 255 - mean) / std)[None])[0], dim=0)
         votes = torch.zeros(CLASSES, 4, 4)
@@ -99,11 +69,13 @@ def slow_counts(model: Path, folder: Path, neighbors: int, temperature: float) -
 
 
 @pytest.mark.parametrize(("neighbors", "temperature"), [(4, 0.02), (30, 0.1), (500, 1.0)])
-def test_the_command_counts_as_loops_do(model, folder, here, tmp_path, capsys, neighbors, temperature):
-    wanted = settings(model, folder, neighbors=neighbors, temperature=temperature, output=tmp_path / "found.json")
-    found = command(here, dataclasses.replace(wanted, classes=folder / "names.txt"))
-    counts = slow_counts(model, folder, neighbors, temperature)
-    numbers = found["results"][str(model)]["memory 112"]
+def test_the_command_counts_as_loops_do(backbone, masked, here, tmp_path, capsys, neighbors, temperature):
+    wanted = settings(
+        backbone, masked, neighbors=neighbors, temperature=temperature, output=tmp_path / "found.json"
+    )
+    found = command(here, dataclasses.replace(wanted, classes=masked / "names.txt"))
+    counts = slow_counts(backbone, masked, neighbors, temperature)
+    numbers = found["results"][str(backbone)]["memory 112"]
     rows, columns, hits = counts.sum(1), counts.sum(0), counts.diagonal()
     for c, one in enumerate(numbers["per_class"]):
         union = rows[c] + columns[c] - hits[c]
@@ -121,15 +93,15 @@ def test_the_command_counts_as_loops_do(model, folder, here, tmp_path, capsys, n
     assert f"{100 * numbers['miou']:.2f}" in capsys.readouterr().out
 
 
-def test_the_protocol_is_told(model, folder, here, tmp_path):
-    found = command(here, settings(model, folder, baseline=True, output=tmp_path / "found.json"))
-    protocol, facts = found["protocol"], found["protocol"]["features"][str(model)]
+def test_the_protocol_is_told(backbone, masked, here, tmp_path):
+    found = command(here, settings(backbone, masked, baseline=True, output=tmp_path / "found.json"))
+    protocol, facts = found["protocol"], found["protocol"]["features"][str(backbone)]
     assert (protocol["train"], protocol["test"]) == (7, 5)
     assert (facts["stride"], facts["map"], facts["input"], facts["channels"]) == (16, [4, 4], [64, 64], 256)
     assert protocol["resolution_of_comparison"] == [64, 64]
     assert (protocol["memory"], protocol["neighbors"], protocol["temperature"]) == ([14, 112], 4, 0.02)
-    assert set(found["results"]) == {str(model), f"{model}, random"}
-    small, large = found["results"][str(model)].values()
+    assert set(found["results"]) == {str(backbone), f"{backbone}, random"}
+    small, large = found["results"][str(backbone)].values()
     assert small["entries"] == 12  # two of each image, but none of the one without labels
     assert large["entries"] <= 6 * 16
     assert large["megabytes"] == pytest.approx(large["entries"] * (256 + 255) * 4 / 1e6, abs=0.001)
@@ -139,18 +111,18 @@ def test_the_protocol_is_told(model, folder, here, tmp_path):
 
 def test_a_pixel_counts_for_the_cell_that_its_centre_is_in():
     truths = torch.tensor([[[0, 0, 1, 255, 2]] * 5, [[255] * 5] * 5], dtype=torch.uint8)
-    shares = class_shares(truths, 2, 2, 3)  # cells of 2.5 pixels: the middle column is of the second
-    assert shares[0].tolist() == [[1, 0, 0], [0, 0.5, 0.5]] * 2
-    assert not shares[1].any()
+    counts = class_counts(truths, 2, 2, 3)  # cells of 2.5 pixels: the middle column and row are of the second
+    assert counts[0].tolist() == [[4, 0, 0], [0, 2, 2], [6, 0, 0], [0, 3, 3]]
+    assert not counts[1].any()
 
 
-def test_what_is_drawn_follows_the_seed(model, folder, here, tmp_path):
+def test_what_is_drawn_follows_the_seed(backbone, masked, here, tmp_path):
     output = tmp_path / "found.json"
     first, again, other = (
-        command(here, settings(model, folder, seed=seed, output=output))["results"] for seed in (0, 0, 1)
+        command(here, settings(backbone, masked, seed=seed, output=output))["results"] for seed in (0, 0, 1)
     )
     assert first == again
-    small, large = first[str(model)], other[str(model)]
+    small, large = first[str(backbone)], other[str(backbone)]
     assert small["memory 14"] != large["memory 14"]
     assert small["memory 112"] == large["memory 112"]  # all cells, however they are drawn
 
@@ -170,16 +142,16 @@ def test_what_is_drawn_follows_the_seed(model, folder, here, tmp_path):
         ({"output": Path("/tmp")}, "/tmp is a folder: name a JSON file"),
     ],
 )
-def test_errors_are_one_sentence(model, folder, here, change, sentence):
+def test_errors_are_one_sentence(backbone, masked, here, change, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
-        command(here, settings(model, folder, **change))
+        command(here, settings(backbone, masked, **change))
     assert "\n" not in str(error.value)
 
 
-def test_masks_without_a_label_are_refused(model, folder, here, tmp_path):
+def test_masks_without_a_label_are_refused(backbone, masked, here, tmp_path):
     for split in ("train", "val"):
         (tmp_path / "masks" / split).mkdir(parents=True)
-        for file in (folder / "masks" / split).iterdir():
+        for file in (masked / "masks" / split).iterdir():
             Image.fromarray(np.full((72, 90), 255, np.uint8)).save(tmp_path / "masks" / split / file.name)
     with pytest.raises(ValueError, match="no pixel of the masks to learn from has a label"):
-        command(here, settings(model, folder, masks=tmp_path / "masks"))
+        command(here, settings(backbone, masked, masks=tmp_path / "masks"))

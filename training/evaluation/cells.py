@@ -1,0 +1,119 @@
+"""Cells of training images with the classes of their pixels, which the protocols on dense features learn from.
+
+Dimensions: B images, C channels, h x w cells of a map, S side of an image, K classes, M cells collected.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor
+
+from slotcon_hub.models.maps import MapModel
+from training.data.masks import LabeledImages
+from training.evaluation.dense import Dense, maps
+from training.evaluation.metrics import confusion_matrix
+
+__all__ = ["Cells", "class_counts", "collect"]
+
+_ROWS = 1024  # that are moved at a time
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells of training images: the first drawn of every image, then the second of every image, and so on."""
+
+    features: Tensor
+    """float32 M x C."""
+    counts: Tensor
+    """float32 M x K: how many pixels of a cell each class has; at least one has some."""
+    ends: tuple[int, ...]
+    """How many of the cells each of the sizes that were asked for takes; the last is M."""
+
+
+def class_counts(truths: Tensor, height: int, width: int, classes: int) -> Tensor:
+    """Count the pixels of each cell by class; a pixel is of the cell that its centre is in.
+
+    Args:
+        truths: uint8 B x S x S, 255 for pixels without a label.
+        height: h of the map.
+        width: w of the map.
+        classes: K.
+
+    Returns:
+        int64 B x (h w) x K.
+    """
+    middle = torch.arange(truths.shape[1], device=truths.device) * 2 + 1
+    rows, columns = (middle * cells // (2 * len(middle)) for cells in (height, width))
+    images = torch.arange(len(truths), device=truths.device)[:, None, None]
+    cells = (images * height + rows[:, None]) * width + columns
+    number = len(truths) * height * width
+    return confusion_matrix(cells, truths, number, classes).view(len(truths), -1, classes)
+
+
+@torch.no_grad()
+def collect(
+    model: MapModel,
+    images: LabeledImages,
+    classes: int,
+    accelerator: Accelerator,
+    settings: Dense,
+    option: str,
+    sizes: Sequence[int],
+) -> Cells:
+    """Collect cells that have a labelled pixel, from every image as many, drawn by seed and number of the image.
+
+    Every process gets all of them, M x (C + K) x 4 bytes; what it needs beside them is that of a batch.
+
+    Args:
+        model: that makes the maps.
+        images: with their masks.
+        classes: K.
+        accelerator: says which of the processes this is.
+        settings: of the command.
+        option: that names the sizes.
+        sizes: numbers of cells, ascending; the smaller ones are the first of the largest.
+
+    Raises:
+        ValueError: a size is less than a cell of each image, or no cell has a label.
+    """
+    if sizes[0] < len(images):
+        raise ValueError(f"{option} {sizes[0]} is less than a cell of each of the {len(images)} images: give more")
+    height, width = model.cells(settings.size)
+    wanted = [min(size // len(images), height * width) for size in sizes]  # cells of an image
+    features, counts = (
+        torch.zeros(len(images) * wanted[-1], n, device=accelerator.device) for n in (model.channels, classes)
+    )
+    for numbers, found, truths in maps(model, images, accelerator, settings):
+        cells, labels = found.flatten(2).mT, class_counts(truths, height, width, classes)
+        for i, number in enumerate(numbers.tolist()):
+            chosen = _draw(labels[i].any(1).cpu(), settings.seed, number)[: wanted[-1]].to(cells.device)
+            places = torch.arange(len(chosen), device=cells.device) * len(images) + number
+            features[places], counts[places] = cells[i, chosen], labels[i, chosen].float()
+    if accelerator.num_processes > 1:  # each has other rows, and zeros for the rest
+        dist.all_reduce(features)
+        dist.all_reduce(counts)
+    filled = counts.any(1)
+    if not filled.any():
+        raise ValueError("no pixel of the masks to learn from has a label: there is nothing to learn")
+    ends = tuple(int(filled[: n * len(images)].sum()) for n in wanted)
+    return Cells(_compact(features, filled), _compact(counts, filled), ends)
+
+
+def _draw(valid: Tensor, seed: int, number: int) -> Tensor:
+    """The cells of an image that are valid, in an order that seed and number of the image decide."""
+    order = torch.from_numpy(np.random.default_rng([seed, number]).permutation(len(valid)))
+    return order[valid[order]]
+
+
+def _compact(rows: Tensor, filled: Tensor) -> Tensor:
+    """Move the filled rows to the front, in place, since there may be no room for a second of them."""
+    end = 0
+    for some, kept in zip(rows.split(_ROWS), filled.split(_ROWS), strict=True):
+        moved = some[kept]
+        rows[end : end + len(moved)] = moved
+        end += len(moved)
+    return rows[:end]
