@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 SUFFIXES: tuple[str, ...] = (".bmp", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-if features.check("avif"):
+if "avif" in features.modules and features.check("avif"):
     SUFFIXES = (".avif", *SUFFIXES)
 
 MAX_PIXELS = "SLOTCON_HUB_MAX_PIXELS"

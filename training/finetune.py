@@ -4,6 +4,7 @@ import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch
 
 # isort: split
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import timm
@@ -44,7 +45,7 @@ def main(
         if output.exists():
             raise ValueError(f"{output} exists: choose another --output")
         train, val = open_parts(data, "train", "validation", image_column, label_column)
-        net = timm.create_model(name_for_timm(model), pretrained=not scratch)
+        net: Any = timm.create_model(name_for_timm(model), pretrained=not scratch)
         # Not create_model's num_classes, with which timm would let weights be absent.
         net.reset_classifier(len(train.classes))
     except (ValueError, OSError, RuntimeError) as error:
@@ -65,8 +66,7 @@ def main(
         wrapped.eval()
         with torch.no_grad():
             hits = ((wrapped(x).argmax(1) == val.labels.to(x.device)[i], read) for i, x, read in val_loader)
-            hits = (torch.stack(both, dim=1) for both in hits)
-            right, read = torch.cat([*map(accelerator.gather_for_metrics, hits)]).T
+            right, read = torch.cat([accelerator.gather_for_metrics(torch.stack(two, 1)) for two in hits]).T
         accelerator.print(f"epoch {epoch + 1}: accuracy {right[read].float().mean():.3f} of {read.sum()} images")
     if accelerator.is_main_process:
         print(f"\nIt is loaded by\n{save_classifier(net, output, train.classes)}")

@@ -48,7 +48,7 @@ class Tolerant(Dataset[Any]):
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Yield the samples that can be read, as the data set has them."""
-        return (sample for *sample, is_read in map(self.__getitem__, range(len(self))) if is_read)
+        return (tuple(sample) for *sample, is_read in map(self.__getitem__, range(len(self))) if is_read)
 
     def _note(self, number: int, error: UnreadableImage) -> None:
         if self._unreadable[number]:

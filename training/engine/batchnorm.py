@@ -34,7 +34,7 @@ def average_batchnorm(model: nn.Module, batches: Iterable[tuple[Any, ...]]) -> N
         model: whose norms each meet a batch once, and a batch that is not empty.
         batches: arguments of the model.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    norms: list[Any] = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     statistics: list[Tensor] = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
     averages, momenta = [torch.zeros_like(value) for value in statistics], [norm.momentum for norm in norms]
     model.train()

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2.functional import to_pil_image
 
 from slotcon_hub.images import decode, limit_aspect_ratio
@@ -34,7 +34,7 @@ class Features:
     """int64 N, in [0, classes)."""
 
 
-class Labeled:
+class Labeled(Dataset[tuple[int, Any]]):
     """Labelled images: a folder with a folder for each class, Parquet files, or a data set of the Hub."""
 
     def __init__(self, data: str, split: str, image_column: str = "image", label_column: str = "label") -> None:
@@ -73,7 +73,8 @@ class Labeled:
         config = resolve_data_config({}, model=model)
         self.epoch = epoch
         self.trimmed = epoch is None and config["crop_mode"] != "squash"  # random crops are of the whole image
-        self.transform = create_transform(**config, is_training=epoch is not None, color_jitter=None)
+        create: Any = create_transform  # which states that colours cannot be left alone, but can
+        self.transform = create(**config, is_training=epoch is not None, color_jitter=None)
 
 
 def open_parts(
@@ -162,5 +163,7 @@ def recalibrate(
     """Re-estimate the BatchNorm statistics of a random-init baseline from some of the images."""
     images.prepare(model)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: batches * batch_size]
-    loader = DataLoader(Subset(images, order.tolist()), batch_size, drop_last=len(order) > batch_size)
+    loader: DataLoader[Any] = DataLoader(
+        Subset(images, order.tolist()), batch_size, drop_last=len(order) > batch_size
+    )
     recalibrate_batchnorm(model, (batch.to(device) for _, batch in loader))

@@ -55,11 +55,9 @@ def _vote(votes: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 def measure(model: Any, train: Labeled, test: Labeled, accelerator: Accelerator, probe: Probe) -> dict[str, float]:
     """Extract the features of both parts and classify."""
-    both = (
-        extract(model, part, accelerator, batch_size=probe.batch_size, workers=probe.workers)
-        for part in (train, test)
-    )
-    return {f"k = {k}": accuracy for k, accuracy in knn(*both, accelerator).items()}
+    sizes = {"batch_size": probe.batch_size, "workers": probe.workers}
+    bank, queries = (extract(model, part, accelerator, **sizes) for part in (train, test))
+    return {f"k = {k}": accuracy for k, accuracy in knn(bank, queries, accelerator).items()}
 
 
 def protocol(probe: Probe) -> dict[str, Any]:

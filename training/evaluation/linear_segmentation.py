@@ -93,7 +93,7 @@ def train(cells: Cells, settings: LinearSegmentation, *, quiet: bool = False) ->
     with torch.no_grad():
         weight = classifier.weight / std
         convolution.weight.copy_(weight[:, :, None, None])
-        convolution.bias.copy_(classifier.bias - weight @ mean)
+        convolution.get_parameter("bias").copy_(classifier.bias - weight @ mean)
     return convolution, seen.tolist()
 
 

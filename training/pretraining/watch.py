@@ -79,7 +79,8 @@ class Watch:
             for part, found in zip(self.parts, features, strict=True):
                 if problem := _lacking(part, found):  # on all processes alike
                     return None, model.problem or problem
-            return knn(*map(_present, features), accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS], None
+            bank, queries = map(_present, features)
+            return knn(bank, queries, accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS], None
         except Exception as error:
             if accelerator.num_processes > 1:
                 raise  # the others wait for this process in the middle of it

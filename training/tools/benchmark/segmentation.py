@@ -115,7 +115,7 @@ def _contenders(encoder: str, crop: int, batch_size: int, device: torch.device) 
         usual = ", as it comes" if stride == 8 else ""
         nets[f"DeepLabV3, output stride {stride}{usual}"] = (net, their_loss)
     return {
-        name: _Contender(net.to(device, memory_format=torch.channels_last), loss, [x, truth])
+        name: _Contender(net.to(device).to(memory_format=torch.channels_last), loss, [x, truth])
         for name, (net, loss) in nets.items()
     }
 
@@ -124,7 +124,7 @@ def _show_windows(encoder: str, image: tuple[int, int], rounds: int, device: tor
     recipe = CITYSCAPES
     backbone = create_backbone(encoder, recipe.output_stride, pretrained=False)
     net = FCN(backbone, CLASSES["cityscapes"], recipe.head).eval()
-    net.to(device, memory_format=torch.channels_last)
+    net.to(device).to(memory_format=torch.channels_last)
     predictor = Predictor(net, CFG, window=recipe.window, stride=recipe.window_stride)
     pixels = torch.randint(0, 256, (3, *image), dtype=torch.uint8)
     assert recipe.window is not None

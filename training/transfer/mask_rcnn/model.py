@@ -55,6 +55,7 @@ class Pyramid(nn.Module):
 
 def _move_strides(body: nn.Module) -> None:
     """Move the stride of each bottleneck from its 3 x 3 convolution to its first."""
+    block: Any
     for block in body.modules():
         if hasattr(block, "conv3") and block.conv2.stride != (1, 1):
             block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)

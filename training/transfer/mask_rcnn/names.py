@@ -12,7 +12,7 @@ from training.transfer.mask_rcnn.config import MaskRCNNConfig
 
 __all__ = ["config_of", "detectron2_name", "from_detectron2", "to_detectron2"]
 
-_HEADS = [  # ours to Detectron2's, with what stands for a number
+_HEADS: list[tuple[str, Any]] = [  # ours to Detectron2's, with what stands for a number
     (r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.([01])", lambda m: _pyramid(*m.groups())),
     (r"rpn\.head\.conv\.0\.0", "proposal_generator.rpn_head.conv"),
     (r"rpn\.head\.cls_logits", "proposal_generator.rpn_head.objectness_logits"),
@@ -22,7 +22,7 @@ _HEADS = [  # ours to Detectron2's, with what stands for a number
     (r"roi_heads\.mask_predictor\.conv5_mask", "roi_heads.mask_head.deconv"),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits", "roi_heads.mask_head.predictor"),
 ]
-_BLOCKS = {
+_BLOCKS: dict[tuple[int, ...], tuple[str, str]] = {
     (2, 2, 2, 2): ("resnet18", ""),
     (3, 4, 6, 3): ("resnet34", "resnet50"),
     (3, 4, 23, 3): ("", "resnet101"),

@@ -4,6 +4,7 @@ import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -116,5 +117,6 @@ def make_optimizer(detector: nn.Module, lr: float, weight_decay: float) -> torch
     """SGD with momentum 0.9, which decays everything but the parameters of norms."""
     norms = {p for m in detector.modules() if isinstance(m, _BatchNorm | nn.LayerNorm) for p in m.parameters()}
     rest = [p for p in detector.parameters() if p not in norms]
-    groups = [{"params": rest}, {"params": [p for p in detector.parameters() if p in norms], "weight_decay": 0.0}]
+    plain = [p for p in detector.parameters() if p in norms]
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=weight_decay)

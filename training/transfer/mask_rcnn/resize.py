@@ -12,7 +12,7 @@ def resized_size(height: int, width: int, short: int, longest: int) -> tuple[int
     Rounded to the nearest whole pixel, half up.
     """
     scale = short / min(height, width)
-    new = (short, scale * width) if height < width else (scale * height, short)
+    new: tuple[float, float] = (short, scale * width) if height < width else (scale * height, short)
     if max(new) > longest:
         scale = longest / max(new)
         new = (new[0] * scale, new[1] * scale)

@@ -109,11 +109,11 @@ class RPN(nn.Module):
             scores.append(best)
             boxes.append(decoded.unflatten(0, where.shape))
             levels.append(torch.full_like(where[0], level))
-        level, proposals = torch.cat(levels), []
+        level_of, proposals = torch.cat(levels), []
         for score, box, size in zip(torch.cat(scores, 1), torch.cat(boxes, 1), sizes, strict=True):
             box = op.clip(box, size)
             keep = torch.isfinite(box).all(1) & torch.isfinite(score) & op.nonempty(box)
-            box, score, group = box[keep], score[keep], level[keep]
+            box, score, group = box[keep], score[keep], level_of[keep]
             kept = op.suppress(box, score, group, NMS, self.most)
             proposals.append((box[kept], score[kept]))
         return proposals

@@ -101,7 +101,7 @@ def _cityscapes(data: Path) -> SegmentationData:
         mask_end = label_ids
         labels = {label: IGNORE for label in range(34)}
         labels |= {label: train_id for train_id, label in enumerate(CITYSCAPES_CLASSES)}
-    sets, notes = [], []
+    sets, notes = [], list[str]()
     for split, count in CITYSCAPES_COUNTS.items():
         images = sorted((root / "leftImg8bit" / split).glob(f"*/*{image_end}"))
         names = [f"{image.parent.name}/{image.name.removesuffix(image_end)}" for image in images]
@@ -114,7 +114,7 @@ def _cityscapes(data: Path) -> SegmentationData:
 def _ade20k(data: Path) -> SegmentationData:
     """Label 0 is no class; the others begin with 1."""
     root = _root(data, ("", "ADEChallengeData2016"), ("images", "annotations"), "ADE20K")
-    sets, notes = [], []
+    sets, notes = [], list[str]()
     for split, count in ADE20K_COUNTS.items():
         images = sorted((root / "images" / split).glob("*.jpg"))
         sets.append(_existing([(image, root / "annotations" / split / f"{image.stem}.png") for image in images]))

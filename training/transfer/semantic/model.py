@@ -145,7 +145,7 @@ def create_backbone(name: str, output_stride: int, *, pretrained: bool = True, *
     try:
         known = name_for_timm(name)
         try:
-            backbone = timm.create_model(known, pretrained, output_stride=output_stride, **kwargs)
+            backbone: Any = timm.create_model(known, pretrained, output_stride=output_stride, **kwargs)
         except TypeError:  # it cannot be dilated, but may have this stride as it is
             backbone = timm.create_model(known, pretrained, **kwargs)
     except (RuntimeError, OSError, ValueError, TypeError, NotImplementedError) as error:

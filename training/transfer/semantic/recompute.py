@@ -36,7 +36,11 @@ def _recompute(stage: nn.Module) -> None:
     def recomputed(x: Tensor) -> Any:
         if not (stage.training and torch.is_grad_enabled()):
             return forward(x)
-        contexts = {"context_fn": lambda: (contextlib.nullcontext(), keeping_buffers(stage))}
-        return checkpoint(forward, x, use_reentrant=False, **contexts)
+        return checkpoint(
+            forward,
+            x,
+            use_reentrant=False,
+            context_fn=lambda: (contextlib.nullcontext(), keeping_buffers(stage)),
+        )
 
-    stage.forward = recomputed  # type: ignore[method-assign]
+    stage.forward = recomputed

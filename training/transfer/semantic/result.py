@@ -73,8 +73,10 @@ def load(folder: str | Path) -> Predictor:
     """
     config: dict[str, Any] = json.loads((Path(folder) / CONFIG).read_text())
     backbone = create_backbone(config["backbone"], config["output_stride"], pretrained=False)
-    heads = (Head(**config[name]) if config[name] else None for name in ("head", "auxiliary"))
-    net = FCN(backbone, len(config["classes"]), *heads, align_corners=config["align_corners"])
+    auxiliary = Head(**config["auxiliary"]) if config["auxiliary"] else None
+    net = FCN(
+        backbone, len(config["classes"]), Head(**config["head"]), auxiliary, align_corners=config["align_corners"]
+    )
     try:
         net.load_state_dict(load_file(Path(folder) / WEIGHTS))
     except RuntimeError as error:
