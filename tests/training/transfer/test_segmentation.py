@@ -166,7 +166,7 @@ def test_two_processes_train_and_test_as_one(train, scenes, tmp_path):
 def test_what_cannot_be_read_ends_in_a_sentence(train, scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "broken")
     for file in (tmp_path / "broken" / "train").iterdir():
-        file.write_bytes(b"nothing")
+        file.write_bytes(file.read_bytes()[:200])  # with a header
     broken = ["--data", tmp_path / "broken", "--masks", tmp_path / "broken" / "masks"]
     with pytest.raises(SystemExit, match=r"error: .*broken/train/\d+.png cannot be read") as stop:
         train("voc", "--steps", 2, *broken)
@@ -183,6 +183,11 @@ def test_what_cannot_be_read_ends_in_a_sentence(train, scenes, tmp_path):
         (["--backbone", "swin_tiny_patch4_window7_224", "--scratch"], "stride 32, not 16"),
         (["--backbone", "slotcon_r34"], "No pretrained weights exist for slotcon_r34"),
         (["--backbone", "test_vit", "--scratch", "--crop", 100], "test_vit cannot take crops of 100 pixels"),
+        (["--backbone", "test_vit", "--scratch", "--crop", 160], "cannot take test images of any number of pixels"),
+        (
+            ["--backbone", "test_vit", "--scratch", "--crop", 160, "--window", 90],
+            "cannot take windows of 90 pixels",
+        ),
         (["--data", "nowhere"], "there is no folder nowhere"),
     ],
 )
@@ -194,13 +199,18 @@ def test_mistakes_end_in_one_sentence(more, sentence, train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mask_that_cannot_be_tested_ends_in_a_sentence(train, scenes, tmp_path):
-    """Training is saved; once the mask is mended, the run goes on from its end."""
+def test_a_mask_that_cannot_be_tested_ends_in_a_sentence(train, scenes, tmp_path, monkeypatch):
+    """Before training, or where it was not checked, after it: once the mask is mended, the run is only tested."""
     shutil.copytree(scenes, tmp_path / "broken")
     mask = tmp_path / "broken" / "masks" / "val" / "3.png"
     whole = mask.read_bytes()
     Image.fromarray(np.full((40, 56), 7, np.uint8)).save(mask)
     broken = ["--steps", 1, "--data", tmp_path / "broken", "--masks", tmp_path / "broken" / "masks"]
+    with pytest.raises(SystemExit, match=r"error: .*masks/val/3.png has the unknown label 7") as stop:
+        train("voc", *broken)
+    assert "\n" not in str(stop.value)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("training.transfer.semantic.prepare.CHECKED", 1)
     with pytest.raises(SystemExit, match=r"error: .*masks/val/3.png has the unknown label 7.*--resume") as stop:
         train("voc", *broken)
     assert "\n" not in str(stop.value)

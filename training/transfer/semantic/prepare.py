@@ -8,7 +8,7 @@ from typing import Any
 import timm
 import torch
 from accelerate import PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 
 from slotcon_hub.distributed import synchronize_batchnorm
 from training.engine.errors import first_line
@@ -21,6 +21,8 @@ from training.transfer.semantic.recipes import Recipe
 from training.transfer.semantic.transforms import Augmentation
 
 __all__ = ["Segmentation", "build", "prepare"]
+
+CHECKED = 2_000  # masks of train, and of val, that are read before training; the others when they are used
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def prepare(name: str, recipe: Recipe) -> Segmentation:
     if run.is_main:
         for note in data.notes:
             print(f"warning: {note}", file=sys.stderr)
+    _check_masks(data, run.is_main)
     pretrained = not run.find_checkpoint() and not recipe.scratch
     with run.processes.main_process_first():  # weights are downloaded once
         net, cfg = build(recipe, len(data.classes), run.processes, pretrained=pretrained)
@@ -91,17 +94,45 @@ def build(recipe: Recipe, classes: int, processes: PartialState, *, pretrained: 
     """
     set_seed(recipe.seed)
     backbone = create_backbone(recipe.backbone, recipe.output_stride, pretrained=pretrained)
-    net = FCN(backbone, classes, recipe.head, recipe.auxiliary, recipe.align_corners).eval()
-    try:
-        with torch.inference_mode():
-            net(torch.zeros(1, 3, recipe.crop, recipe.crop))
-    except (AssertionError, IndexError, RuntimeError) as error:
-        raise ValueError(
-            f"{recipe.backbone} cannot take crops of {recipe.crop} pixels ({first_line(error)}): take another "
-            "--crop, with a --window of it, or another --backbone"
-        ) from None
+    net = FCN(backbone, classes, recipe.head, recipe.auxiliary, recipe.align_corners)
+    _check_sizes(net, recipe)
     make_channels_last(net, processes.device)
     if processes.num_processes > 1:
         synchronize_batchnorm(net, processes.device.type)
     cfg = timm.data.resolve_data_config({}, model=backbone)
     return net, {name: cfg[name] for name in ("mean", "std")}
+
+
+@torch.inference_mode()
+def _check_sizes(net: FCN, recipe: Recipe) -> None:
+    """Make sure that a network takes the crops of training, and the windows of tests, or images of any size."""
+    sizes = {f"crops of {recipe.crop}": (recipe.crop, recipe.crop)}
+    if recipe.window:
+        sizes[f"windows of {recipe.window}"] = (recipe.window, recipe.window)
+    else:
+        sizes["test images of any number of"] = (recipe.crop + 13, recipe.crop + 3)
+    for what, (height, width) in sizes.items():
+        try:
+            net.eval()(torch.zeros(1, 3, height, width))
+        except (AssertionError, IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"{recipe.backbone} cannot take {what} pixels ({first_line(error)}): give a --crop and a --window "
+                "that it takes, or take another --backbone"
+            ) from None
+
+
+def _check_masks(data: SegmentationData, is_main: bool) -> None:
+    """Read masks before training, on the main process for all.
+
+    Raises:
+        ValueError: something is wrong with them; on all processes alike.
+    """
+    problem = None
+    if is_main:
+        try:
+            for part in (data.train, data.val):
+                part.check(CHECKED)
+        except ValueError as error:
+            problem = str(error)
+    if problem := broadcast_object_list([problem])[0]:
+        raise ValueError(problem)
