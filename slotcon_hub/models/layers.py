@@ -17,6 +17,7 @@ from slotcon_hub.models.backbone import eval_mode, intermediate_map, probe_featu
 
 __all__ = [
     "MLP",
+    "Conv1x1",
     "Dense",
     "ProjectionHead",
     "PrototypeNetwork",
@@ -24,6 +25,26 @@ __all__ = [
     "SlotPredictor",
     "full_precision",
 ]
+
+
+class Conv1x1(nn.Conv2d):
+    """A 1 x 1 convolution; in training a product of matrices, which takes half the time in bf16 on a CPU."""
+
+    def __init__(self, in_channels: int, out_channels: int, **dd: Any) -> None:
+        """Make it with a bias.
+
+        Args:
+            in_channels: of its input.
+            out_channels: of its output.
+            **dd: ``device`` and ``dtype`` of the parameters.
+        """
+        super().__init__(in_channels, out_channels, 1, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B x C x H x W to B x O x H x W, channels last in training."""
+        if not self.training:  # so that exports hold convolutions
+            return self._conv_forward(x, self.weight, self.bias)
+        return nn.functional.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
 
 
 class ProjectionHead(nn.Module):
@@ -40,13 +61,13 @@ class ProjectionHead(nn.Module):
         """
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Conv2d(in_dim, hidden_dim, 1, **dd),
+            Conv1x1(in_dim, hidden_dim, **dd),
             nn.BatchNorm2d(hidden_dim, **dd),
             nn.GELU(),
-            nn.Conv2d(hidden_dim, hidden_dim, 1, **dd),
+            Conv1x1(hidden_dim, hidden_dim, **dd),
             nn.BatchNorm2d(hidden_dim, **dd),
             nn.GELU(),
-            nn.Conv2d(hidden_dim, out_dim, 1, **dd),
+            Conv1x1(hidden_dim, out_dim, **dd),
         )
         self.mlp.apply(_init_weights)
 
