@@ -1,5 +1,6 @@
 """The numbers of the protocols on dense features as tables and JSON."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,8 +60,10 @@ def report(name: str, settings: Any, results: Mapping[str, Mapping[str, Any]], p
 
 
 def _told(found: dict[str, Any]) -> str:
-    deviation = f" ± {100 * found['miou_deviation']:.2f}" if "miou_deviation" in found else ""
-    return f"{100 * found['miou']:.2f}{deviation}"
+    """mIoU in percent, and its deviation where there is one."""
+    deviation = found.get("miou_deviation", math.nan)
+    told = f"{100 * found['miou']:.2f}"
+    return told if math.isnan(deviation) else f"{told} ± {100 * deviation:.2f}"
 
 
 def _per_class(results: dict[str, dict[str, Any]]) -> Table:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.data.masks import IGNORE
 
-__all__ = ["Segmentation", "confusion_matrix", "score", "score_part"]
+__all__ = ["Segmentation", "confusion_matrix", "merge_majority", "score", "score_part"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,19 @@ def score(confusion: Tensor, match: Sequence[int] | None = None) -> Segmentation
         iou=iou.tolist(),
         match=classes.tolist(),
     )
+
+
+def merge_majority(confusion: Tensor) -> Tensor:
+    """Give each group its most frequent class, the first of equals, and join the groups of a class.
+
+    Args:
+        confusion: K x C counts.
+
+    Returns:
+        C x C counts, by the class of the groups and by true class.
+    """
+    merged = confusion.new_zeros(confusion.shape[1], confusion.shape[1])
+    return merged.index_add_(0, confusion.argmax(1), confusion)
 
 
 def score_part(confusion: Tensor, found: Segmentation, classes: Sequence[int]) -> tuple[float, float]:

@@ -47,7 +47,11 @@ def test_two_processes_give_the_numbers_of_one(prototypes, here, tmp_path):
             assert figure.read_bytes() == (tmp_path / f"two-{name}" / figure.name).read_bytes()
 
 
-DENSE = {"in_context": ["--memory", 30, 100], "linear_segmentation": ["--cells", 50, "--epochs", 3]}
+DENSE = {
+    "in_context": ["--memory", 30, 100],
+    "linear_segmentation": ["--cells", 50, "--epochs", 3],
+    "overclustering": ["--clusters", 7, "--seeds", 2],
+}
 """The protocols on dense features, and their options."""
 
 
