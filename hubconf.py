@@ -1,4 +1,4 @@
-"""Entry points of ``torch.hub``, from a checkout or from GitHub; nothing but ``dependencies`` need be installed.
+"""Entry points of ``torch.hub``, from a checkout or from GitHub; only ``dependencies`` must be installed.
 
 torch.hub.load("path/to/slotcon_hub", "slotcon_r50", source="local", pretrained="coco_800ep")
 torch.hub.load("<owner>/slotcon_hub", "slotcon_r50", pretrained="coco_800ep", trust_repo=True)
@@ -17,19 +17,19 @@ _HELP = """\
 {what}
 
 Args:
-    pretrained: False for random weights; True for those of the default tag; a tag, such as "coco_800ep", of the
-        published weights or of the local store; or the path of a checkpoint: the folder of a run or of an export,
-        a file of safetensors, or an authors' .pth (no code in it is run). It is the teacher that is loaded.
-    **kwargs: timm's for this model: features_only, out_indices, output_stride, in_chans, {kwargs}.
+    pretrained: False for random weights; True for those of the default tag; a tag of the published weights or of
+        the local store, such as "coco_800ep"; or the path of a checkpoint: the folder of a run or of an export, a
+        safetensors file, or an authors' .pth (no code in it is run). The teacher is loaded.
+    **kwargs: timm's arguments: features_only, out_indices, output_stride, in_chans, {kwargs}.
 
 Returns:
-    A timm model in train mode. It takes B x 3 x H x W images, normalised by ImageNet's mean and deviation, and
-    gives {output}.
-    With features_only=True it gives a list of the backbone's maps, B x C x H/s x W/s for each stride s.
+    A timm model in train mode, from B x 3 x H x W images, normalised by ImageNet's mean and standard deviation,
+    to {output}.
+    With features_only=True, to a list of the backbone's maps, B x C x H/s x W/s for each stride s.
 
 Raises:
-    ValueError: there is neither such a tag nor such a path, or the weights are not those of this network.
-    RuntimeError: the weights of the tag are not to be had; they are never random unasked.
+    ValueError: there is no such tag or path, or the weights are not of this network.
+    RuntimeError: the weights of the tag cannot be downloaded; they are never replaced by random ones.
 
 Example:
     >>> repository = "<owner>/slotcon_hub"
@@ -38,7 +38,7 @@ Example:
 """
 _BACKBONE = {
     "kwargs": "num_classes",
-    "output": "B x C features; its forward_features gives the B x C x H/s x W/s map",
+    "output": "B x C features; forward_features returns the B x C x H/s x W/s map",
     "call": "pretrained=True",
     "line": "features = model.eval()(images)",
 }

@@ -1,4 +1,4 @@
-"""State dicts from one naming to another: pure functions; tensors are shared with the input, not copied."""
+"""Conversions of state dicts between naming schemes; tensors are shared with the input, not copied."""
 
 import re
 from collections.abc import Mapping
@@ -39,10 +39,10 @@ _PARTS: dict[Kind, set[str]] = {
     "prototypes": {"backbone", "projector", "prototypes"},
 }
 _AROUND_BACKBONE = re.compile(r"^(?:(?:encoder_k|backbone)\.)+")
-# What DistributedDataParallel, torch.compile, FSDP and checkpointed activations add to names, wherever they wrap.
+# Prefixes that DistributedDataParallel, torch.compile, FSDP and activation checkpointing add at any depth.
 _WRAPPED = re.compile(r"(?<![^.])(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _RESNET = re.compile(r"(?:conv1|bn1|layer[1-4])\.")
-# The ResNets that everybody has: no deep stem, no pooling in the shortcut, no attention.
+# Standard ResNets: no deep stem, no pooling in the shortcut, no attention.
 _PLAIN_RESNET = re.compile(
     r"(?:conv1|bn1|layer[1-4]\.\d+\.(?:conv[123]|bn[123]|downsample\.[01]))"
     r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"
@@ -50,7 +50,7 @@ _PLAIN_RESNET = re.compile(
 
 
 def recognise(checkpoint: Mapping[str, Any]) -> Kind:
-    """Tell what a loaded checkpoint holds, by its names alone.
+    """Classify a loaded checkpoint by its keys.
 
     Args:
         checkpoint: a state dict, or a mapping with one under ``model``, ``state_dict`` or ``teacher``.
@@ -73,8 +73,9 @@ def recognise(checkpoint: Mapping[str, Any]) -> Kind:
         return "backbone"
     found = ", ".join(sorted(heads)[:5]) or "nothing"
     raise ValueError(
-        f"this is no checkpoint of SlotCon, which holds encoder_q and encoder_k (the authors'), student and "
-        f"teacher (ours), backbone, projector and prototypes, or a ResNet's conv1 and layers: it holds {found}"
+        f"this is not a SlotCon checkpoint, since its keys begin with {found}: give one with encoder_q and "
+        "encoder_k (the authors'), student and teacher (ours), backbone, projector and prototypes, or a ResNet's "
+        "conv1 and layers"
     )
 
 
@@ -82,8 +83,8 @@ def from_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Turn an authors' full checkpoint into a state dict that loads strictly into :class:`SlotCon`.
 
     Args:
-        checkpoint: the loaded mapping, or its ``model`` entry, with or without what wrappers add to names, such
-            as ``module.`` and ``_orig_mod.``.
+        checkpoint: the loaded mapping, or its ``model`` entry, with or without wrapper prefixes such as ``module.``
+            and ``_orig_mod.``.
 
     Returns:
         Student, teacher, predictor and centre; tensors and dtypes are those of the checkpoint.
@@ -101,7 +102,7 @@ def from_official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     if absent:
         raise ValueError(
             f"the checkpoint has no {', '.join(n.rstrip('.') for n in absent)}: a full checkpoint holds student, "
-            "teacher, predictor and centre; a backbone-only file cannot be continued from"
+            "teacher, predictor and centre; training cannot continue from a backbone-only file"
         )
     return converted
 
@@ -110,14 +111,14 @@ def from_backbone_only(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Turn a backbone-only file, such as the authors' teacher encoder, into the state dict of a timm ResNet.
 
     Args:
-        checkpoint: torchvision's or timm's names, bare or after ``encoder_k.``, ``backbone.`` or what wrappers
-            add; the mapping itself, or under ``model``, ``state_dict`` or ``teacher``.
+        checkpoint: a state dict with torchvision's or timm's names, bare or after ``encoder_k.``, ``backbone.`` or
+            wrapper prefixes; or a mapping with one under ``model``, ``state_dict`` or ``teacher``.
 
     Returns:
-        The backbone without a classifier: ``fc`` is left out.
+        The backbone without ``fc``.
 
     Raises:
-        ValueError: a key is not a ResNet's or comes twice, or there is none.
+        ValueError: a key is not a ResNet's or occurs twice, or there are no keys.
     """
     converted: dict[str, Tensor] = {}
     for key, value in unwrap_state_dict(checkpoint).items():
@@ -126,10 +127,10 @@ def from_backbone_only(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
             continue
         if not _RESNET.match(name) or not isinstance(value, Tensor):
             raise ValueError(
-                f"{key!r} is not part of a backbone-only file: recognise(...) tells what this one holds"
+                f"{key!r} is not part of a backbone-only file: recognise(...) names the kind of this one"
             )
         if name in converted:
-            raise ValueError(f"{key!r} comes twice, under two prefixes: the file holds more than one backbone")
+            raise ValueError(f"{key!r} occurs twice, under two prefixes: the file holds more than one backbone")
         converted[name] = value
     if not converted:
         raise ValueError("the checkpoint holds no key of a ResNet backbone, such as conv1.weight")
@@ -137,7 +138,7 @@ def from_backbone_only(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def teacher_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the teacher's backbone, the released one, out of the state dict of a :class:`SlotCon`.
+    """Extract the teacher's backbone, the released one, from the state dict of a :class:`SlotCon`.
 
     Raises:
         ValueError: there is none.
@@ -146,7 +147,7 @@ def teacher_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def teacher_prototypes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the teacher, backbone, projector and prototypes, out of the state dict of a :class:`SlotCon`.
+    """Extract the teacher (backbone, projector and prototypes) from the state dict of a :class:`SlotCon`.
 
     Raises:
         ValueError: there is none.
@@ -155,7 +156,7 @@ def teacher_prototypes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def prototypes_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take the backbone out of the state dict of a prototype model.
+    """Extract the backbone from the state dict of a prototype model.
 
     Raises:
         ValueError: there is none.
@@ -164,7 +165,7 @@ def prototypes_backbone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_torchvision(backbone_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a backbone into the state dict of a torchvision ResNet, without ``fc``: the names are the same.
+    """Check that a backbone loads as a torchvision ResNet without ``fc``, whose names are the same.
 
     Args:
         backbone_state: of a plain ResNet in timm's names, without a classifier.
@@ -174,30 +175,30 @@ def to_torchvision(backbone_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if not any(_RESNET.match(key) for key in backbone_state):
         raise ValueError(
-            "these weights hold no key of a ResNet backbone, such as conv1.weight: of the state of a SlotCon, "
-            "convert teacher_backbone(state)"
+            "these weights hold no key of a ResNet backbone, such as conv1.weight: if they are the state of a "
+            "SlotCon, convert teacher_backbone(state)"
         )
     for key in backbone_state:
         if not _PLAIN_RESNET.fullmatch(key):
             raise ValueError(
-                f"{key!r} has no twin in torchvision, Detectron2 or MMSegmentation, where only plain ResNets go "
-                "(no deep stem as in slotcon_nano, no classifier): use this network through timm or ONNX"
+                f"{key!r} does not exist in torchvision, Detectron2 and MMSegmentation, which take standard "
+                "ResNets only (no deep stem as in slotcon_nano, no classifier): use this network with timm or ONNX"
             )
     return dict(backbone_state)
 
 
 def to_detectron2(backbone_state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Turn a backbone into what Detectron2 loads as ``MODEL.WEIGHTS``, once pickled to a ``.pkl`` file.
+    """Convert a backbone to the content of a Detectron2 ``.pkl`` file for ``MODEL.WEIGHTS``.
 
-    The network is torchvision's: RGB images in ``INPUT.FORMAT``, ``PIXEL_MEAN`` and ``PIXEL_STD`` of ImageNet
-    times 255, and ``MODEL.RESNETS.STRIDE_IN_1X1 False``.
+    Its configuration must be torchvision's: RGB images in ``INPUT.FORMAT``, ``PIXEL_MEAN`` and ``PIXEL_STD`` of
+    ImageNet times 255, and ``MODEL.RESNETS.STRIDE_IN_1X1 False``.
 
     Args:
         backbone_state: of a plain ResNet in timm's names, without a classifier.
 
     Returns:
-        ``{"model": {name: float32 array}, "__author__": ..., "matching_heuristics": True}``. BatchNorm's batch
-        counts, which Detectron2's frozen norms do not have, are left out.
+        ``{"model": {name: float32 array}, "__author__": ..., "matching_heuristics": True}``.
+        ``num_batches_tracked``, which Detectron2's frozen norms lack, is left out.
 
     Raises:
         ValueError: the backbone is no plain ResNet, or there is none.
@@ -211,10 +212,10 @@ def to_detectron2(backbone_state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def to_mmseg(backbone_state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Turn a backbone into a checkpoint for MMSegmentation and MMDetection, once written by ``torch.save``.
+    """Convert a backbone to a checkpoint for MMSegmentation and MMDetection, to be written by ``torch.save``.
 
-    It is for ``ResNet`` with ``style="pytorch"``, not for ``ResNetV1c``, whose stem is deep, and goes into
-    ``init_cfg=dict(type="Pretrained", checkpoint=...)`` of the backbone.
+    Load it by ``init_cfg=dict(type="Pretrained", checkpoint=...)`` of a ``ResNet`` with ``style="pytorch"``, not of
+    a ``ResNetV1c``, whose stem is deep.
 
     Args:
         backbone_state: of a plain ResNet in timm's names, without a classifier.
@@ -226,7 +227,7 @@ def to_mmseg(backbone_state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor
 
 
 def detectron2_name(name: str) -> str:
-    """``layer1.0.bn2.bias`` to ``res2.0.conv2.norm.bias``; what is in no layer is in the stem."""
+    """``layer1.0.bn2.bias`` to ``res2.0.conv2.norm.bias``; keys outside the layers belong to the stem."""
     name = re.sub(r"bn(\d)", r"conv\1.norm", name)
     name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
     layer = re.match(r"layer(\d)", name)
@@ -241,13 +242,13 @@ def _strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]
 
 
 def unwrap_state_dict(checkpoint: Any) -> Mapping[str, Any]:
-    """Find the named values in the mappings that savers put around them: ``model``, ``state_dict``, ``teacher``.
+    """Take the state dict out of the mappings around it: ``model``, ``state_dict``, ``teacher``.
 
     Returns:
-        The values by their names in the bare model: without ``module.``, ``_orig_mod.`` and the like, in any mix.
+        Values by key, without wrapper prefixes such as ``module.`` and ``_orig_mod.``.
 
     Raises:
-        ValueError: there are none, or two have one name then.
+        ValueError: there is no state dict, or two keys differ in their wrapper prefixes only.
     """
     while isinstance(checkpoint, Mapping):
         inner = (checkpoint.get(key) for key in ("model", "state_dict", "teacher"))
@@ -261,6 +262,6 @@ def unwrap_state_dict(checkpoint: Any) -> Mapping[str, Any]:
     for key, value in checkpoint.items():
         name = _WRAPPED.sub("", key)
         if name in bare:
-            raise ValueError(f"{name!r} comes twice, under two prefixes: the file holds more than one model")
+            raise ValueError(f"{name!r} occurs twice, under two prefixes: the file holds more than one model")
         bare[name] = value
     return bare

@@ -1,4 +1,4 @@
-"""The CPU that this process may use: its cores, and the memory that tensors are made in."""
+"""The CPU cores that this process may use, and how it keeps memory."""
 
 import ctypes
 import math
@@ -14,19 +14,19 @@ CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def use_cores(threads: int | None = None) -> None:
-    """Let torch compute on so many threads, or on the usable cores, shared with the neighbours of one launch."""
+    """Set torch's threads: by default the usable cores, divided among the processes of this launch."""
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     torch.set_num_threads(threads or max(usable_cores() // neighbours, 1))
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: those of its affinity, and no more than its cgroup's quota, rounded up."""
+    """Number of cores in this process's affinity, limited by its cgroup's CPU quota, rounded up."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(math.ceil(min(cores, _quota())), 1)
 
 
 def _quota() -> float:
-    """Cores worth of time that Linux grants this process's cgroup and those above it; infinity without a limit."""
+    """Smallest CPU quota, in cores, of this process's cgroup and its parents; infinity without a limit."""
     try:
         lines = OWN_CGROUPS.read_text().splitlines()
     except OSError:
@@ -53,14 +53,14 @@ def _limit(group: Path) -> float:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that its tensors free, in place of giving it back to the system.
+    """Keep freed tensor memory in this process instead of returning it to the system.
 
-    glibc takes every block above 32 MB from the system anew, which hands it over page by page, cleared: on a CPU a
-    fifth of the time of a forward of ResNet-50 on 16 images. For commands, which compute and end; a process that
-    does other things besides would never shrink.
+    By default glibc maps every block above 32 MB anew, and the kernel clears its pages: a fifth of the time of a
+    ResNet-50 forward on 16 images on a CPU. Meant for commands that compute and end, since the process never
+    shrinks.
 
     Returns:
-        Whether the C library can be told so.
+        Whether the C library supports it.
 
     """
     try:

@@ -1,4 +1,4 @@
-"""The few collectives that SlotCon needs; each is the identity without a process group."""
+"""The collectives that SlotCon needs; without a process group each acts as for one process."""
 
 from typing import Any, TypeVar
 
@@ -25,37 +25,37 @@ T = TypeVar("T")
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Number of processes; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process; 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def shard_batches(length: int, batch_size: int, process: int, processes: int) -> list[range]:
-    """Cut the numbers below ``length`` into batches as one process would, and deal these out to all in turn.
+    """Cut ``range(length)`` into batches, and assign batches to processes round-robin.
 
-    What a network makes of a batch is the same, however many processes there are, and no number comes twice.
+    No index is repeated, and the batches are the same for any number of processes.
 
     Args:
-        length: of a data set.
-        batch_size: the most numbers in a batch.
-        process: whose batches are returned, from 0.
-        processes: how many there are.
+        length: number of samples.
+        batch_size: the last batch may be smaller.
+        process: rank whose batches are returned.
+        processes: number of processes.
     """
     batches = [range(first, min(first + batch_size, length)) for first in range(0, length, batch_size)]
     return batches[process::processes]
 
 
 def _all_gather(gathered: Tensor, own: Tensor) -> None:
-    """Concatenate a tensor of one shape from every process, by the name that this torch does not deprecate."""
+    """All-gather tensors of equal shape, by the function that this torch version does not deprecate."""
     getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(gathered, own)
 
 
 def gather_counts(counts: Tensor) -> list[list[int]]:
-    """Every process's row counts, on the host; the one place where SlotCon itself waits for its device.
+    """Gather every process's row counts on the host: the only device-to-host sync of SlotCon itself.
 
     Args:
         counts: n integers, the same n on all processes.
@@ -65,13 +65,13 @@ def gather_counts(counts: Tensor) -> list[list[int]]:
     """
     if world_size() == 1:
         return [counts.tolist()]
-    gathered = counts.new_empty(world_size() * len(counts))  # flat: gloo takes nothing else
+    gathered = counts.new_empty(world_size() * len(counts))  # flat, as gloo requires
     _all_gather(gathered, counts)
     return gathered.view(world_size(), -1).tolist()
 
 
 def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
-    """Concatenate the rows of all processes, which may hold different numbers of them.
+    """Concatenate the rows of all processes, whose row counts may differ.
 
     No gradient flows between processes.
 
@@ -95,7 +95,7 @@ def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every process's value, which must be one that pickle takes, on process 0 alone; on the others nothing."""
+    """Gather every process's picklable value on rank 0; the other ranks get an empty list."""
     if world_size() == 1:
         return [value]
     gathered: list[Any] | None = [None] * world_size() if rank() == 0 else None
@@ -113,7 +113,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """Sum over the processes whose gradient is the sum of their gradients."""
+    """All-reduce sum; its gradient is the sum of the processes' gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -129,13 +129,13 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 class CpuSyncBatchNorm(_BatchNorm):
-    """BatchNorm over all processes on the CPU, for which torch has none; affine, with running statistics.
+    """SyncBatchNorm for the CPU, which torch lacks; affine, with running statistics.
 
-    A process may bring no row at all; the processes together must bring more than one value a channel.
+    A process may have an empty batch; all processes together need more than one value per channel.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any B x C x ... will do."""
+        """Accept any B x C x ... input."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise B x C or B x C x H x W by the statistics of all processes (train) or the running ones."""
@@ -162,7 +162,7 @@ class CpuSyncBatchNorm(_BatchNorm):
 
 
 class _CpuSyncBatchNormAct(CpuSyncBatchNorm):
-    """The same, followed by the activation of timm's norm-and-activation layer."""
+    """CpuSyncBatchNorm followed by the activation of timm's norm-and-activation layer."""
 
     act: nn.Module
     drop: nn.Module
@@ -172,17 +172,18 @@ class _CpuSyncBatchNormAct(CpuSyncBatchNorm):
 
 
 SYNCHRONIZED = (nn.SyncBatchNorm, CpuSyncBatchNorm)
-"""The norms whose statistics are those of all processes."""
+"""Norm layers with statistics over all processes."""
 
 
 def synchronize_batchnorm(module: nn.Module, device_type: str) -> nn.Module:
-    """Make every BatchNorm of a module take its statistics over all processes.
+    """Convert every BatchNorm of a module to one with statistics over all processes.
 
-    Parameters and buffers and their names stay as they are.
+    Parameters, buffers and their names are unchanged.
 
     Args:
-        module: changed in place; use what is returned, since a lone BatchNorm is replaced.
-        device_type: where the module will be trained, such as "cuda"; torch has no such norm for "cpu".
+        module: changed in place; use the return value, since a module that is itself a BatchNorm is replaced.
+        device_type: where the module will be trained: "cpu" takes :class:`CpuSyncBatchNorm`, others torch's
+            SyncBatchNorm.
     """
     module = convert_sync_batchnorm(module)
     if device_type == "cpu":

@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and what tells one from another."""
+"""Atomic writes of files and folders, and SHA-256."""
 
 import hashlib
 import shutil
@@ -12,10 +12,10 @@ __all__ = ["atomic_write", "sha256"]
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a new path, whose file or folder takes the place of another once the block ends without an error.
+    """Yield a temporary path, whose file or folder replaces ``path`` once the block ends without an error.
 
     Args:
-        path: its folder is made; what is there stays as it is after an error.
+        path: its parent folder is created; after an error, what was there is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))

@@ -35,7 +35,7 @@ def cosine_scores(z: Tensor, prototypes: Tensor) -> Tensor:
     Returns:
         B x K x H x W in [-1, 1].
     """
-    # A product of matrices: unlike a convolution, torch keeps it in full float32 on GPUs.
+    # A matrix product: unlike a convolution, it is in full float32 on GPUs by default.
     return torch.einsum("bdhw,kd->bkhw", F.normalize(z, dim=1), F.normalize(prototypes, dim=1))
 
 
@@ -44,7 +44,7 @@ def assign(scores: Tensor, temperature: float, eps: float = 1e-6) -> Tensor:
 
     Args:
         scores: B x K x H x W raw scores.
-        temperature: the teacher's, for student and teacher alike.
+        temperature: the teacher's, used for the student too.
         eps: keeps the weights of a slot that no cell chooses away from zero.
 
     Returns:
@@ -83,8 +83,8 @@ def active_slots(scores: Tensor) -> Tensor:
 def align(maps: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
     """Undo crop and flip: cut the shared box out of a view's map, resize it to H x W, mirror flipped views.
 
-    The inverse augmentation of supplementary A.1. The maps of two views of an image, aligned each with its own
-    box, show the same place of the image in the same cell.
+    The inverse augmentation of supplementary A.1. In the aligned maps of two views, equal cells show the same place
+    of the image.
 
     Args:
         maps: B x C x H x W, such as raw scores or projections.
@@ -143,14 +143,13 @@ def contrast(queries: Tensor, keys: Tensor, positives: Tensor, temperature: floa
 
 
 def regression(queries: Tensor, keys: Tensor) -> Tensor:
-    """Regression loss of one direction, in place of the contrast (supplementary C, ablation b, after BYOL).
+    """Regression loss of one direction, instead of the contrastive loss (supplementary C, ablation b, after BYOL).
 
-    ``mean over queries of  2 - 2 <q, key>``, all vectors l2-normalised: there is no temperature, so nothing is
-    multiplied by it.
+    ``mean over queries of  2 - 2 <q, key>``, all vectors l2-normalised.
 
     Args:
         queries: Q x D predictions of the student.
-        keys: Q x D vectors of the teacher, each of the query in its row.
+        keys: Q x D vectors of the teacher, row by row the targets of ``queries``.
 
     Returns:
         A scalar in [0, 4]; an exact zero that is still connected to ``queries`` when there are none.
@@ -160,9 +159,9 @@ def regression(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def teacher_momentum(step: int, total_steps: int, base: float) -> float:
-    """Share of itself that the teacher keeps at a step: from ``base`` at step 0 to 1 at the end, on a cosine.
+    """EMA momentum of the teacher at a step: from ``base`` at step 0 to 1 at the end, on a cosine.
 
-    ``1 - (1 - base) * (cos(pi * step / total_steps) + 1) / 2``, a function of the steps taken alone.
+    ``1 - (1 - base) * (cos(pi * step / total_steps) + 1) / 2``
 
     Args:
         step: optimisation steps taken, from 0.

@@ -1,4 +1,4 @@
-"""Files of images: which a folder holds, and how they are decoded."""
+"""Image files: finding them in folders, and decoding them."""
 
 import contextlib
 import hashlib
@@ -34,13 +34,13 @@ if "avif" in features.modules and features.check("avif"):
     SUFFIXES = (".avif", *SUFFIXES)
 
 MAX_PIXELS = "SLOTCON_HUB_MAX_PIXELS"
-"""Environment variable: the most pixels of an image that is read; else Pillow's limit holds, some 179 million."""
+"""Environment variable: largest number of pixels of an image; by default Pillow's limit, about 179 million."""
 
 
 class ImageFiles:
-    """All files below some folders with an ending in ``SUFFIXES``, in order of their paths.
+    """All files below some folders with a suffix in ``SUFFIXES``, sorted by path.
 
-    Links to folders are followed. What is hidden is left out: macOS puts a ``._x.jpg`` beside an ``x.jpg``.
+    Links to folders are followed. Hidden files are left out: macOS puts a ``._x.jpg`` beside an ``x.jpg``.
     """
 
     def __init__(self, *folders: Path, listed: Iterable[str] | None = None) -> None:
@@ -48,11 +48,11 @@ class ImageFiles:
 
         Args:
             folders: to search at any depth.
-            listed: what :func:`files_below` yields for them, where that is known already.
+            listed: the paths that :func:`files_below` yields for them, if known already.
 
         Raises:
-            ValueError: a folder does not exist or cannot be listed, or they hold no image; or the limit of pixels
-                is no number.
+            ValueError: a folder does not exist or cannot be listed, or they hold no image; or ``MAX_PIXELS`` is no
+                number.
         """
         pixel_limit()
         self._folders = tuple(os.path.join(folder, "") for folder in folders)
@@ -63,11 +63,10 @@ class ImageFiles:
             raise ValueError(f"{places} holds no {', '.join(SUFFIXES)} file, at any depth: name another folder")
 
     def __len__(self) -> int:
-        """Number of files."""
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """Path of a file, to be shown."""
+        """Printable path of a file."""
         return printable(self.paths[index])
 
     def read(self, index: int) -> bytes:
@@ -75,20 +74,20 @@ class ImageFiles:
         return Path(self.paths[index]).read_bytes()
 
     def digest(self) -> str:
-        """SHA-256 of the paths below their folders, in their order: the same wherever the folders are."""
+        """SHA-256 of the sorted paths, relative to their folders."""
         names = (path.removeprefix(next(f for f in self._folders if path.startswith(f))) for path in self.paths)
         return hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path that can be printed and written: what is not UTF-8 in it becomes ``\\xe9`` and its like."""
+    """A path as valid UTF-8: other bytes become escapes such as ``\\xe9``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def limit_aspect_ratio(image: Tensor, times: int = 4) -> Tensor:
-    """The middle of an image, ... x H x W, at most so many times as long as its short side.
+    """Crop the centre of an image, ... x H x W, so that it is at most ``times`` as long as its short side.
 
-    What is beyond must not be resized by the short side: it could be of any length.
+    Resizing by the short side would otherwise make images of any length.
     """
     height, width = image.shape[-2:]
     if max(height, width) <= times * min(height, width):
@@ -97,10 +96,10 @@ def limit_aspect_ratio(image: Tensor, times: int = 4) -> Tensor:
 
 
 def resize_and_center_crop(image: Tensor, short: int, side: int, interpolation: InterpolationMode) -> Tensor:
-    """Resize the short side of an image, antialiased, and cut out its middle: ... x H x W to ... x side x side.
+    """Resize the short side of an image, antialiased, and crop its centre: ... x H x W to ... x side x side.
 
     Args:
-        image: of any kind of values; labels take a nearest interpolation.
+        image: of any values; labels need nearest interpolation.
         short: pixels of the short side, at least ``side``.
         side: of the square, in pixels.
         interpolation: of the resizing.
@@ -109,10 +108,10 @@ def resize_and_center_crop(image: Tensor, short: int, side: int, interpolation: 
 
 
 def files_below(*folders: Path) -> Iterator[str]:
-    """Yield the paths of files that are not hidden; a folder that several links lead to is entered once.
+    """Yield the paths of files that are not hidden; a folder reached by several links is entered once.
 
     Raises:
-        ValueError: a folder cannot be listed; its images would be missing without a word.
+        ValueError: a folder cannot be listed; its images would be missing silently.
     """
     for folder in folders:
         if not os.path.isdir(folder):
@@ -157,9 +156,9 @@ def _listing(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 class EncodedImage:
-    """An encoded image of which the header has been read: its pixels are yet to be decoded.
+    """An encoded image with its header read and its pixels not decoded yet.
 
-    Every image is upright, as Pillow's ``exif_transpose`` makes it: this is the one place that decides it.
+    EXIF orientation is applied here and nowhere else, as in Pillow's ``exif_transpose``.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -179,14 +178,13 @@ class EncodedImage:
         self.height, self.width = sides if self._orientation < 5 else sides[::-1]
 
     def decode(self, *, reduction: int = 1) -> Tensor:
-        """Decode an image of any colour mode to RGB, uint8 3 x H x W, upright; once only.
+        """Decode an image of any colour mode to RGB, uint8 3 x H x W, upright; callable once.
 
-        Transparency is dropped, 16 bits a channel become their upper 8, and of an animation the first frame is
-        taken.
+        Alpha is dropped, 16-bit channels keep their upper 8 bits, and an animation gives its first frame.
 
         Args:
-            reduction: 2, 4 or 8 to average squares of so many pixels a side, what is left over at the stored
-                image's right and bottom likewise. A JPEG does this while it is decoded, from fewer cosines.
+            reduction: 2, 4 or 8 to average blocks of this side, including partial blocks at the stored image's
+                right and bottom. JPEGs are reduced by DCT scaling while decoding.
 
         Raises:
             OSError: it is damaged.
@@ -195,12 +193,12 @@ class EncodedImage:
             return _TURNS[self._orientation](self._decode_stored(image, reduction))
 
     def decode_samples(self) -> Tensor:
-        """Decode the values of an image of one channel as they are stored, int64 H x W, upright; once only.
+        """Decode the stored values of a single-channel PNG, int64 H x W, upright; callable once.
 
-        Those of a palette are its indices; grey of few bits is not stretched to 0 to 255.
+        A palette image gives its indices; grey of fewer than 8 bits is not scaled to 0-255.
 
         Raises:
-            OSError: it is damaged, of several channels, or no PNG.
+            OSError: it is damaged, has several channels, or is no PNG.
         """
         kind, mode = self._image.format, self._image.mode
         if kind != "PNG":
@@ -210,13 +208,13 @@ class EncodedImage:
         with _pillow_errors_as_oserror(), self._image as image:
             values = torch.from_numpy(np.asarray(image).astype(np.int64))
             if mode == "L":
-                values //= 255 // (2 ** min(self._data[24], 8) - 1)  # bits of a sample, which Pillow stretches
+                values //= 255 // (2 ** min(self._data[24], 8) - 1)  # bits per sample; Pillow scales to 8
             return _TURNS[self._orientation](values[None])[0]
 
     def _decode_stored(self, image: Image.Image, reduction: int) -> Tensor:
         jpeg = image.format in ("JPEG", "MPO")  # cameras write MPO: several JPEGs, the image first
         if jpeg and reduction == 1:
-            # The fast way. Only JPEGs take it: a damaged PNG ends torchvision in a segmentation fault.
+            # Faster than Pillow. For JPEGs only: torchvision crashes on a damaged PNG.
             with contextlib.suppress(RuntimeError):
                 return decode_jpeg(torch.frombuffer(self._data, dtype=torch.uint8), ImageReadMode.RGB)
         if jpeg and min(image.size) >= 2 * reduction:
@@ -240,46 +238,46 @@ _TURNS: dict[int, Callable[[Tensor], Tensor]] = {
     7: lambda image: image.mT.flip(1, 2),
     8: lambda image: image.rot90(1, (1, 2)),
 }
-"""By EXIF's number of an orientation, what makes a C x H x W image upright."""
+"""Transform of a C x H x W image for each EXIF orientation."""
 
-_OF_PNG = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")  # where a PNG may say how it is turned
+_OF_PNG = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")  # PNG chunks with the orientation
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """EXIF's number, 1 to 8, from EXIF or else from XMP; 1 where these are damaged."""
+    """EXIF orientation, 1 to 8, from EXIF or else XMP; 1 if these are damaged."""
     if image.format == "PNG" and not any(mark in data for mark in _OF_PNG):
-        return 1  # Pillow would look for it behind the pixels, and decode them
-    with contextlib.suppress(Exception):  # Pillow raises whatever its parsers stumble over
+        return 1  # Pillow would search behind the pixels, and decode them
+    with contextlib.suppress(Exception):  # Pillow's parsers raise anything
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
         return found if found in _TURNS else 1
     return 1
 
 
 def decode(data: bytes, *, reduction: int = 1) -> Tensor:
-    """Decode an image in one go: see :class:`EncodedImage`, which raises OSError for whatever is wrong."""
+    """Read the header and decode: see :meth:`EncodedImage.decode`. Every failure is an OSError."""
     return EncodedImage(data).decode(reduction=reduction)
 
 
 @contextlib.contextmanager
 def _pillow_errors_as_oserror() -> Iterator[None]:
     if limit := pixel_limit():
-        Image.MAX_IMAGE_PIXELS = (limit + 1) // 2  # Pillow refuses twice its own limit
+        Image.MAX_IMAGE_PIXELS = (limit + 1) // 2  # Pillow raises above twice its limit
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         except UnidentifiedImageError:  # whose message is an address in memory
-            raise OSError("cannot identify image file: it is of no format that Pillow reads") from None
+            raise OSError("cannot identify image file: Pillow does not read this format") from None
         except Image.DecompressionBombError as error:
             raise OSError(
-                f"{str(error).rstrip('.')}; where you trust it, set {MAX_PIXELS} to a larger number of pixels"
+                f"{str(error).rstrip('.')}; if you trust it, set {MAX_PIXELS} to a larger number of pixels"
             ) from None
-        except Exception as error:  # Pillow raises whatever its parsers stumble over
+        except Exception as error:  # Pillow's parsers raise anything
             raise OSError(f"{type(error).__name__}: {error}") from None
 
 
 def pixel_limit() -> int | None:
-    """The most pixels of an image by the environment's `MAX_PIXELS`; None leaves Pillow's limit.
+    """Value of the environment variable ``MAX_PIXELS``; None for Pillow's limit.
 
     Raises:
         ValueError: it is no whole number above 0.

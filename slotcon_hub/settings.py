@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses that check themselves."""
+"""Checks of settings dataclasses."""
 
 import math
 import numbers
@@ -9,14 +9,14 @@ __all__ = ["check_numbers"]
 
 
 def check_numbers(settings: Any) -> None:
-    """Refuse NaN and infinity in a dataclass's numbers, and fractions where its type says ``int``; None passes.
+    """Reject NaN and Inf in a dataclass's numbers, and fractions in its ``int`` fields; None is accepted.
 
     Tuples are looked into.
 
-    Comparisons alone let NaN pass, since each of them is false.
+    Range checks alone let NaN pass, since every comparison with it is false.
 
     Raises:
-        ValueError: there is one.
+        ValueError: a number is not allowed.
     """
     for field in fields(settings):
         value, kinds = getattr(settings, field.name), (field.type, *get_args(field.type))

@@ -1,4 +1,4 @@
-"""Pages and model cards from jinja2's templates: what a template names and nobody gives is an error."""
+"""HTML pages and model cards from jinja2 templates."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ __all__ = ["render_template"]
 
 
 def render_template(template: Path, **values: Any) -> str:
-    """Fill a template; in one that ends in ``.html``, texts are escaped.
+    """Render a template; values are escaped if its name ends in ``.html``.
 
     Raises:
-        jinja2.UndefinedError: it names what is not among the values.
+        jinja2.UndefinedError: the template uses a name that is not in ``values``.
     """
     environment = Environment(
         loader=FileSystemLoader(template.parent, encoding="utf-8"),

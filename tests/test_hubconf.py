@@ -171,7 +171,7 @@ def test_neither_a_tag_nor_a_path(load, tmp_path, monkeypatch, pretrained):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         load("slotcon_r50", pretrained=pretrained)
     if pretrained:
-        assert "take a tag (coco_800ep, cocoplus_800ep, in1k_100ep, in1k_200ep) or the path" in str(error.value)
+        assert "give a tag (coco_800ep, cocoplus_800ep, in1k_100ep, in1k_200ep) or the path" in str(error.value)
 
 
 def test_what_does_not_fit_is_refused(load, slotcon, tmp_path):

@@ -1,4 +1,4 @@
-"""The command ``slotcon-hub``; each module here holds some of its subcommands."""
+"""The command ``slotcon-hub``; each module here has some of its subcommands."""
 
 import argparse
 import os
@@ -12,14 +12,14 @@ from slotcon_hub.cpu import keep_freed_memory, use_cores
 
 __all__ = ["main"]
 
-_ALL = "SlotCon's backbones and semantic prototypes: weights by name, and what to do with them."
+_ALL = "SlotCon's backbones and semantic prototypes: import, apply, export and publish models by name."
 _EXAMPLES = """\
 examples:
   slotcon-hub import ckpt_epoch_800.pth slotcon_r50.coco_800ep
   slotcon-hub segment --model slotcon_r50_proto.coco_800ep image.jpg
   slotcon-hub export slotcon_r50.coco_800ep --to detectron2
 
-`slotcon-hub COMMAND --help` tells more of a command."""
+`slotcon-hub COMMAND --help` explains a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; by default those of the process.
 
     Returns:
-        The exit code: 0, or 1 after an error, which is one sentence on stderr. Wrong usage exits with 2.
+        The exit code: 0, or 1 after an error, printed as one sentence on stderr. Wrong usage exits with 2.
     """
     options = _parser().parse_args(arguments)
     keep_freed_memory()
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _message(error: BaseException) -> str:
-    """What an error says, without the number that the system has for it."""
+    """Message of an error, without its errno."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error)

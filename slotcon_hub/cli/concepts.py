@@ -24,21 +24,21 @@ from slotcon_hub.images import ImageFiles, printable
 __all__ = ["add_commands"]
 
 _CONCEPTS = """\
-Show what each prototype stands for: of all segments that belong to it, those most similar to it.
+Show what each prototype stands for: the segments most similar to it among all that belong to it.
 
-Every image is resized and cropped as the model is evaluated (for 224 pixels: short side 256, central 224 x 224).
+Every image is resized and cropped as for evaluation (for 224 pixels: short side 256, central 224 x 224).
 Every pixel belongs to the prototype that is most similar to it; a segment is all pixels of an image that belong to
 one prototype. Its feature, the average projection of its pixels, is compared with the prototype by cosine.
 
-The folder OUTPUT gets pages of images with the segments in red, index.html to look through them, and
-concepts.json with all numbers (boxes x0, y0, x1, y1 in pixels of the crop; the last two outside). The memory needed
-is that of the segments shown, however many images there are. --workers lets other processes decode beside the
-network. Started by torchrun or accelerate launch, the command shares the images out, and finds the same."""
+The folder OUTPUT gets pages of images with the segments in red, index.html to browse them, and concepts.json with
+all numbers (boxes x0, y0, x1, y1 in pixels of the crop; x1, y1 exclusive). Memory depends on the segments shown,
+not on the number of images. --workers decodes in other processes. Started by torchrun or accelerate launch, the
+command divides the images among the processes, with the same result."""
 _EXAMPLES = """\
 examples:
   slotcon-hub concepts --model slotcon_r50_proto.coco_800ep --images coco/val2017
   torchrun --nproc-per-node 8 --no-python slotcon-hub concepts --model slotcon_r50_proto.coco_800ep --images coco"""
-_WHOLE = "group: as said above; image: each image is one segment, as the paper does for ImageNet (group)"
+_WHOLE = "group: as above; image: each image is one segment, as in the paper for ImageNet (default: group)"
 _SHOWN = 5  # prototypes in the printed table
 
 
@@ -53,12 +53,12 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--images", type=Path, required=True, help="folder of images, at any depth")
     add_model_options(parser, output="concepts")
-    parser.add_argument("--force", action="store_true", help="replace the concepts that OUTPUT holds")
+    parser.add_argument("--force", action="store_true", help="replace the concepts in OUTPUT")
     parser.add_argument("--segment", choices=["group", "image"], default="group", help=_WHOLE)
-    parser.add_argument("--top", type=number(1), default=10, help="segments shown of each prototype (10)")
-    parser.add_argument("--per-page", type=number(1), default=10, help="prototypes of a page (10)")
-    parser.add_argument("--batch-size", type=number(1), default=32, help="images at a time (32)")
-    parser.add_argument("--workers", type=number(0), default=0, help="processes that decode (0: this one does it)")
+    parser.add_argument("--top", type=number(1), default=10, help="segments shown per prototype (10)")
+    parser.add_argument("--per-page", type=number(1), default=10, help="prototypes per page (10)")
+    parser.add_argument("--batch-size", type=number(1), default=32, help="images per batch (32)")
+    parser.add_argument("--workers", type=number(0), default=0, help="processes that decode (0: this process)")
     parser.set_defaults(command=_concepts)
 
 
@@ -75,15 +75,15 @@ def _concepts(options: argparse.Namespace) -> None:
             with watch.measure("drawing"):
                 _draw(options, files, concepts, crop, folder)
     _print(concepts, crop, watch)
-    print(f"{options.output / INDEX} shows them")
+    print(f"open {options.output / INDEX} to browse them")
 
 
 def _discover(
     options: argparse.Namespace, files: ImageFiles, device: torch.device
 ) -> tuple[Concepts, CenterCrop, Stopwatch]:
-    """Find the concepts; process 0 gets those of all."""
+    """Find the concepts; rank 0 gets those of all processes."""
     if len(set(gather_objects(files.digest()))) > 1:
-        raise ValueError(f"the processes see other images in {options.images}: put the same on all machines")
+        raise ValueError(f"the processes find different images in {options.images}: put the same on all machines")
     model = load_prototypes(options.model).to(device)
     crop, watch = CenterCrop.from_model(model), Stopwatch(device)
     batches = crops(files, crop, batch_size=options.batch_size, workers=options.workers)
@@ -123,16 +123,17 @@ def _draw(
 
 
 def _check_output(output: Path, images: Path, force: bool) -> None:
-    """Refuse a folder that holds something else, or the images, or is among them."""
+    """Check that the folder is empty or has concepts to replace, and neither contains nor is in the images'
+    folder."""
     check_output(output)
     if output.is_dir() and any(output.iterdir()):
         if not (output / NUMBERS).is_file():
-            raise ValueError(f"{output} holds something else than concepts: choose another --output")
+            raise ValueError(f"{output} has other files than concepts: choose another --output")
         if not force:
-            raise ValueError(f"{output} holds concepts already: add --force to replace them")
+            raise ValueError(f"{output} has concepts already: add --force to replace them")
     one, other = output.resolve(), images.resolve()
     if one == other or one in other.parents or other in one.parents:
-        raise ValueError(f"of {output} and {images} one is in the other: choose another --output")
+        raise ValueError(f"{output} and {images} contain one another: choose another --output")
 
 
 def _progress(batches: DataLoader[Batch]) -> Iterator[Batch]:

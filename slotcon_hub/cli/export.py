@@ -1,4 +1,4 @@
-"""``slotcon-hub export``: a model for another library."""
+"""The command ``slotcon-hub export``."""
 
 import argparse
 from pathlib import Path
@@ -12,18 +12,18 @@ from slotcon_hub.models.loading import load
 __all__ = ["add_commands"]
 
 _EXPORT = """\
-Write a pretrained model for another library: the file or folder that it loads.
+Write a pretrained model as a file or folder that another library loads.
 
-  torchvision  a state dict for torchvision.models.resnet50 and the like (.pth)
+  torchvision  a state dict for torchvision.models.resnet50 and others (.pth)
   detectron2   for MODEL.WEIGHTS (.pkl)
   mmseg        for init_cfg of MMSegmentation's and MMDetection's ResNet (.pth)
   onnx         batch, height and width free (of a model for one size, batch alone), checked with ONNX Runtime;
                needs "slotcon-hub[onnx]"
-  timm         a folder for timm.create_model("local-dir:..."), which can be published as it is
+  timm         a folder for timm.create_model("local-dir:..."), ready to be published
 
-The first three take ResNets without a deep stem, and of a prototype model its backbone.
-NAME is <architecture>.<tag>, as `slotcon-hub list` shows them, the folder of a model or of a run, of which its
-backbone is taken (with --dense its prototype model), or hf-hub:<owner>/<name>."""
+The first three need ResNets without a deep stem, and take only the backbone of a prototype model.
+NAME is <architecture>.<tag>, as shown by `slotcon-hub list`; the folder of a model; the folder of a run, for its
+backbone (with --dense its prototype model); or hf-hub:<owner>/<name>."""
 _EXPORT_EXAMPLE = "example: slotcon-hub export slotcon_r50_proto.coco_800ep --to onnx --dense"
 
 
@@ -38,9 +38,11 @@ def add_commands(commands: Any) -> None:
     )
     deliver.add_argument("name", metavar="NAME")
     deliver.add_argument("--to", required=True, choices=TARGETS, help="the library")
-    deliver.add_argument("--output", type=Path, metavar="PATH", help="by default NAME.<library and kind>, here")
-    deliver.add_argument("--force", action="store_true", help="replace what is there")
-    deliver.add_argument("--dense", action="store_true", help="onnx: the map, not its mean over the cells")
+    deliver.add_argument(
+        "--output", type=Path, metavar="PATH", help="by default NAME.<library and kind> in the current folder"
+    )
+    deliver.add_argument("--force", action="store_true", help="replace an existing file or folder")
+    deliver.add_argument("--dense", action="store_true", help="onnx: output the map, not its mean over the cells")
     deliver.add_argument("--size", type=int, help="onnx: side of the images that it is checked with, in pixels")
     deliver.add_argument("--opset", type=int, help="onnx: version of the operators (default: 18)")
     deliver.set_defaults(command=_export, error=deliver.error)
@@ -49,7 +51,7 @@ def add_commands(commands: Any) -> None:
 def _export(options: argparse.Namespace) -> None:
     given = {key: getattr(options, key) for key in ("size", "opset") if getattr(options, key) is not None}
     if options.to != "onnx" and (given or options.dense):
-        options.error("--dense, --size and --opset are of ONNX alone: leave them out, or use --to onnx")
+        options.error("--dense, --size and --opset are for ONNX only: leave them out, or use --to onnx")
     named = Path(options.name.split(":")[-1]).resolve().name
     path = options.output or Path(f"{named}{TARGETS[options.to].suffix}")
     check_output(path, folder=False)
@@ -57,4 +59,4 @@ def _export(options: argparse.Namespace) -> None:
     dense: dict[str, Any] = {"part": "prototypes", "global_pool": ""} if options.dense else {}
     net = load(options.name, **dense).eval()
     usage = save_as(options.to, net, path, force=options.force, **given)
-    print(f"{path} is written, for\n\n{usage}")
+    print(f"{path} is written; load it by\n\n{usage}")

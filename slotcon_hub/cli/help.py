@@ -1,4 +1,4 @@
-"""How ``--help`` is laid out: to the width of the terminal, lists and commands kept, no word alone on a line."""
+"""Layout of ``--help``: wrapped to the terminal, with lists and commands kept, and no single word on a line."""
 
 import argparse
 import re
@@ -6,11 +6,11 @@ import textwrap
 
 __all__ = ["Help"]
 
-_ITEM = re.compile(r" +\S+ {2,}")  # of a list: what it is, then at least two spaces, then what it means
+_ITEM = re.compile(r" +\S+ {2,}")  # of a list: a term, at least two spaces, its meaning
 
 
 class Help(argparse.HelpFormatter):
-    """Paragraphs are filled, items of a list hang; other lines that begin with a space, such as commands, stay."""
+    """Fills paragraphs and indents list items; other lines that begin with a space, such as commands, are kept."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(line for part in _parts(text) for line in _wrap(part, width))
@@ -35,9 +35,9 @@ def _parts(text: str) -> list[str]:
 
 
 def _wrap(part: str, width: int) -> list[str]:
-    """Lines of at most a width, the last of which is no single word."""
+    """Wrap to a width, so that the last line is not a single word."""
     item = _ITEM.match(part)
-    if not item and (not part or part.startswith((" ", "example: "))):  # a command is copied as it is
+    if not item and (not part or part.startswith((" ", "example: "))):  # commands are kept as they are
         return [part]
     hanging = " " * (item.end() if item else 0)
     for narrower in range(width, width // 2, -1):

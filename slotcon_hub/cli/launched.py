@@ -1,4 +1,4 @@
-"""A command that torchrun or ``accelerate launch`` has started several times."""
+"""Commands that torchrun or ``accelerate launch`` started as several processes."""
 
 import os
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ import torch.distributed as dist
 
 __all__ = ["join_process_group"]
 
-PATIENCE = timedelta(hours=2)  # with processes that are slower
+PATIENCE = timedelta(hours=2)  # time to wait for slower processes
 
 
 @contextmanager
 def join_process_group(device: torch.device) -> Iterator[torch.device]:
-    """Be one process group inside; a command that was started alone is none.
+    """Create the process group for the block; a single process needs none.
 
     Args:
-        device: that the command was told to use; of CUDA's without a number, every process takes its own.
+        device: option of the command; for "cuda" without an index, each process uses its local rank.
 
     Yields:
         The device of this process.
@@ -28,7 +28,7 @@ def join_process_group(device: torch.device) -> Iterator[torch.device]:
         return
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("gloo", timeout=PATIENCE)  # what is exchanged is on the host
+    dist.init_process_group("gloo", timeout=PATIENCE)  # the exchanged objects are on the host
     try:
         yield device
     finally:

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options common to several commands."""
 
 import argparse
 import sys
@@ -14,15 +14,15 @@ _MODEL = "prototype model by name, such as slotcon_r50_proto.coco_800ep, or the 
 
 
 def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
-    """Add what every command needs that applies a model: which, where, how, and the folder of the results."""
+    """Add the options of a command that applies a model: model, output, device and precision."""
     parser.add_argument("--model", required=True, help=_MODEL)
     parser.add_argument("--output", type=Path, default=Path(output), help=f"folder of the results ({output})")
-    parser.add_argument("--device", type=_device, default="auto", help="cpu or cuda (cuda where there is one)")
+    parser.add_argument("--device", type=_device, default="auto", help="cpu or cuda (default: cuda if available)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the network (float32)")
 
 
 def number(least: int) -> Callable[[str], int]:
-    """A type for argparse: whole numbers from ``least`` on."""
+    """Create a type for argparse: integers of at least ``least``."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -38,34 +38,34 @@ def _device(text: str) -> torch.device:
     try:
         device = torch.device(text)
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is none: use cpu or cuda") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device: use cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise argparse.ArgumentTypeError("there is no CUDA device: use cpu")
     return device
 
 
 def check_output(output: Path, *, folder: bool = True) -> None:
-    """Refuse an output that cannot be made; folders that are missing on the way to it are made, by all commands.
+    """Check that an output can be created, as all commands create missing parent folders.
 
     Args:
-        output: what --output names.
-        folder: it is to be one; else what is there is the command's concern.
+        output: value of --output.
+        folder: whether the output is a folder; an existing file is an error then.
 
     Raises:
         ValueError: a file is in the way.
     """
     ways = (output, *output.parents) if folder else output.parents
     if file := next((path for path in ways if path.exists() and not path.is_dir()), None):
-        raise ValueError(f"{file} is a file, where a folder is needed: choose another --output")
+        raise ValueError(f"{file} is a file, but must be a folder: choose another --output")
 
 
 def report_unreadable(unreadable: list[tuple[str, str]], total: int) -> None:
-    """Name the images that were skipped, each with the reason, on stderr.
+    """Print the skipped images with their reasons on stderr.
 
     Raises:
-        ValueError: they are all.
+        ValueError: all images were skipped.
     """
     for name, reason in unreadable:
         print(f"skipped, since it cannot be read: {name} ({reason})", file=sys.stderr)
     if len(unreadable) == total:
-        raise ValueError(f"none of the {total} images can be read: name others")
+        raise ValueError(f"none of the {total} images can be read: give other images")

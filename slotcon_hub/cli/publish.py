@@ -1,4 +1,4 @@
-"""``slotcon-hub publish`` and ``verify``: models on the Hub."""
+"""The commands ``slotcon-hub publish`` and ``verify``: models on the Hub."""
 
 import argparse
 import tempfile
@@ -17,18 +17,18 @@ from slotcon_hub.weights import store, table
 __all__ = ["add_commands"]
 
 _PUBLISH = """\
-Publish weights on the Hub: build the folder (safetensors, configuration, card, tensors to
-compare with), upload it in one commit, download it again, compare, and tag the commit with this package's version.
-A backbone then loads in timm alone and in transformers.
+Publish weights on the Hub: build the folder (safetensors, configuration, card, reference tensors), upload it in one
+commit, download it again, compare, and tag the commit with this package's version. A published backbone loads in
+timm without this package, and in transformers.
 
-Log in with `hf auth login`, or set HF_TOKEN. After an interruption, the same command goes on. The card is written
-anew each time. A repository that holds something else than NAME is left alone without --force."""
+Log in with `hf auth login`, or set HF_TOKEN. After an interruption, the same command resumes. The card is always
+overwritten. A repository with other content than NAME is not changed without --force."""
 _VERIFY = """\
-Check a published model: files, SHA-256, configuration, card, and whether it still gives the tensors that came with
-it. A repository is downloaded into the cache that timm and transformers use."""
+Check a published model: files, SHA-256, configuration, card, and whether it reproduces its reference tensors.
+A repository is downloaded into the cache that timm and transformers use."""
 _NAME = """in the local store, such as slotcon_r50.coco_800ep; or the folder of a run, or another checkpoint that
 import takes, with --repo-id ORG/slotcon_r50.mine"""
-_HOME = "The store is $SLOTCON_HUB_HOME, or a folder among the user's data; `slotcon-hub list` names it."
+_HOME = "The store is $SLOTCON_HUB_HOME, or a folder in the user's data folder; `slotcon-hub list` prints it."
 
 
 def add_commands(commands: Any) -> None:
@@ -39,10 +39,10 @@ def add_commands(commands: Any) -> None:
     send.add_argument("name", metavar="NAME", help=_NAME)
     send.add_argument("--repo-id", metavar="ORG/NAME", help=f"by default {table.repository('NAME')}")
     send.add_argument("--private", action="store_true", help="create a private repository")
-    send.add_argument("--create-pr", action="store_true", help="open a pull request instead, each time a new one")
-    send.add_argument("--force", action="store_true", help="replace all that the repository holds, whatever it is")
-    send.add_argument("--preview", metavar="IMAGE", type=Path, help="PNG or JPEG, shown on the card")
-    send.add_argument("--dry-run", action="store_true", help="build and check the folder, and upload nothing")
+    send.add_argument("--create-pr", action="store_true", help="open a new pull request instead")
+    send.add_argument("--force", action="store_true", help="replace all content of the repository")
+    send.add_argument("--preview", metavar="IMAGE", type=Path, help="PNG or JPEG to show on the card")
+    send.add_argument("--dry-run", action="store_true", help="build and check the folder without uploading")
     send.add_argument("--output", metavar="FOLDER", type=Path, help="with --dry-run: where the folder is built")
     send.set_defaults(command=_publish, error=send.error)
     look = commands.add_parser("verify", help="check a published model", description=_VERIFY, formatter_class=Help)
@@ -54,7 +54,7 @@ def add_commands(commands: Any) -> None:
 
 def _publish(options: argparse.Namespace) -> None:
     if options.output and not options.dry_run:
-        options.error("--output is where --dry-run builds the folder: add --dry-run, or leave it out")
+        options.error("--output is for --dry-run only: add --dry-run, or leave --output out")
     if options.output:
         check_output(options.output)
     name, checkpoint = _split_source(options)
@@ -80,14 +80,12 @@ def _publish(options: argparse.Namespace) -> None:
 
 
 def _split_source(options: argparse.Namespace) -> tuple[str, Path | None]:
-    """The name to publish, and the checkpoint that it is of, unless it is in the store; names come before paths."""
+    """The name to publish, and its checkpoint unless it is in the store; names take precedence over paths."""
     path = Path(options.name)
     if is_known(options.name) or not path.exists():
         return table.full_name(options.name), None
     if options.repo_id is None:
-        raise ValueError(
-            f"{path} has no name yet: give it one, such as --repo-id {table.ORGANISATION}/slotcon_r50.mine"
-        )
+        raise ValueError(f"{path} has no name: give one, such as --repo-id {table.ORGANISATION}/slotcon_r50.mine")
     return options.repo_id.rpartition("/")[2], path
 
 
@@ -104,4 +102,4 @@ def _print_checks(checks: Sequence[Check], place: str) -> None:
     for check in checks:
         print(f"{check.what:<8}{'ok' if check.ok else 'failed':<8}{check.found}")
     if failed := [check.what for check in checks if not check.ok]:
-        raise ValueError(f"{place} is not as published: {', '.join(failed)} failed")
+        raise ValueError(f"{place} differs from what was published: {', '.join(failed)} failed")

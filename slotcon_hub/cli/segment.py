@@ -22,15 +22,15 @@ from slotcon_hub.models.sizes import find_sizes
 __all__ = ["add_commands"]
 
 _SEGMENT = """\
-Divide whole images into segments: every pixel belongs to the prototype that is most similar to it.
+Segment whole images: every pixel belongs to the prototype that is most similar to it.
 
 The folder OUTPUT gets for each image
-  NAME-overlay.png     the image under the colours and numbers of its segments
-  NAME-index.png       each pixel's prototype: the entry of its palette, or above 256 prototypes 16 bits of grey
-  NAME-segments.json   of each segment prototype, pixels, share of the image, box (x0, y0, x1, y1; the last two
-                       outside), and the mean of its pixels' similarities with the prototype"""
-_SIZE = """short side that larger images are shrunk to for the network: near the one it was trained with, segments
-are fewer and larger (without it, images are taken as they are)"""
+  NAME-overlay.png     the image with the colours and numbers of its segments
+  NAME-index.png       prototype index of each pixel: a palette image, or 16-bit grey for more than 256 prototypes
+  NAME-segments.json   for each segment: prototype, pixels, share of the image, box (x0, y0, x1, y1; x1, y1
+                       exclusive), and mean similarity of its pixels with the prototype"""
+_SIZE = """short side to which larger images are shrunk for the network; near the training size, segments
+are fewer and larger (default: no resizing)"""
 _EXAMPLE = "example: slotcon-hub segment --model slotcon_r50_proto.coco_800ep street.jpg"
 
 
@@ -38,14 +38,14 @@ def add_commands(commands: Any) -> None:
     """Add the command to the subparsers of argparse."""
     parser = commands.add_parser(
         "segment",
-        help="divide images into segments, each with its prototype",
+        help="segment images, each segment with its prototype",
         description=_SEGMENT,
         epilog=_EXAMPLE,
         formatter_class=Help,
     )
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="JPEG, PNG or WebP file")
     add_model_options(parser, output="segments")
-    parser.add_argument("--force", action="store_true", help="overwrite what is there of the same names")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.add_argument("--size", type=number(1), help=_SIZE)
     parser.set_defaults(command=_segment)
 
@@ -56,7 +56,7 @@ def _segment(options: argparse.Namespace) -> None:
     names = _names(options.images)
     there = [path for name in names for path in _targets(options.output, name) if path.exists()]
     if there and not options.force:
-        raise ValueError(f"{there[0]} is there already: add --force to overwrite it, or choose another --output")
+        raise ValueError(f"{there[0]} exists already: add --force to overwrite it, or choose another --output")
     model = load_prototypes(options.model).to(options.device)
     sizes = find_sizes(model)
     if sizes.only and options.size:
@@ -92,13 +92,13 @@ def _segment(options: argparse.Namespace) -> None:
     print(f"\n{watch.summary()}; network and segments: {ratio:.2f} x the network alone")
     if sizes.only:
         print(f"{options.model} takes images {sizes}: all are resized to that")
-    print(f"{options.output} holds overlay, index and numbers of each")
+    print(f"overlays, indices and numbers are in {options.output}")
 
 
 def _names(images: list[Path]) -> list[str]:
-    """The stems of the images; of equal ones, those after the first get a number."""
+    """The stems of the images; repeated ones get a number."""
     names: list[str] = []
-    taken: set[str] = set()  # some file systems take A for a
+    taken: set[str] = set()  # some file systems ignore case
     for path in images:
         name, count = path.stem, 1
         while name.casefold() in taken:
@@ -122,7 +122,7 @@ def _write(
     prototypes: int,
     facts: dict[str, Any],
 ) -> None:
-    """Write the files of an image: each is there as a whole, the numbers last."""
+    """Write the files of an image atomically, the JSON file last."""
     height, width = groups.shape
     told = [
         {

@@ -1,4 +1,4 @@
-"""``slotcon-hub import`` and ``list``: the weights that there are by name."""
+"""The commands ``slotcon-hub import`` and ``list``."""
 
 import argparse
 import textwrap
@@ -15,36 +15,36 @@ from slotcon_hub.weights import store, table
 __all__ = ["add_commands"]
 
 _IMPORT = """\
-Put the teacher of a checkpoint into the local store, from where pretrained=True loads it by name, offline.
+Import the teacher of a checkpoint into the local store, from which pretrained=True loads it by name, offline.
 
 CHECKPOINT is any of
   an authors' full checkpoint, or a backbone-only file (.pth)
-  a file of safetensors
+  a safetensors file
   the folder of a run, of one of its checkpoints, or of its export
 
-NAME is <architecture>.<tag>, as `slotcon-hub list` shows them, or one of your own such as slotcon_r18.mine; without
-a tag it is the default one.
-Projector and prototypes, where the checkpoint has them, come under the architecture <...>_proto."""
+NAME is <architecture>.<tag>, as shown by `slotcon-hub list`, or a new one such as slotcon_r18.mine; without a tag,
+the default tag is used. Projector and prototypes, if the checkpoint has them, come under
+<architecture>_proto.<tag>."""
 _IMPORT_EXAMPLE = "example: slotcon-hub import ckpt_epoch_800.pth slotcon_r50.coco_800ep"
-_LIST = "Show the weights of the table and those in the local store, and where they are."
-_HOME = "The store is $SLOTCON_HUB_HOME, or a folder among the user's data; `slotcon-hub list` names it."
+_LIST = "List the weights of the table and of the local store, and where they are."
+_HOME = "The store is $SLOTCON_HUB_HOME, or a folder in the user's data folder; `slotcon-hub list` prints it."
 
 
 def add_commands(commands: Any) -> None:
     """Add the subcommands to those of the parser."""
     bring = commands.add_parser(
         "import",
-        help="put a checkpoint into the local store",
+        help="import a checkpoint into the local store",
         description=_IMPORT,
         epilog=f"{_IMPORT_EXAMPLE}\n\n{_HOME}",
         formatter_class=Help,
     )
     bring.add_argument("checkpoint", metavar="CHECKPOINT", type=Path)
     bring.add_argument("name", metavar="NAME")
-    bring.add_argument("--force", action="store_true", help="replace what the store has of this name")
+    bring.add_argument("--force", action="store_true", help="replace this name in the store")
     bring.set_defaults(command=_import)
     show = commands.add_parser(
-        "list", help="show all weights and where they are", description=_LIST, epilog=_HOME, formatter_class=Help
+        "list", help="list all weights and where they are", description=_LIST, epilog=_HOME, formatter_class=Help
     )
     show.set_defaults(command=_list)
 
@@ -81,7 +81,7 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _result(row: table.Weights, legend: dict[str, str]) -> str:
-    """The first results of a row, or of its backbone, as far as they belong together; the legend tells of them."""
+    """The first comparable results of a row, or of its backbone; their meaning is added to the legend."""
     results = row.results or row.backbone.results
     if not results:
         return "-"

@@ -1,1 +1,1 @@
-"""What prototypes stand for: segments, their ranking, and pages to look at."""
+"""Visual concepts of prototypes: segments, their ranking, and HTML pages."""

@@ -1,4 +1,4 @@
-"""Visual concept discovery (section A.4 of the supplementary): of every prototype the most similar segments.
+"""Visual concept discovery (supplementary A.4): the most similar segments of every prototype.
 
 Dimensions: B images, K prototypes, S side of a crop in pixels.
 """
@@ -24,71 +24,71 @@ from slotcon_hub.models.prototype_model import SlotConPrototypes
 
 __all__ = ["Batch", "Concepts", "Retrieved", "crops", "discover"]
 
-_DIGITS = 5  # of a similarity: fewer than float32 has, so that equal images are equal
+_DIGITS = 5  # of a similarity: fewer than float32 has, so that equal images tie
 
 
 class Retrieved(NamedTuple):
-    """A segment that was retrieved for its prototype; the greater of two is shown first."""
+    """A segment that was retrieved for its prototype; greater tuples are more similar."""
 
     similarity: float
     """Cosine of the average-pooled projection with the prototype, in [-1, 1]."""
     order: int
-    """Minus the number of the image: of equals, the first counts most."""
+    """Minus the index of the image: the first image wins ties."""
     pixels: int
-    """Of the S x S crop."""
+    """Number of the segment's pixels in the S x S crop."""
     mask: bytes
-    """The crop's pixels, one bit each; empty for an image as a whole."""
+    """Packed bits of the S x S pixels; empty for a whole image."""
 
     @property
     def image(self) -> int:
-        """The image's number."""
+        """Index of the image."""
         return -self.order
 
     def pixel_mask(self, side: int) -> np.ndarray:
-        """S x S booleans; of an image as a whole all are true."""
+        """S x S booleans; all true for a whole image."""
         if not self.mask:
             return np.ones((side, side), dtype=bool)
         bits = np.unpackbits(np.frombuffer(self.mask, np.uint8), count=side * side)
         return bits.reshape(side, side).astype(bool)
 
     def box(self, side: int) -> tuple[int, int, int, int]:
-        """x0, y0, x1, y1 in pixels of the crop: the first column and row, and those after the last."""
+        """Bounding box x0, y0, x1, y1 in pixels of the crop; x1 and y1 are exclusive."""
         mask = self.pixel_mask(side)
         columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
         return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 class Concepts:
-    """Of every prototype how often it was found, and the most similar of its segments."""
+    """For every prototype the number of its segments, and the most similar ones."""
 
     def __init__(self, prototypes: int, top: int, *, whole: bool = False) -> None:
-        """Start with none.
+        """Create an empty collection.
 
         Args:
             prototypes: K.
-            top: segments kept of each; the memory needed is that of K x top masks, whatever the images.
+            top: segments kept per prototype; memory is K x top masks for any number of images.
             whole: each image is one segment.
         """
         self.top, self.whole = top, whole
         self.images = 0
-        """Images that were looked at."""
+        """Number of images that were segmented."""
         self.unreadable: list[tuple[int, str]] = []
-        """Number and reason of those that could not be."""
+        """Index and reason for each image that could not be read."""
         self.segments = [0] * prototypes
-        """How many each prototype has."""
+        """Number of segments of each prototype."""
         self.pixels = [0] * prototypes
-        """How many each prototype has, in all crops together."""
+        """Number of pixels of each prototype in all crops."""
         self._kept: list[list[Retrieved]] = [[] for _ in range(prototypes)]
 
     def add(self, image: int, prototype: int, similarity: float, pixels: int, groups: Tensor | None) -> None:
-        """Count a segment, and keep it while it is among the most similar.
+        """Count a segment, and keep it if it is among the most similar.
 
         Args:
-            image: its number.
-            prototype: that it is assigned to.
+            image: index of the image.
+            prototype: to which it is assigned.
             similarity: of its feature with the prototype.
             pixels: of the segment.
-            groups: S x S prototype numbers of the image's pixels; None for an image as a whole.
+            groups: S x S prototype indices of the image's pixels; None for a whole image.
         """
         self.segments[prototype] += 1
         self.pixels[prototype] += pixels
@@ -101,7 +101,7 @@ class Concepts:
             heapq.heappop(kept)
 
     def merge(self, other: "Concepts") -> None:
-        """Take in what was found in other images."""
+        """Add the segments of other images."""
         self.images += other.images
         self.unreadable = sorted(self.unreadable + other.unreadable)
         for k, kept in enumerate(other._kept):
@@ -110,28 +110,28 @@ class Concepts:
             self._kept[k] = sorted(self._kept[k] + kept)[-self.top :]  # a sorted list is a heap
 
     def nearest(self, prototype: int) -> list[Retrieved]:
-        """The segments kept of a prototype, the most similar first."""
+        """Kept segments of a prototype, the most similar first."""
         return sorted(self._kept[prototype], reverse=True)
 
     def most_used(self) -> list[int]:
-        """The prototypes that have segments, those with most of them first."""
+        """Prototypes with segments, sorted by their number of segments, descending."""
         used = [k for k, count in enumerate(self.segments) if count]
         return sorted(used, key=lambda k: (-self.segments[k], k))
 
     def unused(self) -> list[int]:
-        """The prototypes that no segment was assigned to."""
+        """Prototypes without segments."""
         return [k for k, count in enumerate(self.segments) if not count]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops with the numbers of their images, and what could not be read."""
+    """Crops with the indices of their images, and the unreadable images."""
 
     numbers: list[int]
     crops: Tensor
-    """uint8 B x 3 x S x S; there may be more of them than numbers, so that all batches have one size."""
+    """uint8 B x 3 x S x S; padded with zeros beyond ``numbers``, so that all batches have one size."""
     unreadable: list[tuple[int, str]]
-    """Number and reason."""
+    """Index and reason for each."""
 
 
 class _Crops(Dataset[tuple[int, Tensor | str]]):
@@ -158,10 +158,10 @@ def _collate(samples: list[tuple[int, Any]], size: int, side: int) -> Batch:
 
 
 def crops(files: ImageFiles, crop: CenterCrop, *, batch_size: int, workers: int) -> DataLoader[Batch]:
-    """Read, decode and crop images in their order, in ``workers`` processes beside this one, or in this one.
+    """Read, decode and crop images in their order, in ``workers`` processes, or in this one for 0.
 
-    Each process of a group gets its :func:`shard_batches`. All batches have one size, since the last digits of a
-    network's output may depend on it.
+    In a process group each process reads its :func:`shard_batches`. All batches have one size, since the last
+    digits of a network's output may depend on it.
     """
     dataset: Any = _Crops(files, crop)
     collate = functools.partial(_collate, size=min(batch_size, len(files)), side=crop.side)
@@ -179,19 +179,18 @@ def discover(
     precision: torch.dtype = torch.float32,
     watch: Stopwatch | None = None,
 ) -> Concepts:
-    """Assign all segments of images to prototypes, and keep of each prototype the most similar ones.
+    """Assign all segments of images to prototypes, and keep the most similar ones of each prototype.
 
-    A segment belongs to the prototype that its pixels were assigned to by :func:`group_map`; its feature is the
-    average of their projections. An image as a whole belongs to the prototype that the average of all its
-    projections is most similar to.
+    A segment belongs to the prototype that :func:`group_map` gives its pixels; its feature is the mean of their
+    projections. A whole image belongs to the prototype most similar to the mean of all its projections.
 
     Args:
         model: in eval mode.
         batches: of :func:`crops`.
         top: segments kept of each prototype.
-        whole: take each image for one segment, as the paper does for ImageNet.
+        whole: each image is one segment, as in the paper for ImageNet.
         precision: of the network, float32 or bfloat16.
-        watch: counts the seconds of "decoding", "network" and "segments".
+        watch: measures the seconds of "decoding", "network" and "segments".
     """
     watch = watch or Stopwatch(next(model.parameters()).device)
     prototypes = F.normalize(model.prototypes.weight.float())
@@ -213,11 +212,11 @@ def discover(
 def _segments(
     z: Tensor, scores: Tensor | None, prototypes: Tensor, size: tuple[int, int]
 ) -> Iterator[tuple[int, int, float, int, Tensor | None]]:
-    """Yield the segments of a batch, as :meth:`Concepts.add` takes them, but with rows for images.
+    """Yield the arguments of :meth:`Concepts.add` for the segments of a batch, with rows instead of image indices.
 
     Args:
         z: B x D x h x w projections.
-        scores: B x K x h x w similarities; None for each image as a whole.
+        scores: B x K x h x w similarities; None for whole images.
         prototypes: K x D, normalised.
         size: of the crops, in pixels.
     """

@@ -1,4 +1,4 @@
-"""Segments as images: maps in colours, and pages of prototypes with their nearest segments.
+"""Draw segments: coloured maps, and pages of prototypes with their nearest segments.
 
 Dimensions: K prototypes, H x W pixels.
 """
@@ -17,11 +17,11 @@ __all__ = ["colors", "draw_index", "draw_map", "draw_page", "draw_segment", "ove
 
 _OPACITY = 0.5
 _MARGIN, _GAP, _THUMB, _TITLE = 24, 6, 128, 148  # of a page, in pixels
-_LABELED = 0.01  # the share of an image from which on a segment gets its number
+_LABELED = 0.01  # fraction of an image above which a segment is labelled
 
 
 def colors(number: int) -> np.ndarray:
-    """Distinct colours, uint8 number x 3; that of a number is always the same."""
+    """Distinct colours, uint8 number x 3; row k is the same for any ``number``."""
     hues = (np.arange(number) * 0.618) % 1  # the golden ratio keeps neighbours apart
     values = np.where(np.arange(number) % 2, 0.95, 0.7)
     rgb = [colorsys.hsv_to_rgb(hue, 0.65, value) for hue, value in zip(hues, values, strict=True)]
@@ -31,19 +31,19 @@ def colors(number: int) -> np.ndarray:
 def draw_map(
     image: np.ndarray, groups: np.ndarray, segments: Iterable[Segment], palette: np.ndarray
 ) -> Image.Image:
-    """An image under the colours of its segments, with their outlines and the numbers of the larger ones.
+    """Overlay an image with the colours and outlines of its segments, and label the larger ones.
 
-    Numbers do not overlap: a segment that has no room left for its own goes without.
+    Labels do not overlap: a segment without free space for its label gets none.
 
     Args:
         image: uint8 H x W x 3.
-        groups: H x W prototype numbers.
+        groups: H x W prototype indices.
         segments: its segments, the largest first.
         palette: uint8 K x 3.
     """
     canvas = overlay_colors(image, palette[groups], groups)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(min(groups.shape) // 20, 10))
-    free = np.ones(groups.shape, dtype=bool)  # pixels that no number covers
+    free = np.ones(groups.shape, dtype=bool)  # pixels that no label covers
     for segment in segments:
         if segment.pixels >= _LABELED * groups.size:
             number: Any = {"text": str(segment.prototype), "font": font, "anchor": "mm", "stroke_width": 2}
@@ -59,12 +59,12 @@ def draw_map(
 def overlay_colors(
     image: np.ndarray, color: np.ndarray, groups: np.ndarray, opacity: float = _OPACITY
 ) -> Image.Image:
-    """An image under colours, where groups meet with a white line beside a black one: it shows on any colours.
+    """Overlay an image with colours, and draw borders of groups as a white line beside a black one.
 
     Args:
         image: uint8 H x W x 3.
-        color: uint8 H x W x 3, laid over it.
-        groups: H x W numbers.
+        color: uint8 H x W x 3.
+        groups: H x W indices.
         opacity: of the colours, in [0, 1].
     """
     canvas = Image.blend(Image.fromarray(image), Image.fromarray(color), opacity)
@@ -78,7 +78,7 @@ def overlay_colors(
 
 
 def _free_centers(free: np.ndarray, x: int, y: int) -> np.ndarray:
-    """Where a box that reaches so far to either side stays within the image, and on pixels that are free."""
+    """Pixels around which a box of 2 x + 1 by 2 y + 1 pixels lies within the image and on free pixels."""
     taken = np.pad(~free, ((y, y), (x, x)), constant_values=True).cumsum(0).cumsum(1)
     sums = np.pad(taken, ((1, 0), (1, 0)))
     height, width = 2 * y + 1, 2 * x + 1
@@ -86,7 +86,7 @@ def _free_centers(free: np.ndarray, x: int, y: int) -> np.ndarray:
 
 
 def _label_position(mask: np.ndarray, room: np.ndarray) -> tuple[int, int] | None:
-    """The pixel x, y of a mask, where there is room, with the most of the mask around; None where there is none."""
+    """The free pixel x, y of a mask with most of the mask around it; None if there is none."""
     if not (mask & room).any():
         return None
     reach = min(mask.shape) // 4 + 1
@@ -98,10 +98,10 @@ def _label_position(mask: np.ndarray, room: np.ndarray) -> tuple[int, int] | Non
 
 
 def draw_index(groups: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """Prototype numbers as an image: the entries of a palette, or above 256 prototypes 16 bits of grey.
+    """Draw prototype indices as a palette image, or as 16-bit grey for more than 256 prototypes.
 
     Args:
-        groups: H x W prototype numbers.
+        groups: H x W prototype indices.
         palette: uint8 K x 3.
     """
     if len(palette) > 256:
@@ -112,11 +112,11 @@ def draw_index(groups: np.ndarray, palette: np.ndarray) -> Image.Image:
 
 
 def draw_segment(image: np.ndarray, mask: np.ndarray | None) -> Image.Image:
-    """A crop with a segment in red and its outline, as small as a page shows it.
+    """Draw the thumbnail of a crop with a segment in red and its outline.
 
     Args:
         image: uint8 S x S x 3.
-        mask: S x S booleans; None for the crop as it is.
+        mask: S x S booleans; None for the crop alone.
     """
     small = Image.fromarray(image).resize((_THUMB, _THUMB), Image.Resampling.LANCZOS)
     if mask is None:
@@ -128,11 +128,11 @@ def draw_segment(image: np.ndarray, mask: np.ndarray | None) -> Image.Image:
 
 
 def draw_page(rows: Sequence[tuple[str, str, Sequence[Image.Image]]], columns: int) -> Image.Image:
-    """Rows of small images, each behind a title and what there is to say below it.
+    """Draw rows of thumbnails, each with a title and a subtitle at its left.
 
     Args:
-        rows: title, what is below it, and images of each.
-        columns: the most images of a row.
+        rows: title, subtitle and images of each.
+        columns: largest number of images in a row.
     """
     step = _THUMB + _GAP
     size = (2 * _MARGIN + _TITLE + columns * step - _GAP, 2 * _MARGIN + len(rows) * step - _GAP)

@@ -1,4 +1,4 @@
-"""What was found of each prototype, to be looked at: pages of images, an index of them, and the numbers."""
+"""The gallery of concepts: pages of images, an HTML index, and a JSON file of all numbers."""
 
 import json
 import os
@@ -22,24 +22,24 @@ INDEX, NUMBERS = "index.html", "concepts.json"
 
 @dataclass(frozen=True)
 class Gallery:
-    """Concepts, and the images that they were found in."""
+    """Concepts with their images."""
 
     concepts: Concepts
     files: ImageFiles
     root: Path
-    """The folder of the images; their names are relative to it."""
+    """Folder of the images; file names are relative to it."""
     crop: CenterCrop
     facts: dict[str, Any]
-    """Of the model and how it was applied."""
+    """Facts of the model and how it was applied, for index and JSON."""
     per_page: int
-    """Prototypes of a page."""
+    """Prototypes per page."""
 
     def number_of_files(self) -> int:
-        """That :meth:`write` writes."""
+        """Number of files that :meth:`write` writes."""
         return len(self._pages()) + 2
 
     def write(self, folder: Path) -> Iterator[Path]:
-        """Write pages, numbers and index into a folder, and yield each file when it is there; the index is last."""
+        """Write pages, JSON and index into a folder, and yield each file after it is written; the index is last."""
         for number, prototypes in enumerate(self._pages()):
             columns = max(len(self.concepts.nearest(k)) for k in prototypes)
             rows = [(str(k), self._use(k), self._images(k)) for k in prototypes]
@@ -60,7 +60,7 @@ class Gallery:
         return printable(Path(os.path.relpath(self.files.paths[image], self.root)).as_posix())
 
     def _share(self, prototype: int) -> float:
-        """Of the pixels of all crops."""
+        """Fraction of the pixels of all crops."""
         return self.concepts.pixels[prototype] / (self.concepts.images * self.crop.side**2)
 
     def _use(self, prototype: int) -> str:
@@ -123,7 +123,7 @@ class Gallery:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Ascending numbers for people: 0, 1, 2, 5 and 7 as 0-2, 5, 7."""
+    """Format ascending numbers as ranges: 0, 1, 2, 5 and 7 as 0-2, 5, 7."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""A prototype model by name, the images as it takes them, and the dense maps that it makes of them.
+"""Load a prototype model by name, prepare images, and compute its dense maps.
 
 Dimensions: B images, K prototypes, D channels, h x w cells of the map, H x W pixels, S side of a crop.
 """
@@ -26,15 +26,15 @@ __all__ = ["CenterCrop", "dense_maps", "load_prototypes", "segment_image"]
 
 
 def load_prototypes(name: str) -> SlotConPrototypes:
-    """A prototype model with its weights, in eval mode, that returns the map of similarities.
+    """Load a prototype model with its weights, in eval mode, with dense similarities as output.
 
     Args:
-        name: what :func:`slotcon_hub.models.loading.load` takes, such as ``slotcon_r50_proto.coco_800ep``.
+        name: as for :func:`slotcon_hub.models.loading.load`, such as ``slotcon_r50_proto.coco_800ep``.
 
     Raises:
-        ValueError: there are no such weights, or they are of no prototype model.
-        RuntimeError: they are not to be had.
-        OSError: a file is absent.
+        ValueError: there are no such weights, or they are not of a prototype model.
+        RuntimeError: they cannot be downloaded.
+        OSError: a file is missing.
     """
     architecture = name.partition(".")[0]
     if is_known(name) and not architecture.endswith("_proto"):
@@ -43,27 +43,27 @@ def load_prototypes(name: str) -> SlotConPrototypes:
         raise ValueError(f"{name} is a backbone without prototypes: use a *_proto model, {other}")
     model: Any = load(name, "prototypes", global_pool="")
     if not isinstance(model, SlotConPrototypes) or not model.num_classes:
-        raise ValueError(f"{name} holds no prototypes: name the export/prototypes of a run, or a *_proto model")
+        raise ValueError(f"{name} holds no prototypes: give the export/prototypes of a run, or a *_proto model")
     config: Any = model.pretrained_cfg
     if model.num_classes != config["num_classes"]:  # timm would then have left them random
-        raise ValueError(f"{name} contradicts itself: its configuration names two numbers of prototypes")
+        raise ValueError(f"{name} has two different numbers of prototypes in its config.json: export it again")
     return model.eval()
 
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The middle of an image, as a model is evaluated: the short side resized, then a square cut out."""
+    """The evaluation transform of a model: resize the short side, then crop the central square."""
 
     resize: int
     """Short side, in pixels."""
     side: int
     """S, in pixels."""
     interpolation: str
-    """Of the resizing, antialiased: "bicubic" or "bilinear"."""
+    """"bicubic" or "bilinear", antialiased."""
 
     @classmethod
     def from_model(cls, model: SlotConPrototypes) -> "CenterCrop":
-        """As a model's configuration says: for 224 pixels and the usual share of 0.875, of a short side of 256."""
+        """From a model's configuration: a size of 224 pixels with ``crop_pct`` 0.875 gives a short side of 256."""
         config = resolve_model_data_config(model)
         side = config["input_size"][-1]
         return cls(math.floor(side / config["crop_pct"]), side, config["interpolation"])
@@ -77,11 +77,11 @@ class CenterCrop:
 def dense_maps(
     model: SlotConPrototypes, images: Tensor, precision: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Projections and similarities of all cells, in float32.
+    """Compute projections and similarities of all cells, in float32.
 
     Args:
         model: in eval mode.
-        images: uint8 B x 3 x H x W, resized to a size that the model takes if it does not take this one.
+        images: uint8 B x 3 x H x W, resized to the nearest size that the model takes.
         precision: of the layers: float32, or bfloat16 by autocast.
 
     Returns:
@@ -108,12 +108,12 @@ def segment_image(
     Args:
         model: in eval mode.
         image: uint8 3 x H x W.
-        size: short side, in pixels, that a larger image is shrunk to for the network.
+        size: short side, in pixels, to which larger images are shrunk for the network.
         precision: of the network, float32 or bfloat16.
-        watch: counts the seconds of "network" and "segments".
+        watch: measures the seconds of "network" and "segments".
 
     Returns:
-        H x W prototype numbers, and the segments, the largest first.
+        H x W prototype indices, and the segments, the largest first.
     """
     watch = watch or Stopwatch(next(model.parameters()).device)
     height, width = image.shape[1:]

@@ -1,4 +1,4 @@
-"""Groups of pixels: which prototype each pixel belongs to, and the segments that they form.
+"""Assign pixels to prototypes, and describe the resulting segments.
 
 Dimensions: B images, K prototypes, D channels, h x w cells of the map, H x W pixels, S segments.
 Equation 1 and section A.4 are those of the supplementary material of the SlotCon paper (arXiv 2205.15288).
@@ -21,46 +21,46 @@ class Segment(NamedTuple):
     pixels: int
     """How many."""
     box: tuple[int, int, int, int]
-    """x0, y0, x1, y1 in pixels: the first column and row, and those after the last."""
+    """Bounding box x0, y0, x1, y1 in pixels; x1 and y1 are exclusive."""
     similarity: float
-    """Mean over the pixels of their similarity with the prototype, in [-1, 1]."""
+    """Mean similarity of its pixels with the prototype, in [-1, 1]."""
 
 
-_VALUES = 2**21  # at a time while maps are blown up: 8 MiB of float32
-_PARTS = 8  # of the rows of pixels, at least: those with few contenders and those with many
-_TALL = 4  # times its width that an image is high, from where on it is taken on its side
-_ROUNDING = 1e-6  # of the largest value: more than what interpolation loses in float32
+_VALUES = 2**21  # upsampled at a time: 8 MiB of float32
+_PARTS = 8  # at least, of the rows of pixels, grouped by their number of candidates
+_TALL = 4  # height / width above which an image is transposed
+_ROUNDING = 1e-6  # relative to the largest value: above the error of interpolation in float32
 
 
 def group_map(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Give every pixel the prototype that is most similar to it (equation 1).
+    """Assign every pixel to its most similar prototype (equation 1).
 
-    ``argmax over k of resize(scores)``, where the resizing is bilinear, without ``align_corners``. It is done for
-    some rows of pixels at a time, and only for the prototypes that can win somewhere in these rows: the
-    B x K x H x W values never exist.
+    ``argmax over k of resize(scores)``, with bilinear resizing, without ``align_corners``. It works on some rows of
+    pixels at a time, and only on the prototypes that can be the best there: the B x K x H x W values are never in
+    memory.
 
     Args:
         scores: B x K x h x w similarities.
         size: H, W in pixels.
 
     Returns:
-        B x H x W prototype numbers (the lowest where several are equal), and the similarities with them.
+        B x H x W prototype indices (the lowest of ties), and the similarities with them.
     """
-    if size[0] > _TALL * size[1]:  # the weights of the rows would take more memory than all else
+    if size[0] > _TALL * size[1]:  # the weights of the rows would dominate memory
         groups, similarities = group_map(scores.mT, (size[1], size[0]))
         return groups.mT, similarities.mT
-    scores = scores.expand(-1, -1, max(scores.shape[2], 2), -1)  # a lone row of cells is taken twice
+    scores = scores.expand(-1, -1, max(scores.shape[2], 2), -1)  # a single row of cells is repeated
     batch, _, height, width = scores.shape
-    contenders, numbers = (values.flatten(0, 1) for values in _contenders(scores))
+    candidates, numbers = (values.flatten(0, 1) for values in _candidates(scores))
     pairs = scores.unfold(2, 2, 1).permute(0, 2, 4, 3, 1).flatten(0, 1)  # S strips x 2 rows of cells x w x K
-    pairs = pairs.gather(3, contenders[:, None, None].expand(-1, 2, width, -1))
+    pairs = pairs.gather(3, candidates[:, None, None].expand(-1, 2, width, -1))
 
     weights = _interpolation(height, size[0], scores)
-    upper = (weights > 0).byte().argmax(1).clamp(max=height - 2)  # of the two rows of cells that a row lies between
+    upper = (weights > 0).byte().argmax(1).clamp(max=height - 2)  # of the two rows of cells around a row of pixels
     share = weights.gather(1, upper[:, None] + 1)[:, 0].repeat(batch)
     strip = (torch.arange(batch, device=scores.device)[:, None] * (height - 1) + upper).flatten()
     order = numbers[strip].argsort()
-    parts = order.split(max(min(len(order) // _PARTS, _VALUES // (contenders.shape[1] * size[1])), 1))
+    parts = order.split(max(min(len(order) // _PARTS, _VALUES // (candidates.shape[1] * size[1])), 1))
     most = numbers[strip[torch.stack([rows[-1] for rows in parts])]].tolist()
 
     groups = torch.empty(len(order), size[1], dtype=torch.long, device=scores.device)
@@ -69,24 +69,23 @@ def group_map(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         two = pairs[strip[rows], :, :, :number]
         row = two[:, :1].lerp(two[:, 1:], share[rows, None, None, None]).permute(0, 3, 1, 2)  # channels last: fast
         best = F.interpolate(row, (1, size[1]), mode="bilinear", align_corners=False)[:, :, 0].max(1)
-        groups[rows] = contenders[strip[rows]].gather(1, best.indices)
+        groups[rows] = candidates[strip[rows]].gather(1, best.indices)
         similarities[rows] = best.values
     return groups.view(batch, *size), similarities.view(batch, *size)
 
 
-def _contenders(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Number the prototypes that can be the best of some pixel of a strip, the pixels between two rows of cells.
+def _candidates(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the prototypes that can be the best of a pixel in a strip, the pixels between two rows of cells.
 
-    A pixel's similarity is a weighted mean of those in four neighbouring cells, a square. So the best prototype
-    of a pixel is at least as similar as the largest of the prototypes' minima over the square, which one whose
-    maximum is less never reaches.
+    A pixel's similarity is a weighted mean over a square of four cells. So a prototype can only be the best if its
+    maximum over the square reaches the largest of all prototypes' minima over it.
 
     Args:
         scores: B x K x h x w, h at least 2.
 
     Returns:
-        B x (h - 1) x N prototypes, N the most of a strip: the contenders in ascending order, then others; and how
-        many contenders there are, B x (h - 1), at least 1 even where values are no numbers.
+        B x (h - 1) x N prototypes, N the largest number of candidates in a strip: candidates in ascending order,
+        then others; and B x (h - 1) numbers of candidates, at least 1 even for NaN.
     """
     square = [2, min(2, scores.shape[3])]
     lowest, highest = -F.max_pool2d(-scores, square, stride=1), F.max_pool2d(scores, square, stride=1)
@@ -100,17 +99,16 @@ def _contenders(scores: Tensor) -> tuple[Tensor, Tensor]:
 def pool_segments(z: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Average the projections over the pixels of each segment (section A.4).
 
-    A segment is all pixels of an image with the same prototype. Its feature is the mean over them of the
-    projections, resized bilinearly to the pixels; that is, a mean of the cells, each weighted by what the pixels
-    take of it.
+    A segment is all pixels of an image with the same prototype. Its feature is the mean of the bilinearly resized
+    projections over its pixels, computed as a weighted mean of cells.
 
     Args:
         z: B x D x h x w projections, not normalised.
-        groups: B x H x W prototype numbers.
+        groups: B x H x W prototype indices.
 
     Returns:
-        Of each segment the image (S), the prototype (S), the pixels (S) and the feature (S x D), in the order
-        of images and prototypes.
+        For each segment its image (S), prototype (S), number of pixels (S) and feature (S x D), sorted by image and
+        prototype.
     """
     batch, height, width = groups.shape
     flat, area = groups.flatten(1), height * width
@@ -131,10 +129,10 @@ def pool_segments(z: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def describe_segments(groups: Tensor, similarities: Tensor) -> list[Segment]:
-    """Measure the segments of an image, the largest first.
+    """Describe the segments of an image, the largest first.
 
     Args:
-        groups: H x W prototype numbers.
+        groups: H x W prototype indices.
         similarities: H x W, of each pixel with its prototype.
     """
     groups, similarities = groups.cpu(), similarities.cpu().double()
@@ -147,7 +145,7 @@ def describe_segments(groups: Tensor, similarities: Tensor) -> list[Segment]:
 
 
 def _extents(groups: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """The first line in which each prototype occurs, and the one after the last."""
+    """First row in which each prototype occurs, and the one after the last."""
     occurs = torch.zeros(len(groups), number, dtype=torch.bool).scatter_(1, groups, True).byte()
     return occurs.argmax(0), len(groups) - occurs.flip(0).argmax(0)
 

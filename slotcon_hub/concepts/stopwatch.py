@@ -1,4 +1,4 @@
-"""What a command spends its time on."""
+"""Timing of a command's phases."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -13,16 +13,15 @@ Item = TypeVar("Item")
 
 
 class Stopwatch:
-    """Seconds by what they were spent on; a device is waited for."""
+    """Seconds spent per phase, with the device synchronised."""
 
     def __init__(self, device: torch.device) -> None:
-        """Start with none."""
         self.device = device
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def measure(self, what: str) -> Iterator[None]:
-        """Add the time that is spent inside."""
+        """Add the time of the block to a phase."""
         start = time.perf_counter()
         try:
             yield
@@ -32,7 +31,7 @@ class Stopwatch:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
 
     def measure_waiting(self, items: Iterable[Item], what: str) -> Iterator[Item]:
-        """Yield the items, and add the time that each is waited for."""
+        """Yield the items, and add the time of waiting for each to a phase."""
         iterator = iter(items)
         while True:
             with self.measure(what):
@@ -42,5 +41,5 @@ class Stopwatch:
             yield item
 
     def summary(self) -> str:
-        """All of them, for people."""
+        """Seconds of all phases, as text."""
         return ", ".join(f"{what} {seconds:.2f} s" for what, seconds in self.seconds.items())

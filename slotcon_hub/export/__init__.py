@@ -1,1 +1,1 @@
-"""Trained models in the formats that other libraries load."""
+"""Export of trained models to the formats of other libraries."""

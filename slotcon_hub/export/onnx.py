@@ -1,4 +1,4 @@
-"""A timm model as one ONNX file, checked against torch before it is there.
+"""Export a timm model to one ONNX file, checked against torch.
 
 Dimensions: B images, C channels, K prototypes, H x W pixels.
 """
@@ -22,12 +22,12 @@ def to_onnx(model: nn.Module, path: str | Path, *, size: int, opset: int = 18) -
 
     The file has one input, ``images`` (B x C x H x W, normalised as in training), and one ``output``: what the
     model returns, such as B x C features, or B x K x H x W similarities with ``global_pool=''``. It holds the
-    weights, and neither the names nor the lines of source files, which the exporter would add. ONNX Runtime has
-    agreed with torch on other batches and sizes than the exporter saw, or no file is written.
+    weights, without the exporter's references to source files. It is only written if ONNX Runtime agrees with torch
+    on other batch and image sizes than those of the export.
 
     Args:
         model: a backbone or a prototype model; it is copied, not changed.
-        path: replaced if it exists; its folder is made.
+        path: replaced if it exists; its folder is created.
         size: side in pixels of the images that the export is made with, and about that of those of the check.
         opset: version of ONNX's operators; at least 18, the oldest that torch writes.
 
@@ -43,9 +43,9 @@ def to_onnx(model: nn.Module, path: str | Path, *, size: int, opset: int = 18) -
     if absent:
         raise ImportError(f'an export to ONNX needs {", ".join(absent)}: pip install "slotcon-hub[onnx]"')
     if size < 1:
-        raise ValueError(f"size={size} is no image: take the side in pixels that the model was trained on")
+        raise ValueError(f"size={size} must be positive: give the side in pixels that the model was trained on")
     if opset < 18:
-        raise ValueError(f"opset={opset} is older than torch writes: use 18 or later")
+        raise ValueError(f"opset={opset} is older than torch supports: use 18 or later")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     net: Any = copy.deepcopy(model).cpu().float().eval()
@@ -67,7 +67,7 @@ def _write(net: nn.Module, file: Path, height: int, width: int, opset: int, *, f
     try:
         program = torch.onnx.export(
             net,
-            (_images(net, 2, height, width),),  # of a batch of one, torch would take the one for a constant
+            (_images(net, 2, height, width),),  # with a batch of one, torch would make it a constant
             dynamo=True,
             opset_version=opset,
             input_names=["images"],
@@ -80,7 +80,7 @@ def _write(net: nn.Module, file: Path, height: int, width: int, opset: int, *, f
     assert program is not None  # as it is with dynamo
     written = program.model.opset_imports[""]
     if written != opset:
-        raise ValueError(f"opset={opset} is unknown here, where torch wrote {written}: use that, or update onnx")
+        raise ValueError(f"opset={opset} is unknown here; torch wrote {written}: use that, or update onnx")
     graph: Any = program.model.graph
     for part in (graph, *graph.all_nodes()):
         part.metadata_props.clear()
@@ -88,7 +88,7 @@ def _write(net: nn.Module, file: Path, height: int, width: int, opset: int, *, f
 
 
 def _examples(net: nn.Module, height: int, width: int, sizes: Sizes) -> list[tuple[Tensor, Tensor]]:
-    """Images of other batches and sizes than the exporter sees, and what torch makes of them."""
+    """Images of other batch and image sizes than those of the export, and torch's outputs for them."""
     examples = []
     wider, higher = ((pixels + sizes.step - 1) // sizes.step * sizes.step for pixels in (24, 33))
     if sizes.only:
@@ -114,9 +114,9 @@ def _check(file: Path, examples: list[tuple[Tensor, Tensor]]) -> None:
         try:
             found = torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
             agrees = found.shape == expected.shape
-            agrees = agrees and bool((found - expected).abs().max() <= 1e-4 * expected.abs().max())  # not for nan
+            agrees = agrees and bool((found - expected).abs().max() <= 1e-4 * expected.abs().max())  # False for NaN
             cause = None
-        except Exception as error:  # ONNX Runtime's have no common class
+        except Exception as error:  # ONNX Runtime's errors have no common class
             agrees, cause = False, error
         if not agrees:
             raise RuntimeError(
@@ -126,5 +126,5 @@ def _check(file: Path, examples: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def _images(net: Any, batch: int, height: int, width: int) -> Tensor:
-    """Random B x C x H x W, the same on each call; the global random state stays as it is."""
+    """Random B x C x H x W, the same on each call; the global random state is unchanged."""
     return torch.randn(batch, net.in_chans, height, width, generator=torch.Generator().manual_seed(0))

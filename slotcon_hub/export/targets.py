@@ -1,4 +1,4 @@
-"""A pretrained model as the file or folder that another library loads, and the lines that load it there."""
+"""Write a pretrained model for another library, and show the code that loads it there."""
 
 import pickle
 from collections.abc import Callable
@@ -21,31 +21,31 @@ __all__ = ["TARGETS", "Target", "check_free", "save_as"]
 
 @dataclass(frozen=True)
 class Target:
-    """What a library loads."""
+    """Format of a library."""
 
     suffix: str
-    """Of the name of a file or folder."""
+    """Suffix of the file or folder."""
     write: Callable[..., object]
-    """Write a model to a path that is free."""
+    """Write a model to a new path."""
     usage: str
-    """How the library loads ``{path}``, for a backbone that timm calls ``{plain}``."""
+    """Code that loads ``{path}``; ``{plain}`` is timm's name of the backbone."""
 
 
 def save_as(target: str, net: nn.Module, path: Path, *, force: bool = False, **options: Any) -> str:
-    """Write a model for another library; all is written, or nothing.
+    """Write a model for another library, atomically.
 
     Args:
-        target: a name in ``TARGETS``. Those but onnx and timm take the backbone out of a prototype model.
+        target: a name in ``TARGETS``. All but onnx and timm take only the backbone of a prototype model.
         net: a timm model.
         path: of the new file, or folder for timm.
-        force: replace what is there.
+        force: replace an existing path.
         **options: for onnx, those of :func:`slotcon_hub.export.onnx.to_onnx`.
 
     Returns:
-        The lines that load it.
+        Code that loads it.
 
     Raises:
-        FileExistsError: there is something at the path.
+        FileExistsError: the path exists.
         ImportError: onnx needs libraries that are not installed.
         ValueError: the target cannot hold this network.
         RuntimeError: ONNX Runtime disagrees with torch.
@@ -59,17 +59,17 @@ def save_as(target: str, net: nn.Module, path: Path, *, force: bool = False, **o
 
 
 def check_free(path: Path, force: bool) -> None:
-    """Refuse a path where something is, unless it is to be replaced.
+    """Check that a path is free or may be replaced.
 
     Raises:
-        FileExistsError: there is something.
+        FileExistsError: it exists, and ``force`` is not set.
     """
     if path.exists() and not force:
-        raise FileExistsError(f"{path} is there already: add --force to replace it, or name another with --output")
+        raise FileExistsError(f"{path} exists already: add --force to replace it, or choose another --output")
 
 
 def _backbone(net: Any) -> Any:
-    """Of a prototype model the backbone alone."""
+    """The backbone of a prototype model; other models as they are."""
     return net.backbone if isinstance(net, SlotConPrototypes) else net
 
 
@@ -83,7 +83,7 @@ def _onnx(net: Any, path: Path, size: int | None = None, opset: int = 18) -> Non
 
 
 def _save(weights: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:  # which tells of a full disk; torch by a path may not
+    with path.open("wb") as file:  # reports a full disk, which torch.save to a path may not
         torch.save(weights, file)
 
 

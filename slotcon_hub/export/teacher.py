@@ -1,4 +1,4 @@
-"""A trained SlotCon as what is published: a plain timm backbone, and a prototype model. Always the teacher."""
+"""Export the teacher of a trained SlotCon: a plain timm backbone, and a prototype model."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ __all__ = ["backbone_model", "export", "prototype_model"]
 
 
 def backbone_model(model: SlotCon) -> nn.Module:
-    """The teacher's backbone as a model of timm's own, without a classifier, in eval mode.
+    """The teacher's backbone as timm's own model, without a classifier, in eval mode.
 
     Raises:
-        ValueError: the backbone is not a timm model, or has other parameters when it pools.
+        ValueError: the backbone is not a timm model, or its pooling has parameters.
     """
     return to_plain_timm(model.teacher.backbone)[0]
 
@@ -55,13 +55,13 @@ def export(model: SlotCon, folder: str | Path, *, input_size: int, trained: str)
     """Write ``backbone/`` and ``prototypes/``, each ``model.safetensors``, ``config.json`` and ``README.md``.
 
     The backbone loads in plain timm, ``timm.create_model("local-dir:<folder>/backbone", pretrained=True)``; the
-    prototypes likewise once ``slotcon_hub`` is imported. All is written, or nothing.
+    prototypes likewise once ``slotcon_hub`` is imported. The write is atomic.
 
     Args:
         model: with a timm backbone.
         folder: replaced if it exists.
         input_size: side of the views it was trained on, in pixels.
-        trained: one sentence for the README: on what, and for how long.
+        trained: a sentence for the README on data and length of the training.
 
     Returns:
         The folder.

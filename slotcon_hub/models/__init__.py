@@ -1,1 +1,1 @@
-"""The networks, and models by name: registered with timm, loaded, saved, imported."""
+"""The networks; registering models with timm, loading, saving and importing them by name."""

@@ -1,6 +1,6 @@
-"""Any timm model as the backbone f: made without its head, and asked for its map.
+"""Any timm model without its head as the backbone f, and its feature map.
 
-Dimensions: B images, C channels, H x W cells, S pixels an image's side.
+Dimensions: B images, C channels, H x W cells, S side of an image in pixels.
 """
 
 import copy
@@ -25,11 +25,11 @@ __all__ = [
     "probe_feature_map",
 ]
 
-_SIDE = 64  # pixels of the image that a backbone is asked with, unless it insists on another size
+_SIDE = 64  # side in pixels of the probe image, unless the backbone has a fixed size
 
 
 def names_weights(name: str) -> bool:
-    """Whether the name of a timm model is one of weights too: it has a tag, or says where they are."""
+    """Whether the name of a timm model also selects weights, by a tag or a source such as ``hf-hub:``."""
     return "." in name or ":" in name
 
 
@@ -38,20 +38,20 @@ def create_backbone(name: str, size: int | None = None, *, pretrained: bool = Fa
 
     Args:
         name: of a timm model.
-        size: S of the images it is for, in pixels; models whose parameters depend on it, such as vision
-            transformers, are made for it, and so that they take other sizes too where they can.
-        pretrained: load the weights of this name, in place of random ones.
+        size: S, for models whose parameters depend on it, such as vision transformers; they take other sizes too
+            where timm allows it.
+        pretrained: load the weights of this name; else they are random.
 
     Raises:
-        ValueError: timm has no such model, or cannot make it without a head or for this size, or the weights are
-            not to be had.
+        ValueError: timm has no such model, or cannot make it without a head or for this size, or the weights cannot
+            be loaded.
     """
     try:
         arguments = headless_args(name, size)
         backbone = timm.create_model(name, **arguments)
     except (RuntimeError, OSError, AssertionError, TypeError) as error:
         raise ValueError(
-            f"timm cannot make the backbone {name!r} ({error}): timm.list_models() names those there are"
+            f"timm cannot make the backbone {name!r} ({error}): choose one of timm.list_models()"
         ) from None
     if not pretrained:
         return backbone
@@ -60,8 +60,8 @@ def create_backbone(name: str, size: int | None = None, *, pretrained: bool = Fa
     except Exception as error:  # of whatever HTTP library the Hub's client has
         reason = " ".join((str(error) or type(error).__name__).split())
         raise ValueError(
-            f"the weights {name} are not to be had ({reason}): connect to the Hub, or name the backbone without "
-            "its tag, to start from random weights"
+            f"the weights {name} cannot be loaded ({reason}): connect to the Hub, or name the backbone without "
+            "its tag to start from random weights"
         ) from None
 
 
@@ -84,16 +84,16 @@ def headless_args(name: str, size: int | None = None) -> dict[str, Any]:
 
 @torch.no_grad()
 def probe_feature_map(backbone: nn.Module) -> tuple[int, bool]:
-    """Ask a backbone, with one small image, for its B x C x H x W map.
+    """Find the feature map, B x C x H x W, of a backbone by a forward of one small image.
 
     Args:
-        backbone: put back into its mode afterwards.
+        backbone: its train or eval mode is restored.
 
     Returns:
-        C, and whether the map is what the backbone returns; if not, :func:`intermediate_map` has it.
+        C, and whether the backbone returns the map itself; if not, take :func:`intermediate_map`.
 
     Raises:
-        ValueError: there is no map, or the backbone cannot take the images that it is made for.
+        ValueError: there is no feature map, or the backbone fails on images of its own size.
     """
     image = _image(backbone)
     with eval_mode(backbone):
@@ -110,35 +110,34 @@ def probe_feature_map(backbone: nn.Module) -> tuple[int, bool]:
             return features.shape[1], True
         try:
             return intermediate_map(backbone, image).shape[1], False
-        except (AttributeError, AssertionError, TypeError):  # it has no such method, or one without a norm
+        except (AttributeError, AssertionError, TypeError):  # no such method, or one without ``norm``
             found = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
     raise ValueError(
-        f"the backbone returns {found}: SlotCon needs one that returns a B x C x H x W map, or whose tokens timm "
-        "can put in the place of their cells"
+        f"the backbone returns {found}: choose one that returns a B x C x H x W map, or whose tokens timm can "
+        "reshape to one"
     )
 
 
 def intermediate_map(backbone: nn.Module, images: Tensor) -> Tensor:
-    """B x C x H x W map of the last layer, after the final norm, of timm's models of tokens or of channels last.
+    """B x C x H x W map of the last layer, after the final norm, of timm's token and channels-last models.
 
     Class and register tokens are left out.
     """
-    ask_for: Any = backbone.forward_intermediates
-    return ask_for(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
+    forward: Any = backbone.forward_intermediates
+    return forward(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
 
 
 def check_trainable(backbone: nn.Module, returns_map: bool) -> None:
-    """Make sure that training reaches all of a backbone.
+    """Check that the feature map depends on all trainable parameters of a backbone.
 
     Args:
-        backbone: its parameters without ``requires_grad`` do not count.
-        returns_map: what :func:`probe_feature_map` said.
+        backbone: parameters without ``requires_grad`` are ignored.
+        returns_map: second result of :func:`probe_feature_map`.
 
     Raises:
-        ValueError: its map does not depend on some parameters, which would stay random, and for whose gradients
-            several processes would wait in vain.
+        ValueError: some parameters would get no gradient: they would stay random, and DDP would wait for them.
     """
-    probe = copy.deepcopy(backbone).train().eval()  # train() empties what some models keep in eval mode
+    probe = copy.deepcopy(backbone).train().eval()  # train() clears what some models cache in eval mode
     trained = {name: p for name, p in probe.named_parameters() if p.requires_grad}
     if not trained:
         return
@@ -155,10 +154,10 @@ def check_trainable(backbone: nn.Module, returns_map: bool) -> None:
 
 
 def mean_pooling_args(backbone: nn.Module) -> dict[str, Any]:
-    """Arguments with which timm makes a headless model again so that it averages its map.
+    """Arguments that make timm mean-pool the feature map of a headless model.
 
-    A transformer would by itself pool with its class token, which no loss of SlotCon has seen, or put a norm of
-    its own behind the average. Models that return a map, or average by themselves, need nothing.
+    By default a transformer pools with its class token, which SlotCon does not train, or adds a norm after the
+    mean. Models that return a map or mean-pool by default need no arguments.
     """
     if probe_feature_map(backbone)[1]:
         return {}
@@ -180,7 +179,7 @@ def _image(backbone: nn.Module) -> Tensor:
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into eval mode, and each of its parts back into its own mode afterwards."""
+    """Put a module into eval mode, and restore the mode of each submodule afterwards."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""A checkpoint of any kind into the local store: read without running code, converted, verified, put away.
+"""Import a checkpoint of any kind into the local store: read without running code, converted, verified.
 
 Dimensions: K prototypes, D embedding channels.
 """
@@ -19,34 +19,34 @@ from slotcon_hub.weights.resolve import check_state_dict
 
 __all__ = ["Imported", "import_checkpoint", "read_models", "split_name"]
 
-_SIDE = 64  # of the image that a model is tried on, in pixels
+_SIDE = 64  # side in pixels of the image that a model is tested on
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What came into the store."""
+    """Result of an import."""
 
     kind: str
-    """What the checkpoint held, as :func:`slotcon_hub.convert.recognise` names it."""
+    """As :func:`slotcon_hub.convert.recognise` returns it."""
     folders: dict[str, Path]
     """The store's folder for each ``<architecture>.<tag>``."""
 
 
 def import_checkpoint(checkpoint: str | Path, name: str, *, force: bool = False) -> Imported:
-    """Put the teacher of a checkpoint into the local store: the backbone, and the prototypes where it has them.
+    """Import the teacher of a checkpoint: the backbone, and the prototype model if the checkpoint has prototypes.
 
     Args:
-        checkpoint: an authors' full checkpoint, a backbone-only file, a file of safetensors with the state of a
-            :class:`SlotCon` or of what is exported from it, or the folder of a run, a checkpoint or an export.
+        checkpoint: an authors' full checkpoint, a backbone-only file, a safetensors file with the state of a
+            :class:`SlotCon` or an export, or the folder of a run, a checkpoint or an export.
         name: ``<architecture>.<tag>``, or an architecture of the table for its default tag.
-        force: replace what the store has of this name: both models, since they belong to one pre-training.
+        force: replace both models of this name in the store, since they belong to one pre-training.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         FileExistsError: the store has weights of this name.
-        ValueError: there is no such name, or the checkpoint is damaged, unsafe, of another architecture, of other
-            dimensions than the published weights of this name, or not finite. The store is then as it was.
-        OSError: it cannot be written to.
+        ValueError: there is no such name, or the checkpoint is damaged, unsafe, has NaN/Inf, or is of another
+            architecture or other dimensions than the published weights of this name. The store is unchanged.
+        OSError: the store cannot be written.
     """
     architecture, tag = split_name(name)
     both = f"{architecture}.{tag}", f"{architecture}_proto.{tag}"
@@ -59,11 +59,11 @@ def import_checkpoint(checkpoint: str | Path, name: str, *, force: bool = False)
 
 
 def read_models(checkpoint: str | Path, name: str) -> tuple[Teacher, dict[str, nn.Module]]:
-    """Read the teacher of a checkpoint, and make its models: the backbone, and with prototypes where it has them.
+    """Read the teacher of a checkpoint, and build the backbone, and the prototype model if it has prototypes.
 
     Args:
         checkpoint: as for :func:`import_checkpoint`.
-        name: the same.
+        name: likewise.
 
     Returns:
         The teacher, and the models in eval mode, by their names, ``<architecture>.<tag>``.
@@ -82,7 +82,7 @@ def read_models(checkpoint: str | Path, name: str) -> tuple[Teacher, dict[str, n
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a name into the architecture of a backbone and a tag; ``_proto`` in it makes no difference.
+    """Split a name into a backbone's architecture and a tag; ``_proto`` is dropped.
 
     Raises:
         ValueError: there is no such architecture, or it has no default tag.
@@ -93,12 +93,12 @@ def split_name(name: str) -> tuple[str, str]:
         known = sorted(m.removesuffix("_proto") for m in timm.list_models("slotcon_*_proto"))
         raise ValueError(f"there is no architecture {architecture!r}: use one of {', '.join(known)}")
     full = table.full_name(f"{architecture}.{tag}" if tag else architecture)
-    store.folder(full)  # refuses what is no name
+    store.folder(full)  # raises if it is no name
     return architecture, full.removeprefix(f"{architecture}.")
 
 
 def _prototypes(architecture: str, tag: str, state: State) -> nn.Module:
-    """The prototype model of a state, with the state's own dimensions; the table's rows are held to theirs."""
+    """Build the prototype model with the dimensions of its weights, checked against those of a published row."""
     row = table.find(architecture, tag)
     dims = dimensions(state)
     if row is not None:
@@ -109,20 +109,20 @@ def _prototypes(architecture: str, tag: str, state: State) -> nn.Module:
                     argument, "hidden channels"
                 )
                 raise ValueError(
-                    f"the published {row.name} has {size} {what} and this checkpoint {dims[argument]}: choose the "
-                    f"name that it is of, or one of your own, such as {architecture.removesuffix('_proto')}.mine"
+                    f"the published {row.name} has {size} {what} and this checkpoint {dims[argument]}: choose its "
+                    f"own name, or a new one such as {architecture.removesuffix('_proto')}.mine"
                 )
     return _load_strictly(timm.create_model(architecture, **dims), state, architecture)
 
 
 @torch.no_grad()
 def _load_strictly(net: nn.Module, state: State, architecture: str) -> nn.Module:
-    """The network with exactly these weights, tried on an image."""
+    """Load weights strictly, and test the model on an image."""
     check_state_dict(state, {key: tuple(value.shape) for key, value in net.state_dict().items()}, architecture)
     net.load_state_dict(state)
     output = net.eval()(torch.linspace(-2, 2, 3 * _SIDE * _SIDE).view(1, 3, _SIDE, _SIDE))
     if not torch.isfinite(output).all():
-        raise ValueError(f"these weights of {architecture} are damaged: an image gives values that are not finite")
+        raise ValueError(f"these weights of {architecture} are damaged: the output for an image has NaN or Inf")
     return net
 
 

@@ -1,4 +1,4 @@
-"""The modules of SlotCon: projector, prototypes, slot predictor, and the network that student and teacher are.
+"""The modules of SlotCon: projector, prototypes, slot predictor, and the network of student and teacher.
 
 Dimensions: B images, C backbone channels, K prototypes, D embedding channels, H x W cells, Q slots.
 Sections are those of the SlotCon paper (arXiv 2205.15288).
@@ -96,12 +96,12 @@ class MLP(nn.Module):
     def forward(self, rows: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         """Transform a batch of vectors.
 
-        A batch of fewer than two has no variance: it is normalised by the running statistics, which it does not
-        move.
+        A batch of fewer than two rows has no variance: it is normalised by the running statistics, which it does
+        not update.
 
         Args:
             rows: Q x in; Q may be 0.
-            counts: rows of every process, which count where the norms are synchronised.
+            counts: rows of every process, needed if the norms are synchronised.
 
         Returns:
             Q x out.
@@ -109,7 +109,7 @@ class MLP(nn.Module):
         if counts is None or not any(isinstance(norm, SYNCHRONIZED) for norm in self.mlp):
             counts = [len(rows)]
         if sum(counts) < 2:
-            # Of copies: the next batch may move the statistics before the gradients of this one are computed.
+            # Copies, since the next batch may update the statistics before the backward of this one.
             statistics = {name: buffer.clone() for name, buffer in self.mlp.named_buffers()}
             with eval_mode(self.mlp):
                 return functional_call(self.mlp, statistics, rows)
@@ -120,7 +120,6 @@ class SlotPredictor(MLP):
     """The predictor q: D -> hidden -> hidden -> D, from the student's slots to the teacher's."""
 
     def __init__(self, dim: int = 256, hidden_dim: int = 4096) -> None:
-        """Make it for slots of ``dim`` channels."""
         super().__init__(dim, hidden_dim, dim)
 
 
@@ -128,7 +127,6 @@ class Prototypes(nn.Module):
     """K semantic prototypes, drawn from N(0, 1): a cosine classifier of cells."""
 
     def __init__(self, num_prototypes: int, dim: int = 256, **dd: Any) -> None:
-        """Make ``num_prototypes`` prototypes of ``dim`` channels."""
         super().__init__()
         self.weight = nn.Parameter(torch.randn(num_prototypes, dim, **dd))
 
@@ -138,7 +136,7 @@ class Prototypes(nn.Module):
 
 
 class Dense(NamedTuple):
-    """What a network says of every cell of a view."""
+    """Outputs of the network for every cell of a view."""
 
     z: Tensor
     """B x D x H x W projections, at least float32."""
@@ -149,24 +147,25 @@ class Dense(NamedTuple):
 
 
 class PrototypeNetwork(nn.Module):
-    """Backbone f, projector g and prototypes S: what student and teacher are, and what is released."""
+    """Backbone f, projector g and prototypes S: the network of student and teacher; the teacher's is released."""
 
-    returns_map: Final[bool]  # final for TorchScript, which else compiles both ways to the map
+    returns_map: Final[bool]  # final, so that TorchScript compiles one branch only
 
     def __init__(
         self, backbone: nn.Module, num_prototypes: int, hidden_dim: int = 4096, out_dim: int = 256, **dd: Any
     ) -> None:
-        """Put projector and prototypes on a backbone.
+        """Add projector and prototypes to a backbone.
 
         Args:
-            backbone: maps B x 3 x S x S images to B x C x H x W; or a timm model that has such a map inside.
+            backbone: maps B x 3 x S x S images to B x C x H x W; or a timm model with such a map before its
+                pooling.
             num_prototypes: K.
             hidden_dim: hidden channels of the projector.
             out_dim: D.
             **dd: ``device`` and ``dtype`` of projector and prototypes.
 
         Raises:
-            ValueError: the backbone has no map.
+            ValueError: the backbone has no feature map.
         """
         super().__init__()
         self.channels, self.returns_map = probe_feature_map(backbone)
@@ -190,7 +189,7 @@ class PrototypeNetwork(nn.Module):
 
 
 def full_precision(x: Tensor) -> Tensor:
-    """Float32, whatever autocast made of it; float64 stays."""
+    """Cast to at least float32, against autocast."""
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -1,4 +1,4 @@
-"""Pretrained models by any of their names: of timm, of the local store, or the path of what holds them."""
+"""Load pretrained models by a name of timm or of the local store, or by path."""
 
 import json
 import os
@@ -17,31 +17,31 @@ __all__ = ["create", "is_known", "load", "name_for_timm", "stored_cfg"]
 
 
 def load(name: str, part: Literal["backbone", "prototypes"] = "backbone", **kwargs: Any) -> nn.Module:
-    """Make a model with pretrained weights.
+    """Create a model with pretrained weights.
 
     Args:
         name: as for :func:`name_for_timm`.
-        part: the same.
+        part: likewise.
         **kwargs: for ``timm.create_model``.
 
     Raises:
         ValueError: there are no such weights, or they are damaged.
-        RuntimeError: they are not to be had.
+        RuntimeError: they cannot be downloaded.
     """
     found = name_for_timm(name, part)
     if found.startswith("slotcon_") and "." not in found and table.find(found) is None:
-        raise _no_weights(name)  # of our own architectures, not all have a default tag
+        raise _no_weights(name)  # not all of our architectures have a default tag
     return timm.create_model(found, pretrained=True, **kwargs)
 
 
 def name_for_timm(name: str, part: Literal["backbone", "prototypes"] = "backbone") -> str:
-    """Turn the name or the folder of a model into what ``timm.create_model`` takes.
+    """Convert the name or the folder of a model to a name that ``timm.create_model`` takes.
 
     Args:
-        name: ``<architecture>`` or ``<architecture>.<tag>`` of timm or of the local store, which comes before any
-            folder of this name; the folder of a model, of a run that has ended, or of its export; or what else
-            timm takes, such as ``hf-hub:<owner>/<name>``.
-        part: that is taken of a run or of its export.
+        name: ``<architecture>`` or ``<architecture>.<tag>`` of timm or of the local store, which takes precedence
+            over a folder of this name; the folder of a model, of a finished run, or of its export; or another
+            source of timm's, such as ``hf-hub:<owner>/<name>``.
+        part: the model to take from a run or its export.
 
     Raises:
         ValueError: there are no such weights.
@@ -59,13 +59,13 @@ def name_for_timm(name: str, part: Literal["backbone", "prototypes"] = "backbone
 
 def _no_weights(name: str) -> ValueError:
     return ValueError(
-        f"there are no weights {name!r}, nor a folder: `slotcon-hub list` shows the names that there are, and "
-        "`slotcon-hub import` brings others"
+        f"there are no weights {name!r}, and no such folder: `slotcon-hub list` shows the available names, and "
+        "`slotcon-hub import` adds others"
     )
 
 
 def is_known(name: str) -> bool:
-    """Whether a name is that of an architecture of timm or of ours, with or without a tag that has weights."""
+    """Whether a name is an architecture registered with timm, alone or with a tag that has weights."""
     if not timm.is_model(name):
         return False
     return "." not in name or timm.models.is_model_pretrained(name) or name in store.names()
@@ -77,34 +77,35 @@ def _model_folder(folder: Path, part: str) -> Path:
         return found
     if (folder / "checkpoints").is_dir():
         raise ValueError(
-            f"the run {folder} has not ended, so that it has no export: go on with it, or take its last checkpoint "
-            f"with `slotcon-hub import {folder} slotcon_r50.mine`, by its own architecture"
+            f"the run {folder} is not finished, so it has no export: resume it, or import its last checkpoint by "
+            f"`slotcon-hub import {folder} slotcon_r50.mine`, with its own architecture"
         )
     raise ValueError(
-        f"the folder {folder} holds no {store.CONFIG}: name the folder of one model, such as export/backbone or "
-        "export/prototypes of a run, or of the run"
+        f"the folder {folder} holds no {store.CONFIG}: give the folder of a run, or of one model, such as "
+        "export/backbone or export/prototypes of a run"
     )
 
 
 def create(entry: Callable[..., nn.Module], pretrained: Any = False, **kwargs: Any) -> nn.Module:
-    """Call an entry point of timm's registry, which may also have weights of the local store, or those at a path.
+    """Call an entry point of timm's registry, with weights of the local store or of a path too.
 
     Args:
         entry: of one of our architectures.
-        pretrained: False for random weights, True for those of the tag, or of the default one; or itself a tag, or
-            the path of a checkpoint that :func:`slotcon_hub.weights.reader.read_teacher` reads. A tag comes first.
-        **kwargs: as ``timm.create_model`` passes them, with the tag in ``pretrained_cfg``.
+        pretrained: False for random weights, True for those of the tag in ``pretrained_cfg`` or the default tag; or
+            a tag; or the path of a checkpoint for :func:`slotcon_hub.weights.reader.read_teacher`. A tag takes
+            precedence over a path.
+        **kwargs: as ``timm.create_model`` passes them.
 
     Raises:
         FileNotFoundError: a folder holds no checkpoint.
         ValueError: there is neither such a tag nor such a path, or the checkpoint does not fit.
-        RuntimeError: the weights of the tag are not to be had.
+        RuntimeError: the weights of the tag cannot be downloaded.
     """
     architecture, tag = entry.__name__, kwargs.get("pretrained_cfg")
     if isinstance(pretrained, str | os.PathLike):
         if tag:
             raise ValueError(
-                f"{architecture} is asked for by a name of weights and for pretrained={str(pretrained)!r} too: "
+                f"{architecture} has a tag in its name, and pretrained={str(pretrained)!r} selects weights too: "
                 "give one of the two"
             )
         return _load_tag_or_path(
@@ -112,14 +113,14 @@ def create(entry: Callable[..., nn.Module], pretrained: Any = False, **kwargs: A
         )
     if not isinstance(pretrained, bool | int | None):
         raise ValueError(
-            f"pretrained is a {type(pretrained).__name__}: give True, False, a tag or a path, and a state "
-            "dict to the model's load_state_dict"
+            f"pretrained is a {type(pretrained).__name__}: give True, False, a tag or a path; for a state "
+            "dict, call the model's load_state_dict"
         )
     stored = isinstance(tag, str) and table.find(architecture, tag) is None and store.find(f"{architecture}.{tag}")
     if not stored:
         return entry(pretrained, **kwargs)
     if stored_cfg(stored.name) is None:
-        store.verify(stored)  # which says what is wrong
+        store.verify(stored)  # raises with the reason
     del kwargs["pretrained_cfg"]
     return timm.create_model(f"local-dir:{stored}", pretrained=bool(pretrained), **kwargs)
 
@@ -142,7 +143,7 @@ def _load_tag_or_path(architecture: str, pretrained: str, **kwargs: Any) -> nn.M
     path = Path(pretrained).expanduser()
     if not pretrained or not path.exists():
         raise ValueError(
-            f"{architecture} has no weights {pretrained!r}, and there is no such file or folder: take a tag "
+            f"{architecture} has no weights {pretrained!r}, and there is no such file or folder: give a tag "
             f"({', '.join(dict.fromkeys(tags)) or 'there is none yet'}) or the path of a checkpoint"
         )
     return _load_path(architecture, path, **kwargs)
@@ -155,7 +156,7 @@ def _load_path(
     if not timm.is_model(alone):  # slotcon_proto, on any backbone
         raise ValueError(f'{architecture} has no weights of its own: use timm.create_model("local-dir:{path}")')
     teacher = read_teacher(path, alone)
-    # What is known of the weights of the default tag is not known of these.
+    # The metadata of the default tag does not hold for these weights.
     cfg: dict[str, Any] = dict.fromkeys(("tag", "hf_hub_id", "description", "license", "origin_url"))
     if teacher.side is not None:
         cfg["input_size"] = (3, teacher.side, teacher.side)

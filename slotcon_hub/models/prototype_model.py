@@ -1,4 +1,4 @@
-"""The prototype model: backbone, projector and prototypes with the interface that timm asks of a model.
+"""The prototype model: backbone, projector and prototypes with timm's model interface.
 
 Dimensions: B images, C channels, K prototypes, D embedding channels.
 """
@@ -39,8 +39,7 @@ class SlotConPrototypes(PrototypeNetwork):
         """Build the network with random weights.
 
         Args:
-            backbone: any timm model that returns a map once its head is removed, or has one inside, as vision
-                transformers do.
+            backbone: any timm model with a feature map; vision transformers have one before their pooling.
             num_classes: K; 0 leaves the prototypes out.
             in_chans: channels of an image.
             global_pool: "avg", "max", "avgmax", or "" for the dense map.
@@ -68,7 +67,7 @@ class SlotConPrototypes(PrototypeNetwork):
             self.prototypes = nn.Identity()  # type: ignore[assignment]
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Name the layers for layer decay: the backbone's own groups, then projector and prototypes."""
+        """Layer groups for layer-wise learning-rate decay: the backbone's own, then projector and prototypes."""
 
         def inside(pattern: str) -> str:
             unanchored = re.sub(r"(^|[|(])\^", r"\1", pattern)
@@ -83,7 +82,7 @@ class SlotConPrototypes(PrototypeNetwork):
         return {name: prefixed(p) for name, p in groups.items()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in the backbone."""
+        """Turn on activation checkpointing in the backbone."""
         self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
 
     def get_classifier(self) -> nn.Module:
@@ -91,7 +90,7 @@ class SlotConPrototypes(PrototypeNetwork):
         return self.prototypes
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the prototypes by ``num_classes`` random ones (none for 0), and the pooling if one is named."""
+        """Replace the prototypes by ``num_classes`` random ones (none for 0), and the pooling if given."""
         weight = next(self.projector.parameters())
         if num_classes > 0:
             self.prototypes = Prototypes(
@@ -102,13 +101,13 @@ class SlotConPrototypes(PrototypeNetwork):
         self.prototypes.train(self.training)
 
     def forward_intermediates(self, x: Tensor, **kwargs: Any) -> Any:
-        """Call the backbone's method of this name, with its arguments (``indices`` and so on)."""
+        """The backbone's ``forward_intermediates``, with its arguments."""
         return self.backbone.forward_intermediates(x, **kwargs)  # type: ignore[operator]
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the layers that the features at ``indices`` do not need, projector and prototypes with them."""
+        """Drop projector, prototypes and the layers that the features at ``indices`` do not need."""
         prune = self.backbone.prune_intermediate_layers
         kept = prune(indices, prune_norm=prune_norm, prune_head=prune_head)  # type: ignore[operator]
         if prune_head:

@@ -71,7 +71,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-for _name in store.names():  # so that timm lists them; at the end, which is never the default of an architecture
+for _name in store.names():  # so that timm lists them; appended, so none becomes a default tag
     _architecture, _tag = _name.split(".", 1)
     _known = default_cfgs.get(_architecture)
     if _known and _tag not in _known.cfgs and (_own := stored_cfg(_name)):

@@ -1,4 +1,4 @@
-"""A timm model as a folder that timm loads: ``model.safetensors`` and ``config.json``."""
+"""Save a timm model as a folder that timm loads: ``model.safetensors`` and ``config.json``."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ __all__ = ["save_backbone", "save_classifier", "save_model", "timm_architecture"
 
 _INPUT = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
 _INPUT |= {"num_classes", "first_conv", "classifier", "fixed_input_size"}
-_PREPROCESSING: dict[str, Any] = {  # of pre-training, whatever the architecture's own weights had
+_PREPROCESSING: dict[str, Any] = {  # of pre-training, instead of that of timm's weights
     "mean": IMAGENET_DEFAULT_MEAN,
     "std": IMAGENET_DEFAULT_STD,
     "interpolation": "bicubic",
@@ -31,7 +31,7 @@ _PREPROCESSING: dict[str, Any] = {  # of pre-training, whatever the architecture
 def timm_architecture(backbone: Any) -> tuple[str, dict[str, Any]]:
     """The timm architecture of a backbone, and the arguments it was made with."""
     if not hasattr(backbone, "pretrained_cfg"):
-        raise ValueError(f"the backbone, {type(backbone).__name__}, is no timm model: only those can be exported")
+        raise ValueError(f"the backbone, {type(backbone).__name__}, is no timm model, so it cannot be exported")
     usual = {"num_classes": (0,), "global_pool": ("", "avg"), "in_chans": (3,)}
     args = {k: v for k, v in get_model_args(backbone).items() if v not in usual.get(k, ())}
     return backbone.pretrained_cfg["architecture"], args
@@ -43,7 +43,7 @@ def _own_preprocessing(net: Any) -> dict[str, Any]:
 
 
 def to_plain_timm(backbone: nn.Module) -> tuple[Any, dict[str, Any]]:
-    """The same network as a model of timm's own, pooled by the mean of its map, in eval mode, and its arguments."""
+    """Copy a backbone into timm's own model class, mean-pooled, in eval mode; also return the model's arguments."""
     architecture, args = timm_architecture(backbone)
     name, plain_args = plain_timm(architecture)
     args = {**plain_args, **args, **mean_pooling_args(backbone)}
@@ -52,22 +52,22 @@ def to_plain_timm(backbone: nn.Module) -> tuple[Any, dict[str, Any]]:
         net.load_state_dict(backbone.state_dict())
     except RuntimeError:
         raise ValueError(
-            f"{name} cannot be exported, since the pooling that timm gives it has parameters of its own, which "
-            "SlotCon does not train: choose another backbone"
+            f"{name} cannot be exported, since its pooling in timm has parameters that SlotCon does not train: "
+            "choose another backbone"
         ) from None
     return net.eval(), args
 
 
 def save_backbone(backbone: Any, folder: Path, input_size: int | None = None) -> None:
-    """Write a backbone so that timm loads it without this package, and transformers where it is a usual network.
+    """Write a backbone that timm loads without this package; transformers too, unless its arguments are unusual.
 
     Args:
-        backbone: a timm model without a classifier; ours come under timm's own names.
-        folder: made if it does not exist.
+        backbone: a timm model without a classifier; ours are saved under timm's names.
+        folder: created if it does not exist.
         input_size: as in :func:`save_model`.
 
     Raises:
-        ValueError: it is not a timm model, or has other parameters when it pools.
+        ValueError: it is not a timm model, or its pooling has parameters.
     """
     net, args = to_plain_timm(backbone)
     net.pretrained_cfg = {**net.pretrained_cfg, **_own_preprocessing(backbone)}
@@ -75,15 +75,15 @@ def save_backbone(backbone: Any, folder: Path, input_size: int | None = None) ->
 
 
 def save_classifier(net: Any, folder: Path, labels: Sequence[str]) -> str:
-    """Write a fine-tuned classifier so that timm loads it without this package; what it began as is not said.
+    """Write a fine-tuned classifier that timm loads without this package; its pre-training is not recorded.
 
     Args:
         net: a timm model.
         folder: replaced if it exists.
-        labels: names of its classes, which are the model's ``pretrained_cfg["label_names"]`` once it is loaded.
+        labels: names of its classes, stored as ``pretrained_cfg["label_names"]``.
 
     Returns:
-        The lines that load it; a prototype model alone, which is in no other package, needs this one.
+        Code that loads it; only a prototype model needs this package.
     """
     name, args = plain_timm(net.pretrained_cfg["architecture"])
     args = args | {k: v for k, v in get_model_args(net).items() if k not in ("num_classes", "global_pool")}
@@ -102,16 +102,15 @@ def save_model(
 ) -> None:
     """Write ``model.safetensors`` and ``config.json``, which ``timm.create_model("local-dir:<folder>")`` loads.
 
-    Of the preprocessing alone timm's configuration speaks for our weights; tag, licence and so on are those of
-    timm's own weights for this architecture.
+    From timm's configuration only the preprocessing is kept: tag, licence and so on describe timm's own weights.
 
     Args:
         net: a timm model.
-        folder: made if it does not exist.
-        input_size: side in pixels of the views that it was just trained on, which are preprocessed as all are in
-            pre-training; by default, size and preprocessing are those that the model itself states.
-        model_args: in place of timm's list of the arguments that the model was made with.
-        model_config: what else ``config.json`` has at its root, or in place of what timm would write there.
+        folder: created if it does not exist.
+        input_size: side in pixels of the views of pre-training, stored with the preprocessing of pre-training; by
+            default, size and preprocessing of the model's configuration.
+        model_args: replaces timm's record of the arguments that the model was created with.
+        model_config: entries of ``config.json``, added to timm's or replacing them.
     """
     given = (
         _own_preprocessing(net)
@@ -132,4 +131,4 @@ def save_model(
         del config["model_args"]
         config |= {"model_args": model_args} if model_args else {}
     path.write_text(json.dumps(config, indent=2) + "\n")
-    shutil.copymode(path, folder / "model.safetensors")  # safetensors keeps its files to their owner
+    shutil.copymode(path, folder / "model.safetensors")  # safetensors makes files that only the owner can read

@@ -1,4 +1,4 @@
-"""Images of the sizes that a model takes: asked of the model itself, since what timm states of it is often wrong.
+"""The image sizes that a model takes, found by trying them, since timm's configuration is often wrong.
 
 Dimensions: B images, C channels, H x W pixels.
 """
@@ -19,7 +19,7 @@ from torchvision.transforms.v2.functional import resize
 
 __all__ = ["Sizes", "find_sizes", "resize_to_model"]
 
-_FAR = 64  # pixels: who takes what is so much larger does not merely round a side down to its own
+_FAR = 64  # pixels; a model that takes sides this much larger does not just round them down
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Sizes:
     """The sizes of images that a model takes."""
 
     step: int = 1
-    """Pixels that divide both sides, such as those of a patch."""
+    """Both sides are multiples of this many pixels, such as the patch size."""
     least: int = 1
-    """Pixels of the smallest side."""
+    """Smallest side in pixels."""
     only: tuple[int, int] | None = None
-    """H, W of a model that takes one size."""
+    """H, W of a model that takes one size only."""
 
     def __str__(self) -> str:
         if self.only:
@@ -39,10 +39,10 @@ class Sizes:
         least = f", at least {self.least} pixels a side" if self.least > self.step else ""
         if self.step == 1:
             return f"of any size{least}"
-        return f"whose sides {self.step} pixels divide{least}"
+        return f"with sides that are multiples of {self.step} pixels{least}"
 
     def nearest(self, height: int, width: int) -> tuple[int, int]:
-        """The size that is taken in place of H x W."""
+        """The nearest size that the model takes."""
         if self.only:
             return self.only
         return self._nearest_side(height), self._nearest_side(width)
@@ -55,9 +55,9 @@ _KNOWN: "WeakKeyDictionary[nn.Module, Sizes]" = WeakKeyDictionary()
 
 
 def find_sizes(model: nn.Module) -> Sizes:
-    """Find out by trying, without weights and without arithmetic, which sizes a model takes; once for each model.
+    """Find the sizes that a model takes by forwards on the meta device; cached for each model.
 
-    One that cannot be tried is said to take all.
+    A model that cannot run there is assumed to take all.
     """
     if model not in _KNOWN:
         _KNOWN[model] = _probe_sizes(model)
@@ -65,9 +65,9 @@ def find_sizes(model: nn.Module) -> Sizes:
 
 
 def resize_to_model(model: nn.Module, images: Tensor) -> Tensor:
-    """Resize images to the nearest size that a model takes; those of a size that it takes stay as they are.
+    """Resize images to the nearest size that a model takes; images of a valid size are returned as they are.
 
-    The map that it makes of them covers them whole: to resize it to the H x W of before is all that is left to do.
+    The model's map covers the whole image: resize it to the original H x W.
 
     Args:
         model: a timm model, or one with a timm model inside.
@@ -102,7 +102,7 @@ def _has_input_size(part: Any) -> bool:
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode that has shapes in place of values."""
+    """A copy in eval mode on the meta device."""
     values: Any = {}
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         shape = torch.empty_like(tensor, device="meta")
@@ -114,6 +114,6 @@ def _accepts(skeleton: nn.Module, channels: int, height: int, width: int) -> boo
     weight = next(skeleton.parameters())
     try:
         skeleton(weight.new_zeros(1, channels, height, width))
-    except Exception:  # of whatever a network stumbles over
+    except Exception:  # networks raise anything
         return False
     return True

@@ -1,1 +1,1 @@
-"""The objective of SlotCon: what a batch of view pairs costs."""
+"""The objective of SlotCon: the losses of a batch of view pairs."""

@@ -1,4 +1,4 @@
-"""The image-level loss of the ablation, in the manner of MoCo v3 (supplementary C, ablation d).
+"""The image-level loss of the ablation, as in MoCo v3 (supplementary C, ablation d).
 
 Dimensions: B images on this process, C backbone channels, D embedding channels, H x W cells.
 """
@@ -16,14 +16,14 @@ __all__ = ["ImageLoss"]
 
 
 class ImageLoss(nn.Module):
-    """Contrast between whole images: pooled features through a projector and predictor of their own.
+    """Contrastive loss between whole images: pooled features with their own projector and predictor.
 
-    The paper leaves the shape of both heads open; here it is that of g and q, on vectors. They serve training
-    alone: no export has them.
+    The paper does not specify the two heads; here they have the shape of g and q, for vectors. They are not
+    exported.
     """
 
     def __init__(self, channels: int, hidden_dim: int, out_dim: int, temperature: float = 0.2) -> None:
-        """Make the student's projector and predictor, and the teacher's projector as a copy.
+        """Create the student's projector and predictor; the teacher's projector is a copy.
 
         Args:
             channels: C.
@@ -39,10 +39,10 @@ class ImageLoss(nn.Module):
 
     @torch.no_grad()
     def keys(self, teacher: Tensor) -> Tensor:
-        """The teacher's vectors of a view of all images of the global batch.
+        """Project the teacher's features of a view, and gather those of the global batch.
 
         Args:
-            teacher: B x C x H x W, the teacher's features of the view, B the same on all processes.
+            teacher: B x C x H x W features; B must be equal on all processes.
 
         Returns:
             (B x processes) x D.
@@ -50,7 +50,7 @@ class ImageLoss(nn.Module):
         return distributed.gather_rows(self._project(self.teacher, teacher), self._counts(teacher))
 
     def forward(self, student: Tensor, keys: Tensor) -> Tensor:
-        """Loss of one direction: the student's view of an image picks the teacher's other view of it.
+        """Loss of one direction: the positive of a student's view is the teacher's other view of the same image.
 
         Args:
             student: B x C x H x W, the student's features of one view.

@@ -1,4 +1,4 @@
-"""The slot loss over all processes: which slots are compared, and with what (section 3.3, equations 6 and 7).
+"""The slot loss over all processes (section 3.3, equations 6 and 7).
 
 Dimensions: B images on this process, K prototypes, D embedding channels.
 """
@@ -34,18 +34,18 @@ def slot_loss(
         teacher: B x K x D slots of the teacher's view; they get no gradient.
         queries: B x K booleans, slots active in both views.
         keys: B x K booleans, slots active in the teacher's view.
-        kind: "contrastive", against all active slots of the teacher, of all processes; or "regression", on the
-            teacher's same slot alone.
+        kind: "contrastive", with all active teacher slots of all processes as keys; or "regression" to the
+            teacher's slot of the same prototype.
         temperature: tau of the contrast.
 
     Returns:
-        A scalar: the mean over the queries of this process, so that the mean of it over the processes is the loss.
+        A scalar: the mean over the queries of this process; the loss is its mean over the processes.
     """
-    # The number of queries and keys of every process: shapes that the host must know.
+    # Queries and keys of every process, on the host, since they are shapes.
     counts = distributed.gather_counts(torch.stack([queries.sum(), keys.sum()]))
     num_queries, num_keys = ([count[i] for count in counts] for i in (0, 1))
     rows = _rows(queries, num_queries)
-    # In float32: torch's SyncBatchNorm takes a process without queries for one in half precision.
+    # In float32: torch's SyncBatchNorm assumes half precision for a process without queries.
     with torch.autocast(student.device.type, enabled=False):
         predicted = predictor(student.flatten(0, 1)[rows], num_queries)
         slots = teacher.flatten(0, 1)
@@ -57,10 +57,10 @@ def slot_loss(
 
 
 def _rows(chosen: Tensor, counts: list[int]) -> Tensor:
-    """Numbers of the chosen ones of B x K slots, as many as this process has."""
+    """Flat indices of the chosen of B x K slots."""
     return torch.nonzero_static(chosen.flatten(), size=counts[distributed.rank()])[:, 0]
 
 
 def _places(chosen: Tensor, rows: Tensor) -> Tensor:
-    """Where the slots of these numbers stand among the chosen ones of this process."""
+    """Positions of these flat indices among the chosen slots of this process."""
     return chosen.flatten().cumsum(0)[rows] - 1

@@ -29,14 +29,14 @@ Align = Literal["assignments", "projections"]
 
 @dataclass(frozen=True)
 class SlotConConfig:
-    """What defines the objective; the defaults are those of the COCO recipe.
+    """Settings of the objective; the defaults are those of the COCO recipe.
 
     Raises:
-        ValueError: for a value out of its range.
+        ValueError: a value is out of range.
     """
 
     num_prototypes: int = 256
-    """K, about the number of semantic categories one expects in the data; at least 2."""
+    """K, about the expected number of semantic categories in the data; at least 2."""
     hidden_dim: int = 4096
     """Channels of the hidden layers of projector and predictor."""
     out_dim: int = 256
@@ -46,26 +46,26 @@ class SlotConConfig:
     teacher_temp: float = 0.07
     """Temperature of the teacher's grouping target, and of the soft assignments that form the slots."""
     contrast_temp: float = 0.2
-    """Temperature of the contrast between slots."""
+    """Temperature of the contrastive slot loss."""
     group_loss_weight: float = 0.5
-    """Weight of the grouping loss; the slot loss has the rest."""
+    """Weight of the grouping loss; the slot loss has one minus it."""
     teacher_momentum: float = 0.99
-    """Share of itself that the teacher keeps at the first step; it rises to 1 on a cosine."""
+    """EMA momentum of the teacher at the first step; it rises to 1 on a cosine."""
     center_momentum: float = 0.9
-    """Share of itself that the centre of the teacher's scores keeps in a step."""
+    """EMA momentum of the centre of the teacher's scores."""
     slot_loss: SlotLoss = "contrastive"
-    """Contrast each slot with all others, or regress it on the teacher's alone (ablation)."""
+    """Contrast each slot with all others, or regress it to the teacher's slot (ablation)."""
     align: Align = "assignments"
-    """What is cut to the region that both views show: the scores, or already the projections, so that slots come
-    from that region alone (ablation)."""
+    """What is aligned to the overlap of the views: the scores, or the projections, so that slots come from the
+    overlap only (ablation)."""
     image_loss_weight: float = 0.0
-    """Weight of a contrast between whole images, beside the two losses (ablation); 0 leaves it out. The paper
-    states none; 1 takes MoCo v3's loss as it is."""
+    """Weight of an additional contrastive loss between whole images (ablation); 0 leaves it out. The paper states
+    no value; 1 is MoCo v3's loss unchanged."""
 
     def __post_init__(self) -> None:
         check_numbers(self)
         if self.num_prototypes < 2:
-            raise ValueError(f"num_prototypes={self.num_prototypes} leaves nothing to group: use at least 2")
+            raise ValueError(f"num_prototypes={self.num_prototypes} cannot group anything: use at least 2")
         for name in ("hidden_dim", "out_dim", "student_temp", "teacher_temp", "contrast_temp"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
@@ -81,9 +81,9 @@ class SlotConConfig:
 
 @dataclass
 class SlotConOutput:
-    """Losses of a step, and the statistics that show whether it goes well (supplementary D). All are tensors.
+    """Losses of a step, and statistics of its health (supplementary D). All are tensors.
 
-    Of one direction, each field is what the direction adds: the outputs of both directions sum to that of the pair.
+    The outputs of the two directions sum to the output of the pair.
     """
 
     loss: Tensor
@@ -94,7 +94,7 @@ class SlotConOutput:
     slot_loss: Tensor
     """Scalar: group-level contrast or regression, sum of both directions."""
     image_loss: Tensor | None
-    """Scalar: contrast between whole images, sum of both directions; None where the configuration has none."""
+    """Scalar: contrastive loss between whole images, sum of both directions; None if its weight is 0."""
     active_slots: Tensor
     """Scalar: teacher slots active in a view, mean over images and views of this process."""
     positive_pairs: Tensor
@@ -112,18 +112,18 @@ class SlotConOutput:
 
 
 class Targets(NamedTuple):
-    """What the teacher makes of both views of a batch: all that a view of the student is compared with."""
+    """The teacher's outputs for both views of a batch: the targets of the student."""
 
     slots: Pair
     """Two of B x K x D."""
     aligned: Pair
-    """Two of B x K x H x W raw scores of the region that both views show."""
+    """Two of B x K x H x W raw scores of the overlap of the views."""
     active: Tensor
     """2 x B x K booleans."""
     center: Tensor
-    """1 x K, the centre before this batch moves it."""
+    """1 x K, the centre before this batch updates it."""
     image_keys: Pair | None
-    """Vectors of all images of the global batch for the image loss, where there is one."""
+    """Vectors of all images of the global batch for the image loss, if there is one."""
 
 
 class _Grouped(NamedTuple):
@@ -132,9 +132,9 @@ class _Grouped(NamedTuple):
     slots: Tensor
     """B x K x D."""
     scores: Tensor
-    """B x K x H x W raw scores of the cells that the slots are made of."""
+    """B x K x H x W raw scores of the cells that form the slots."""
     aligned: Tensor
-    """B x K x H x W raw scores of the region that both views show."""
+    """B x K x H x W raw scores of the overlap of the views."""
 
 
 class SlotCon(nn.Module):
@@ -143,15 +143,17 @@ class SlotCon(nn.Module):
     center: Tensor
 
     def __init__(self, backbone: nn.Module | str, config: SlotConConfig | None = None) -> None:
-        """Build the student around a backbone, and the teacher as its copy.
+        """Build the student with a backbone, and the teacher as its copy.
 
         Args:
-            backbone: a module that maps B x 3 x S x S to B x C x H x W, or a timm model without its head that
-                has such a map inside, as :func:`slotcon_hub.models.backbone.create_backbone` makes it, or its name.
+            backbone: a module that maps B x 3 x S x S to B x C x H x W, or a timm model without its head with such
+                a map before its pooling, as from :func:`slotcon_hub.models.backbone.create_backbone`; or the name
+                of a timm model.
             config: of the objective.
 
         Raises:
-            ValueError: there is no such timm model, or the backbone has no map that depends on all of it.
+            ValueError: there is no such timm model, or the backbone has no feature map that depends on all its
+                parameters.
         """
         super().__init__()
         self.config = config = config or SlotConConfig()
@@ -174,18 +176,18 @@ class SlotCon(nn.Module):
         targets: Targets | None = None,
         directions: Sequence[int] = (0, 1),
     ) -> SlotConOutput:
-        """Compute the losses; in train mode also move the centre, and BatchNorm's running statistics.
+        """Compute the losses; in train mode also update the centre, and BatchNorm's running statistics.
 
-        Each term depends on one view of the student alone. So a step can take the directions one by one, each with
-        its own backward, and keep the activations of one view instead of two: the gradients add up to the same.
+        Each term depends on one view of the student only. So a step can compute one direction at a time, each with
+        its own backward: the gradients are the same, with the activations of one view in memory instead of two.
 
         Args:
             views: two of B x 3 x S x S, normalised images.
-            boxes: two of B x 4, the region that both views show, ``(x1, y1, x2, y2)`` in each view's own unit
-                square, after its flip.
+            boxes: two of B x 4, the overlap of the views, ``(x1, y1, x2, y2)`` in the unit square of each view,
+                after its flip.
             flips: two of B booleans, true where the view was mirrored.
-            targets: what :meth:`teach` made of this batch; None calls it.
-            directions: views of the student, each of which is compared with the teacher's other view.
+            targets: of :meth:`teach` for this batch; by default it is called.
+            directions: student views to compute, each against the teacher's other view.
         """
         if targets is None:
             targets = self.teach(views, boxes, flips)
@@ -194,9 +196,9 @@ class SlotCon(nn.Module):
 
     @torch.no_grad()
     def teach(self, views: Pair, boxes: Pair, flips: Pair) -> Targets:
-        """Let the teacher see both views; in train mode, move the centre and the teacher's BatchNorm statistics.
+        """Run the teacher on both views; in train mode, update the centre and the teacher's BatchNorm statistics.
 
-        Called outside :meth:`forward`, it needs the autocast that the forward has.
+        Called outside :meth:`forward`, it must run in the same autocast context.
 
         Args:
             views: as in :meth:`forward`.
@@ -246,7 +248,7 @@ class SlotCon(nn.Module):
         )
 
     def _group(self, network: PrototypeNetwork, view: Dense, box: Tensor, flip: Tensor) -> _Grouped:
-        """Group a view's cells into slots, and align it with the other view."""
+        """Group a view's cells into slots, and align its scores with the other view."""
         z, scores = view.z, view.scores
         if self.config.align == "projections":
             z = SF.align(z, box, flip)
@@ -258,9 +260,9 @@ class SlotCon(nn.Module):
 
     @torch.no_grad()
     def _update_center(self, teachers: list[Dense]) -> None:
-        """Move the centre towards the mean of the teacher's raw scores over cells, views and processes.
+        """Update the centre by the mean of the teacher's raw scores over cells, views and processes.
 
-        They are those of whole views, whatever is aligned: a mean over the data, not over pairs of views.
+        The scores are those of whole views, not of their overlap: a mean over the data, not over pairs of views.
         """
         batch = torch.stack([view.scores.mean(dim=(0, 2, 3)) for view in teachers]).mean(dim=0)
         self.center.lerp_(distributed.mean(batch)[None], 1 - self.config.center_momentum)
@@ -269,8 +271,8 @@ class SlotCon(nn.Module):
     def update_teacher(self, momentum: float) -> None:
         """Move the teacher's parameters towards the student's: ``teacher <- m teacher + (1 - m) student``.
 
-        Once per optimisation step, before the forward. Buffers are not averaged: the teacher's BatchNorm
-        statistics come from its own forwards. Nothing moves in eval mode.
+        Once per optimisation step, before the forward. Buffers are not averaged: the teacher's BatchNorm statistics
+        come from its own forwards. Nothing is updated in eval mode.
 
         Args:
             momentum: m in [0, 1]; see :func:`slotcon_hub.functional.teacher_momentum`.

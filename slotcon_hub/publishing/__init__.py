@@ -1,3 +1,3 @@
-"""Weights made public: the folder that is published, its card, what checks it, and the way to the Hub and back."""
+"""Publishing weights: the published folder, its model card, upload and verification."""
 
 __all__: list[str] = []

@@ -1,4 +1,4 @@
-"""The YAML at the top of a model card, and its check against our own lists: the Hub takes almost anything."""
+"""The YAML metadata of a model card, checked against our own lists, since the Hub accepts almost anything."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,7 +17,7 @@ TERMS = {
     "ILSVRC/imagenet-1k": "ImageNet: the terms of access to its images allow non-commercial research and "
     "education. Its labels were not used.",
 }
-"""What data sets allow, by their ids on the Hub; those that we pre-train on."""
+"""Terms of the pre-training data sets, by their ids on the Hub."""
 
 _BENCHMARKS = {
     "COCO val2017": "coco",
@@ -49,9 +49,9 @@ def metadata(row: Weights | None, repo_id: str, tags: Iterable[str] = ()) -> str
     """Write the YAML of a card.
 
     Args:
-        row: of the table; None for weights of which nothing is published, and no licence known.
+        row: of the table; None for other weights, whose licence is unknown.
         repo_id: of the repository that the card is for.
-        tags: beside those of every card.
+        tags: added to those of every card.
 
     Raises:
         ValueError: a data set or a metric of the row is not in our lists.
@@ -99,7 +99,7 @@ def check(text: str) -> None:
         text: a whole card, as in ``README.md``.
 
     Raises:
-        ValueError: they are absent or malformed, a value is not in our lists, or the model-index is invalid.
+        ValueError: it is missing or malformed, a value is not in our lists, or the model-index is invalid.
     """
     card = _parsed(text)
     facts = card.to_dict()
@@ -113,7 +113,7 @@ def check(text: str) -> None:
     if "license" in facts:
         _check_listed("licence", [facts["license"]], _LICENCES)
         if facts["license"] == "other" and not (facts.get("license_name") and facts.get("license_link")):
-            raise ValueError("the card's licence is 'other': add license_name and license_link, which tell which")
+            raise ValueError("the card's licence is 'other': add license_name and license_link")
     for result in card.eval_results or []:
         _check_result(result)
 
@@ -123,9 +123,11 @@ def _parsed(text: str) -> ModelCardData:
         raise ValueError("the card has no metadata: begin it with a block of YAML between two lines of ---")
     try:
         data: Any = ModelCard(text).data
-    except Exception as error:  # those of the YAML library too, which is not ours
+    except Exception as error:  # includes errors of the YAML library
         problem = " ".join(str(error).split())
-        raise ValueError(f"the card's metadata are invalid ({problem}): mend them, or render it again") from None
+        raise ValueError(
+            f"the card's metadata are invalid ({problem}): correct them, or render the card again"
+        ) from None
     return data
 
 
@@ -145,4 +147,4 @@ def _check_result(result: EvalResult) -> None:
     if not isinstance(result.metric_value, float | int):
         raise ValueError(f"{named} with the value {result.metric_value!r}: make it a number, in per cent")
     if result.verified is not False or not result.source_name:
-        raise ValueError(f"{named} without a source: name it with its URL, and say verified: false")
+        raise ValueError(f"{named} without a source: add its name and URL, and verified: false")

@@ -1,4 +1,4 @@
-"""How to load a model, as a section of its card: every block of code runs after the first one."""
+"""The usage section of a model card; each code block runs after the first one."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def usage(name: str, repo_id: str, net: Any, *, transformers: bool) -> str:
     Args:
         name: ``<architecture>.<tag>``.
         repo_id: of the repository on the Hub.
-        net: the network in eval mode, best on the meta device.
+        net: the network in eval mode; the meta device suffices.
         transformers: whether transformers can load it.
     """
     architecture, tag = name.split(".", 1)
@@ -28,7 +28,7 @@ def usage(name: str, repo_id: str, net: Any, *, transformers: bool) -> str:
     parts = [first(repo_id, net, image), _features(net)]
     if transformers:
         parts.append(_transformers(repo_id, net, image))
-    if architecture.startswith("slotcon_") and architecture != "slotcon_proto":  # which is no entry of torch.hub
+    if architecture.startswith("slotcon_") and architecture != "slotcon_proto":  # which is not in hubconf.py
         parts.append(_torch_hub(architecture, repo_id, None if row is None else row.tag))
     if row is not None:
         parts.append(_by_name(row))
@@ -135,7 +135,7 @@ def _by_name(row: table.Weights) -> str:
     alone = row.backbone.name
     both = f"{row.backbone.architecture}_proto.{row.tag}"
     return f"""\
-Backbone and prototypes of this pre-training by name, with this package, whose local store comes before the Hub:
+Backbone and prototypes of this pre-training by name, with this package (its local store comes before the Hub):
 
 ```python
 import slotcon_hub

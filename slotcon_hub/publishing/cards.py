@@ -1,6 +1,6 @@
-"""Model cards: the README of a repository of weights, from the table of weights and one template, ``card.md``.
+"""Model cards: the README of a repository, from the table of weights and the template ``card.md``.
 
-``python -m slotcon_hub.publishing.cards model_cards`` writes those of the table.
+``python -m slotcon_hub.publishing.cards model_cards`` writes the cards of the table.
 """
 
 import sys
@@ -24,18 +24,18 @@ _PAPER = "[SlotCon](https://arxiv.org/abs/2205.15288) (Wen et al., NeurIPS 2022)
 
 
 def render(name: str, *, repo_id: str | None = None, config: dict[str, Any] | None = None) -> str:
-    """Write the model card of weights: all that is known of those in the table, and the network alone of others.
+    """Render the model card of weights: all facts of the table's weights, only the network for others.
 
     Args:
         name: ``<architecture>.<tag>``.
-        repo_id: of the repository on the Hub; by default the one that the table names.
+        repo_id: of the repository on the Hub; by default that of the table.
         config: the ``config.json`` of a published folder; weights outside the table need it.
 
     Returns:
         The whole ``README.md``, with metadata that pass :func:`check`.
 
     Raises:
-        ValueError: it is no such name, or the configuration is absent, incomplete or of another network.
+        ValueError: the name is invalid, or the configuration is missing, incomplete or of another network.
     """
     architecture, _, tag = name.partition(".")
     if not tag:
@@ -45,7 +45,7 @@ def render(name: str, *, repo_id: str | None = None, config: dict[str, Any] | No
     net = _network(name, row, config)
     has_prototypes = isinstance(net, SlotConPrototypes)
     args = {} if config is None else config.get("model_args", {})
-    transformers = not has_prototypes and "num_classes" not in args  # its wrapper gives its own
+    transformers = not has_prototypes and "num_classes" not in args  # its timm wrapper passes its own
     head = metadata(row, repo_id, ["transformers"] if transformers else [])
     results = row.results if row else ()
     backbone_results = row.backbone.results if row and has_prototypes else ()
@@ -67,7 +67,7 @@ def render(name: str, *, repo_id: str | None = None, config: dict[str, Any] | No
 
 
 def main(folder: str | Path) -> None:
-    """Write the cards of the table into a folder, in place of all cards there."""
+    """Write the cards of the table into a folder, replacing all cards there."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.md"):
@@ -77,7 +77,7 @@ def main(folder: str | Path) -> None:
 
 
 def _network(name: str, row: table.Weights | None, config: dict[str, Any] | None) -> Any:
-    """The network in eval mode, without memory for its weights."""
+    """Build the network in eval mode on the meta device."""
     if config is None and row is None:
         raise ValueError(f"there are no published weights {name}: give the config.json of their folder")
     if config is None:
@@ -91,7 +91,7 @@ def _network(name: str, row: table.Weights | None, config: dict[str, Any] | None
     if found not in (architecture, plain_timm(architecture)[0]):
         raise ValueError(f"the configuration is of {found}, which {name} is not: use a name such as {found}.{tag}")
     if row is not None and classes != (row.prototypes if row.has_prototypes else 0):
-        raise ValueError(f"the configuration has {classes} classes, which {name} has not: use a tag of your own")
+        raise ValueError(f"the configuration has {classes} classes, unlike {name}: use a tag of your own")
     args = {**config.get("model_args", {}), "num_classes": classes}
     with torch.device("meta"):
         return timm.create_model(found, pretrained_cfg={**cfg, "architecture": found}, **args).eval()
@@ -112,9 +112,9 @@ def _of_network(net: Any, on: str) -> dict[str, str]:
     channels, height, width = cfg["input_size"]
     mean, std = (", ".join(f"{value:g}" for value in cfg[key]) for key in ("mean", "std"))
     return {
-        "what": f"{what}, pre-trained without labels{on} by {_PAPER}. SlotCon learns features and prototypes at "
-        "once: the cells of an image are grouped by the prototype that they resemble most, and two views of the "
-        "image have to agree on the groups and on what is in them.",
+        "what": f"{what}, pre-trained without labels{on} by {_PAPER}. SlotCon learns features and prototypes "
+        "jointly: the cells of an image are grouped by their most similar prototype, and two views of the image "
+        "must agree on the groups and on their features.",
         "input": f"{channels} x {height} x {width}, or any other size; {cfg['interpolation']} resize, centre crop "
         f"of {cfg['crop_pct']:g} of the shorter side; mean ({mean}), standard deviation ({std})",
         "output": output,

@@ -1,4 +1,4 @@
-"""Tensors that travel with a model, in and out, and whether the model still makes the one of the other.
+"""Reference tensors of a published model: inputs, outputs, and whether the model still reproduces them.
 
 Dimensions: B images, C channels, H x W cells.
 """
@@ -15,15 +15,15 @@ __all__ = ["FILE", "TOLERANCE", "deviation", "write"]
 
 FILE = "test/parity.safetensors"
 TOLERANCE = 1e-4
-"""Largest deviation, as a part of the largest value: float32 on another CPU or with another torch stays below."""
+"""Largest allowed deviation, relative to the largest value; float32 on another CPU or torch version stays below."""
 
 _SHAPE = (2, 64, 64)  # B and the side of an image, in pixels: 2 x 2 cells at stride 32
 
 
 def write(net: Any, folder: Path) -> None:
-    """Write random images, the map and the output that a model makes of them, all float32.
+    """Write random images, and a model's map and output for them, all float32.
 
-    The file is the same wherever it is made, as the model computes in float64 and rounds.
+    The file is the same on every machine, since the model computes in float64 and rounds.
 
     Args:
         net: a timm model in eval mode; it is copied, not changed.
@@ -38,17 +38,17 @@ def write(net: Any, folder: Path) -> None:
 
 
 def deviation(net: Any, folder: Path) -> float:
-    """How far a model's map and output are from those in ``FILE``, as a part of the largest value there.
+    """Deviation of a model's map and output from those in ``FILE``, relative to the largest value there.
 
     Args:
         net: a timm model in eval mode, in float32.
-        folder: that of the model.
+        folder: of the model.
 
     Returns:
-        The larger of the two; infinite where a value is not finite.
+        The larger of the two deviations; infinity for NaN/Inf.
 
     Raises:
-        ValueError: the file lacks a tensor, or they have other shapes.
+        ValueError: the file lacks a tensor, or shapes differ.
     """
     expected = load_file(folder / FILE)
     if expected.keys() != {"images", "map", "output"}:
@@ -59,10 +59,10 @@ def deviation(net: Any, folder: Path) -> float:
         if found[name].shape != value.shape:
             shapes = f"{tuple(found[name].shape)} instead of {tuple(value.shape)}"
             raise ValueError(
-                f"the {name} of the model is {shapes}: its configuration is another's, publish it again"
+                f"the {name} of the model is {shapes}: its configuration does not match, publish it again"
             )
         apart = float((found[name] - value).abs().max() / value.abs().max())
-        worst = max(worst, apart if apart < torch.inf else torch.inf)  # not for nan
+        worst = max(worst, apart if apart < torch.inf else torch.inf)  # inf for NaN
     return worst
 
 

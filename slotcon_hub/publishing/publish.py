@@ -1,4 +1,4 @@
-"""Weights of the local store as a repository of the Hub: built, uploaded, downloaded again, compared, tagged."""
+"""Publish weights as a repository of the Hub: build, upload, download again, compare, tag."""
 
 import json
 import tempfile
@@ -31,18 +31,18 @@ _OF_THE_HUB = ".gitattributes"
 
 @dataclass(frozen=True)
 class Published:
-    """Where a model is now."""
+    """Location of a published model."""
 
     repo_id: str
     url: str
     revision: str
     """The commit."""
     tag: str | None
-    """Of the commit; None for a pull request."""
+    """Tag of the commit; None for a pull request."""
     pull_request: str | None
-    """Its revision, such as ``refs/pr/1``; None where there is none."""
+    """Revision of the pull request, such as ``refs/pr/1``, if one was opened."""
     sha256: str
-    """Of ``model.safetensors``, for the table."""
+    """SHA-256 of ``model.safetensors``, for the table."""
 
 
 def publish(
@@ -55,24 +55,24 @@ def publish(
     force: bool = False,
     preview: Path | None = None,
 ) -> Published:
-    """Publish weights of the local store in one commit, and tag it once a download of it was found equal.
+    """Publish weights in one commit, and tag it after a download is found equal.
 
-    The tag is ``v<version of this package>``, with ``-1`` and so on behind it where that names another commit:
-    tags never move. The same call goes on after an interruption, and makes no commit where nothing has changed.
-    The token is the client's own.
+    The tag is ``v<version of this package>``, with ``-1``, ``-2`` and so on if that is another commit: tags never
+    move. The same call resumes after an interruption, and makes no commit if nothing has changed. The token is that
+    of the Hub's client.
 
     Args:
         name: ``<architecture>.<tag>``, or an architecture of the table for its default tag.
         checkpoint: as for :func:`slotcon_hub.publishing.release.build`.
         repo_id: ``<organisation>/<name>``, by default that of the name; created if it does not exist.
-        private: create it as a private one.
+        private: create it as a private repository.
         create_pr: open a pull request instead, without a tag.
-        force: replace all that the repository holds, even if it is something else.
+        force: replace all content of the repository, even of other models.
         preview: a PNG or JPEG image for the card.
 
     Raises:
-        ValueError: no token, a repository that holds something else or is public in place of private, or what
-            :func:`slotcon_hub.publishing.release.build`, the checks of its folder and the comparison raise.
+        ValueError: there is no token, the repository has other content or is public despite ``private``, the folder
+            cannot be built or fails its checks, or the download differs.
         RuntimeError: the Hub or the connection fails.
     """
     name = table.full_name(name)
@@ -109,7 +109,7 @@ def _check_login() -> None:
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise ValueError("HF_HUB_OFFLINE is set: unset it to publish, or build the folder with --dry-run")
     if get_token() is None:
-        raise ValueError("the Hub asks for a token that may write: log in with `hf auth login`, or set HF_TOKEN")
+        raise ValueError("publishing needs a token that may write: log in with `hf auth login`, or set HF_TOKEN")
 
 
 def _names(info: ModelInfo) -> set[str]:
@@ -117,7 +117,7 @@ def _names(info: ModelInfo) -> set[str]:
 
 
 def _published_config(info: ModelInfo, cache: Path) -> Any:
-    """The configuration in a repository that may be one of ours, else None."""
+    """``config.json`` of a repository that may be one of ours, else None."""
     if not {store.CONFIG, store.RECORD} <= _names(info):
         return None
     path = hf_hub_download(info.id, store.CONFIG, revision=info.sha, cache_dir=cache)
@@ -129,12 +129,12 @@ def _published_config(info: ModelInfo, cache: Path) -> Any:
 
 def _check_replaceable(info: ModelInfo, config: Any, name: str, *, private: bool, force: bool) -> None:
     if private and not info.private:
-        raise ValueError(f"{info.id} exists and is public: make it private on its page, or leave --private away")
+        raise ValueError(f"{info.id} exists and is public: make it private on its page, or leave out --private")
     others = sorted(_names(info) - {CARD})
     ours = isinstance(config, dict) and config.get("name") == name
     if others and not ours and not force:
         raise ValueError(
-            f"{info.id} holds something else than {name} ({', '.join(others[:3])}): choose another --repo-id, or "
+            f"{info.id} has other content than {name} ({', '.join(others[:3])}): choose another --repo-id, or "
             "replace all of it with --force"
         )
 
@@ -142,7 +142,7 @@ def _check_replaceable(info: ModelInfo, config: Any, name: str, *, private: bool
 def _changes(folder: Path, info: ModelInfo, force: bool) -> list[CommitOperationAdd | CommitOperationDelete]:
     new = [file for file in FILES if (folder / file).is_file()]
     stale = _names(info) - set(new)
-    if not force:  # what others have added stays
+    if not force:  # files that others added are kept
         stale &= set(FILES)
     additions = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=folder / file) for file in new]
     return [*additions, *(CommitOperationDelete(path_in_repo=file) for file in sorted(stale))]
@@ -153,8 +153,8 @@ def _compare(folder: Path, copy: Path, repo_id: str) -> str:
         sent, came = folder / file, copy / file
         if sent.is_file() and not (came.is_file() and sha256(came) == sha256(sent)):
             raise ValueError(
-                f"{file} came back from {repo_id} other than it was sent (its SHA-256 differs), so nothing was "
-                "tagged: run it again, and over another network if that does not help"
+                f"{file} differs after a download from {repo_id} (its SHA-256 differs), so nothing was tagged: "
+                "run it again, on another network if that does not help"
             )
     return sha256(folder / store.WEIGHTS)
 

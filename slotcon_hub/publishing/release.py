@@ -1,4 +1,4 @@
-"""What is published of a name: a folder that timm loads, with a card and what it takes to check it."""
+"""The published folder of a model: weights that timm loads, with a card and files to verify it."""
 
 import json
 import shutil
@@ -18,9 +18,9 @@ __all__ = ["CARD", "FILES", "PREVIEW", "RECORDED", "build", "has_prototypes", "s
 
 CARD, PREVIEW = "README.md", "preview.png"
 RECORDED = (store.WEIGHTS, store.CONFIG, parity.FILE, PREVIEW)
-"""The files whose SHA-256 is written down; not the card, which may be edited on the Hub."""
+"""Files whose SHA-256 is recorded; not the card, which may be edited on the Hub."""
 FILES = (*RECORDED, store.RECORD, CARD)
-"""All that is published of a name; the preview alone may be absent."""
+"""All published files; only the preview may be missing."""
 
 
 def build(
@@ -31,23 +31,23 @@ def build(
     repo_id: str | None = None,
     preview: Path | None = None,
 ) -> Path:
-    """Write what is published of a name: weights, configuration, card, tensors to compare with, and SHA-256.
+    """Build the published folder: weights, configuration, card, reference tensors, and SHA-256.
 
-    A backbone becomes timm's own architecture, so that timm alone and transformers load it; ``slotcon_nano`` alone
-    keeps arguments, which both of them take. A prototype model stays ours, and loads once ``slotcon_hub`` is
-    imported.
+    A backbone is saved under timm's own architecture, so that it loads in timm without this package and in
+    transformers; only ``slotcon_nano`` keeps arguments, which both accept. A prototype model loads once
+    ``slotcon_hub`` is imported.
 
     Args:
         name: ``<architecture>.<tag>``, or an architecture of the table for its default tag.
-        checkpoint: that :func:`slotcon_hub.models.importing.read_models` takes, such as the folder of a run; by
-            default the weights of this name in the local store or in this package.
-        folder: made if it does not exist, else empty; removed after an error.
-        repo_id: that the card names; by default that of the name.
+        checkpoint: as for :func:`slotcon_hub.models.importing.read_models`, such as the folder of a run; by default
+            the weights of this name in the local store or in this package.
+        folder: new or empty; removed after an error.
+        repo_id: for the card; by default that of the name.
         preview: a PNG or JPEG image for the card.
 
     Raises:
-        ValueError: the store lacks the weights or they are damaged, ``repo_id`` is none, or the image is none.
-        FileExistsError: the folder holds something.
+        ValueError: the weights are missing or damaged, or ``repo_id`` or the image is invalid.
+        FileExistsError: the folder is not empty.
     """
     name = table.full_name(name)
     repo_id = repo_id or table.repository(name)
@@ -73,7 +73,7 @@ def build(
 
 
 def snippet(name: str, place: str | Path, revision: str | None = None) -> str:
-    """The code that loads what was published.
+    """Code that loads a published model.
 
     Args:
         name: ``<architecture>.<tag>``.
@@ -91,12 +91,12 @@ from transformers import AutoModel, TimmBackbone
 from transformers.initialization import no_init_weights
 
 auto_model = AutoModel.from_pretrained("{place}"{option})
-with no_init_weights():  # without it, it forgets BatchNorm's statistics
+with no_init_weights():  # otherwise it loses BatchNorm's statistics
     backbone = TimmBackbone.from_pretrained("{source}")"""
 
 
 def has_prototypes(name: str) -> bool:
-    """Whether a name is that of a prototype model."""
+    """Whether a name is of a prototype model."""
     return name.partition(".")[0].endswith("_proto")
 
 
@@ -131,7 +131,7 @@ def _save_image(source: Path, path: Path) -> None:
 
 
 def _with_preview(card: str) -> str:
-    """The card with the image below its title."""
+    """Add the preview image below the title of a card."""
     matter, separator, text = card.partition("\n# ")
     title, newline, rest = text.partition("\n")
     return f"{matter}{separator}{title}{newline}\n![Preview]({PREVIEW})\n{rest}"

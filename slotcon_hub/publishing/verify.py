@@ -1,4 +1,4 @@
-"""Whether a published model, in a folder or on the Hub, is what it says."""
+"""Verify a published model, in a folder or on the Hub."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -25,33 +25,33 @@ _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct")
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     what: str
-    """A word for it."""
+    """Name of the check, one word."""
     ok: bool
-    """Whether it is as it must be."""
+    """Whether it passed."""
     found: str
-    """What is there, or one sentence of what is wrong."""
+    """Summary of what was found, or one sentence on what is wrong."""
 
 
 def verify_folder(folder: str | Path) -> list[Check]:
-    """Check a folder: files, SHA-256, configuration, card, and the tensors that the model must give again.
+    """Check a folder: files, SHA-256, configuration, card, and the reference tensors.
 
     Args:
         folder: as :func:`slotcon_hub.publishing.release.build` writes it, or a download of it.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it is none of these.
+        ValueError: it is not such a folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}: name one, or a repository as <organisation>/<name>")
+        raise FileNotFoundError(f"there is no folder {folder}: give one, or a repository as <organisation>/<name>")
     whole = {parity.FILE, store.RECORD, store.CONFIG, store.WEIGHTS, CARD}
-    if sum((folder / file).is_file() for file in whole) < len(whole) - 1:  # one may have been lost
+    if sum((folder / file).is_file() for file in whole) < len(whole) - 1:  # one may be missing
         raise ValueError(
-            f"{folder} is no published model: name a folder that `slotcon-hub publish NAME --dry-run` has built or "
+            f"{folder} is no published model: give a folder that `slotcon-hub publish NAME --dry-run` has built or "
             "a download of a repository"
         )
     return _checks(folder, [path.relative_to(folder).as_posix() for path in folder.rglob("*")], {})
@@ -60,15 +60,15 @@ def verify_folder(folder: str | Path) -> list[Check]:
 def verify_repository(repo_id: str, revision: str | None = None) -> list[Check]:
     """Check a repository of the Hub, downloaded into the client's cache, which timm and transformers use too.
 
-    Beside what :func:`verify_folder` checks, the files must have the SHA-256 that the Hub tells.
+    In addition to :func:`verify_folder`, the files must have the SHA-256 that the Hub states.
 
     Args:
         repo_id: ``<organisation>/<name>``.
         revision: a branch, tag, commit or ``refs/pr/1``; by default the main branch.
 
     Raises:
-        ValueError: this cannot name a repository.
-        RuntimeError: it cannot be had.
+        ValueError: the id is invalid.
+        RuntimeError: it cannot be downloaded.
     """
     hub.check_repo_id(repo_id)
     with hub.explain_errors(f"{repo_id} was not verified"):
@@ -89,7 +89,7 @@ def _checks(folder: Path, names: list[str], told: dict[str, str]) -> list[Check]
     checks.append(_check("card", _card, folder))
     checks.append(
         _check("parity", _parity, folder)
-        if whole  # no model is built from anything else
+        if whole  # a model is only built from verified files
         else Check("parity", False, "not recomputed, as files, sha256 or config failed")
     )
     return checks
@@ -98,21 +98,21 @@ def _checks(folder: Path, names: list[str], told: dict[str, str]) -> list[Check]
 def _check(what: str, look: Callable[..., str], *args: Any) -> Check:
     try:
         return Check(what, True, look(*args))
-    except Exception as error:  # a damaged or foreign file makes the libraries raise anything
+    except Exception as error:  # libraries raise anything on damaged files
         return Check(what, False, " ".join((str(error) or type(error).__name__).split()))
 
 
 def _files(folder: Path, names: Iterable[str]) -> str:
     if absent := [file for file in FILES if file != PREVIEW and not (folder / file).is_file()]:
-        raise ValueError(f"{', '.join(absent)} absent: publish it again")
+        raise ValueError(f"{', '.join(absent)} missing: publish it again")
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        raise ValueError(f"{pickles[0]} may run code when it is loaded: remove it, safetensors are enough")
+        raise ValueError(f"{pickles[0]} may run code when it is loaded: remove it, the safetensors file suffices")
     size = sum((folder / file).stat().st_size for file in FILES if (folder / file).is_file())
     return f"{size / 1e6:.1f} MB, safetensors only"
 
 
 def _hashes(folder: Path, told: dict[str, str]) -> str:
-    """Compare with the record, with what the Hub tells, and with the table where it knows these weights."""
+    """Compare SHA-256 with the recorded ones, those of the Hub, and that of the table if it has these weights."""
     recorded = _read(folder / store.RECORD)
     found = {file: sha256(folder / file) for file in RECORDED if (folder / file).is_file()}
     if differing := sorted(found.keys() ^ recorded.keys()):
@@ -120,13 +120,13 @@ def _hashes(folder: Path, told: dict[str, str]) -> str:
     for file, digest in found.items():
         if digest != told.get(file, digest) or digest != recorded[file]:
             raise ValueError(
-                f"{file} is not what was published (its SHA-256 differs): remove {(folder / file).resolve()} and "
+                f"{file} is not the published file (its SHA-256 differs): remove {(folder / file).resolve()} and "
                 "download it again"
             )
     name = str(_read(folder / store.CONFIG).get("name"))
     row = table.find(*name.split(".", 1))
     if row is not None and row.sha256 not in (None, found[store.WEIGHTS]):
-        raise ValueError(f"these are not the weights that slotcon_hub knows as {name} (their SHA-256 differs)")
+        raise ValueError(f"these are not the published weights {name} (their SHA-256 differs)")
     return f"{len(found)} files as recorded, {store.WEIGHTS} {found[store.WEIGHTS][:12]}"
 
 
@@ -137,11 +137,11 @@ def _config(folder: Path) -> str:
     if absent:
         raise ValueError(f"{store.CONFIG} lacks {', '.join(absent)}: publish it again")
     name = config["name"]
-    store.folder(name)  # refuses what is no name
+    store.folder(name)  # raises if it is no name
     architecture = name.partition(".")[0]
     if has_prototypes(name):
         expected = {"architecture": architecture}
-    else:  # what timm alone loads; transformers fails on arguments that it passes itself, such as num_classes
+    else:  # transformers fails on arguments that it passes itself, such as num_classes
         plain, args = plain_timm(architecture)
         expected = {"architecture": plain, "num_classes": 0, "global_pool": "avg"}
         expected["model_args"] = json.loads(json.dumps(args)) or None
@@ -170,10 +170,10 @@ def _parity(folder: Path) -> str:
     apart = parity.deviation(net, folder)
     if not apart <= parity.TOLERANCE:
         raise ValueError(
-            f"the model gives other values than those in {parity.FILE}: {apart:.1e} apart, where "
-            f"{parity.TOLERANCE:.0e} is allowed; update torch and timm, or publish it again"
+            f"the outputs differ from those in {parity.FILE} by {apart:.1e} (allowed: "
+            f"{parity.TOLERANCE:.0e}): update torch and timm, or publish it again"
         )
-    return f"{apart:.1e} apart, where {parity.TOLERANCE:.0e} is allowed"
+    return f"largest deviation {apart:.1e} (allowed: {parity.TOLERANCE:.0e})"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Our architectures, as timm knows them without this package."""
+"""timm's own names and arguments for our architectures."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ _PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def plain_timm(architecture: str) -> tuple[str, dict[str, Any]]:
-    """Name a backbone as timm knows it without this package.
+    """Find timm's own architecture for a backbone, which loads without this package.
 
     Args:
         architecture: any timm model; ours are translated.
 
     Returns:
-        timm's own architecture, and the arguments that make it the same network.
+        Name of timm's architecture, and the arguments that make it the same network.
     """
     return _PLAIN.get(architecture, (architecture, {}))

@@ -1,4 +1,4 @@
-"""What the Hub's client says when it fails, in words for people."""
+"""Error messages for failures of the Hub's client."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,17 +17,17 @@ from huggingface_hub.utils import validate_repo_id
 
 __all__ = ["check_repo_id", "explain_errors", "failure_reason"]
 
-_HTTP_LIBRARIES = ("httpx", "httpx2", "requests", "urllib3")  # of the client, by version
+_HTTP_LIBRARIES = ("httpx", "httpx2", "requests", "urllib3")  # that versions of the client use
 _STATUS = {
     401: "the Hub does not accept the token: log in again with `hf auth login`, or set another HF_TOKEN",
     403: "the token does not allow this: use one that may write there",
-    412: "it was changed by somebody else meanwhile: run the command again",
-    429: "the Hub takes no more requests for now (429): try again later",
+    412: "somebody else changed it meanwhile: run the command again",
+    429: "the Hub's rate limit is reached (429): try again later",
 }
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Refuse what cannot name a repository.
+    """Check the id of a repository.
 
     Raises:
         ValueError: it is not ``<organisation>/<name>``.
@@ -44,13 +44,13 @@ def check_repo_id(repo_id: str) -> None:
 
 @contextmanager
 def explain_errors(doing: str) -> Iterator[None]:
-    """Turn what the client raises in this block into one sentence, without the token.
+    """Convert any error of the client in this block to one sentence, without the token.
 
     Args:
-        doing: what failed then, such as "x was not published".
+        doing: start of the sentence, such as "x was not published".
 
     Raises:
-        RuntimeError: anything was raised; the client lets its HTTP library's errors through too.
+        RuntimeError: instead of any exception, since the client also raises errors of its HTTP library.
     """
     try:
         yield
@@ -59,22 +59,22 @@ def explain_errors(doing: str) -> Iterator[None]:
 
 
 def failure_reason(error: BaseException) -> str:
-    """Why a call of the client failed, in one clause, without the token."""
+    """Describe in one clause why a call of the client failed, without the token."""
     cause, status = error.__cause__, getattr(getattr(error, "response", None), "status_code", 0)
-    if isinstance(error, GatedRepoError):  # it is a RepositoryNotFoundError too
+    if isinstance(error, GatedRepoError):  # also a RepositoryNotFoundError
         return "access is granted on its page, to those logged in"
     if isinstance(error, RepositoryNotFoundError):
         return "there is no such repository, or it is private"
     if isinstance(error, RevisionNotFoundError):
         return "it has no such revision"
-    if cause and isinstance(error, RuntimeError):  # of an upload's threads
+    if cause and isinstance(error, RuntimeError):  # from an upload's threads
         return failure_reason(cause)
     if isinstance(error, LocalEntryNotFoundError) and isinstance(cause, HfHubHTTPError):
         return failure_reason(cause)
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and it was not downloaded before"
+        return "HF_HUB_OFFLINE is set, and it is not in the cache"
     if isinstance(error, LocalEntryNotFoundError):
-        return "there is no connection, and it was not downloaded before"
+        return "there is no connection, and it is not in the cache"
     if status >= 500:
         return f"the Hub fails, with {status}: try again later"
     if status in _STATUS:

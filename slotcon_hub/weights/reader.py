@@ -1,4 +1,4 @@
-"""Checkpoints of unknown origin: the one reader of their files, and the teacher inside.
+"""Read untrusted checkpoints, and extract the teacher.
 
 Dimensions: K prototypes, D embedding channels.
 """
@@ -31,36 +31,36 @@ __all__ = ["State", "Teacher", "dimensions", "read_checkpoint", "read_teacher"]
 
 State = dict[str, Tensor]
 _SLOTCON = ("student.", "teacher.", "predictor.", "center", "image_loss.")
-# Arguments of a model that its weights show, or that make no difference to them.
+# Model arguments that the shapes of the weights determine, or that do not affect the weights.
 _SHOWN = ("num_classes", "hidden_dim", "out_dim", "in_chans", "global_pool")
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """What is released of a checkpoint."""
+    """The teacher of a checkpoint."""
 
     kind: Kind
-    """Of the checkpoint, as :func:`slotcon_hub.convert.recognise` names it."""
+    """Of the checkpoint, as :func:`slotcon_hub.convert.recognise` returns it."""
     backbone: State
-    """In timm's names."""
+    """The backbone's state dict, with timm's names."""
     whole: State | None
-    """Backbone, projector and prototypes, as a prototype model names them; None for a backbone alone."""
+    """State dict of the prototype model; None for a backbone alone."""
     side: int | None
-    """Of the images that it is for, in pixels, where a configuration beside the file says so."""
+    """Side of its images in pixels, if a ``config.json`` beside the file has it."""
 
 
 def read_teacher(checkpoint: str | Path, architecture: str) -> Teacher:
-    """Read a checkpoint of any kind, without running code in it, and take the teacher out.
+    """Read a checkpoint of any kind, without running code in it, and extract the teacher.
 
     Args:
-        checkpoint: an authors' full checkpoint, a backbone-only file, a file of safetensors with the state of a
-            :class:`SlotCon` or of what is exported from it, or the folder of a run, a checkpoint or an export.
-        architecture: of the backbone that it is meant for; names and shapes of its weights are not compared.
+        checkpoint: an authors' full checkpoint, a backbone-only file, a safetensors file with the state of a
+            :class:`SlotCon` or an export, or the folder of a run, a checkpoint or an export.
+        architecture: of the backbone; names and shapes of the weights are not checked here.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is damaged, unsafe, no checkpoint of SlotCon, or of another network where its configuration
-            shows it but its weights do not, as with strides.
+        ValueError: it is damaged, unsafe, no SlotCon checkpoint, or its ``config.json`` shows a network that
+            differs in ways that its weights do not show, such as strides.
     """
     path = _file(Path(checkpoint))
     config = _config(path)
@@ -69,7 +69,7 @@ def read_teacher(checkpoint: str | Path, architecture: str) -> Teacher:
 
 
 def dimensions(whole: State) -> dict[str, Any]:
-    """Tell the arguments of a prototype model from its weights: ``num_classes``, ``out_dim`` and ``hidden_dim``.
+    """Derive ``num_classes``, ``out_dim`` and ``hidden_dim`` of a prototype model from the shapes of its weights.
 
     Raises:
         ValueError: projector or prototypes are absent.
@@ -90,11 +90,10 @@ def dimensions(whole: State) -> dict[str, Any]:
 def read_checkpoint(path: str | Path) -> Any:
     """Read a checkpoint without running any code in it.
 
-    Of a pickle, tensors, plain containers and the ``argparse.Namespace`` of the authors' files are all that is
-    accepted.
+    A pickle may hold tensors, plain containers and the ``argparse.Namespace`` of the authors' files only.
 
     Args:
-        path: a file of safetensors, by its name, or else one written by ``torch.save``.
+        path: a ``.safetensors`` file, or one written by ``torch.save``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -107,21 +106,21 @@ def read_checkpoint(path: str | Path) -> Any:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged, or no safetensors file ({error}): get it again") from None
+            raise ValueError(f"{path} is damaged, or no safetensors file ({error}): download it again") from None
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises anything
-        refused = re.search(r"GLOBAL (\S+)", str(error))  # torch's own words advise to run the code
-        reason = f"it holds {refused[1]}" if refused else "it is damaged, or something else"
+        refused = re.search(r"GLOBAL (\S+)", str(error))  # torch's message advises to run the code
+        reason = f"it holds {refused[1]}" if refused else "it is damaged, or no checkpoint"
         raise ValueError(
             f"{path} is not a checkpoint of tensors and plain values, so it was not loaded ({reason}); "
-            "download it again, and if it comes from somebody you do not know, leave it"
+            "download it again, and do not use it if you do not trust its source"
         ) from None
 
 
 def _file(path: Path) -> Path:
-    """A file, or the one that counts in a folder."""
+    """The file itself, or the weights to read in a folder."""
     if not path.is_dir():
         return path
     exports = (path / "export" / "prototypes", path / "prototypes")
@@ -134,7 +133,7 @@ def _file(path: Path) -> Path:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """timm's configuration beside a file of weights; an empty one where there is none."""
+    """timm's ``config.json`` beside a file of weights; empty if there is none."""
     try:
         config = json.loads((path.parent / CONFIG).read_bytes())
     except (OSError, ValueError):
@@ -150,7 +149,8 @@ def _side(config: dict[str, Any]) -> int | None:
 
 
 def _refuse_variants(path: Path, config: dict[str, Any], architecture: str) -> None:
-    """Refuse an export whose network differs from the architecture where weights do not show it, as in strides."""
+    """Reject an export whose network differs from the architecture in ways that weights do not show, such as
+    strides."""
     if not isinstance(found := config.get("architecture"), str):
         return
     args = dict(config.get("model_args") or {})
@@ -165,7 +165,7 @@ def _refuse_variants(path: Path, config: dict[str, Any], architecture: str) -> N
         said += f" made with {', '.join(f'{k}={v!r}' for k, v in other.items())}"
     if other or name != plain:
         raise ValueError(
-            f"{path.parent} is of {said}, which {architecture} is not: load it from where it is, with "
+            f"{path.parent} is of {said}, which {architecture} is not: load it by "
             f'timm.create_model("local-dir:{path.parent}", pretrained=True)'
         )
 

@@ -1,4 +1,4 @@
-"""Where ``pretrained=True`` finds weights, and the check that keeps a wrong file from giving a random model."""
+"""Find the weights for ``pretrained=True``, and check them, so that a wrong file never gives a random model."""
 
 import re
 from collections.abc import Mapping
@@ -23,24 +23,24 @@ _OWN_SOURCES = ("file", "state_dict", "url")
 def locate(
     architecture: str, cfg: Any = None, overlay: dict[str, Any] | None = None, cache_dir: Any = None
 ) -> dict[str, Any] | None:
-    """Find the weights that a configuration of timm's asks for: in the local store, in this package, on the Hub.
+    """Find the weights of a timm configuration: in the local store, in this package, or on the Hub.
 
     Args:
         architecture: of timm's registry.
         cfg: ``pretrained_cfg`` of ``timm.create_model``: a tag, a configuration, or None for the default.
-        overlay: ``pretrained_cfg_overlay``; a source named there is the caller's own and stays.
+        overlay: ``pretrained_cfg_overlay``; a source given there takes precedence.
         cache_dir: of the Hub's client.
 
     Returns:
-        The overlay with the file; the given one where the weights are no row of ours, which timm loads itself.
+        The overlay with the file; unchanged for weights that are not in our table, which timm loads itself.
 
     Raises:
-        RuntimeError: none of them has them.
-        ValueError: the file is not the one that was recorded or published.
+        RuntimeError: the weights are in none of them.
+        ValueError: the file's SHA-256 is not the recorded or published one.
     """
     found = resolve_pretrained_cfg(architecture, cfg, overlay)
     if found.file and not Path(found.file).exists():
-        raise FileNotFoundError(f"there are no weights at {found.file}: name others, or import them again")
+        raise FileNotFoundError(f"there are no weights at {found.file}: give another path, or import them again")
     if found.file and (entry := _recorded_folder(Path(found.file))):
         store.verify(entry)
     row = table.find(architecture, found.tag) if found.tag else None
@@ -58,7 +58,7 @@ def locate(
 
 
 def _recorded_folder(file: Path) -> Path | None:
-    """The folder of a file, or the folder itself, where it is one of a store or published, with its SHA-256."""
+    """The folder, or the file's folder, if it has a record of SHA-256, as in the store or when published."""
     folder = file if file.is_dir() else file.parent
     return folder if (folder / store.RECORD).exists() else None
 
@@ -76,23 +76,23 @@ def _download(row: table.Weights, cache_dir: Any) -> Path:
     if not table.trusted(row):
         raise RuntimeError(
             f"the weights {row.name} are not in the local store ({store.location()}), and not published on the Hub "
-            f"yet: {_import(row)}, or name an organisation that has published them, in SLOTCON_HUB_ORG"
+            f"yet: {_import(row)}, or set SLOTCON_HUB_ORG to an organisation that has published them"
         )
     try:
         path = Path(hf_hub_download(repository, store.WEIGHTS, cache_dir=cache_dir))
-    except Exception as error:  # the client lets those of its HTTP library through, which differs by version
+    except Exception as error:  # the client also raises errors of its HTTP library
         raise RuntimeError(
             f"the weights {row.name} are not in the local store ({store.location()}) and cannot be downloaded from "
             f"the Hub ({repository}: {failure_reason(error)}): {_import(row)}, or connect to the Hub, without "
             "HF_HUB_OFFLINE"
         ) from error
-    # The client checks sizes only, and files a large file under the SHA-256 that the Hub tells.
+    # The client checks sizes only, and names a large file by the SHA-256 that the Hub states.
     told = path.resolve().name
     expected = row.sha256 or (told if re.fullmatch("[0-9a-f]{64}", told) else None)
     if expected and sha256(path) != expected:
         raise ValueError(
-            f"{path.resolve()} is not the published {row.name} (its SHA-256 differs): remove it, which makes the "
-            "next call download it again"
+            f"{path.resolve()} is not the published {row.name} (its SHA-256 differs): remove it, and "
+            "the next call downloads it again"
         )
     return path
 
@@ -102,14 +102,13 @@ def _import(row: table.Weights) -> str:
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """Refuse weights that would leave a part of the model random or useless, as timm loads them.
+    """Check weights before timm loads them, since its loading is not strict if the number of classes differs.
 
-    timm loads without strictness when the number of classes differs from the checkpoint's; only the classifier
-    may then be absent. It adapts the channels of the first convolution after this check. A backbone takes its part
-    of the weights of a prototype model.
+    Only a classifier may be missing then. timm adapts the channels of the first convolution after this check. For a
+    backbone, the weights of a prototype model are reduced to its backbone.
 
     Raises:
-        ValueError: a key is absent or unknown, a tensor has another shape, or a value that is not finite.
+        ValueError: a key is missing or unknown, or a tensor has another shape or NaN/Inf.
     """
     cfg = model.pretrained_cfg
     classifier, first = f"{cfg['classifier']}.", f"{cfg['first_conv']}.weight"
@@ -122,16 +121,16 @@ def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: Any) -> dict[str,
     inside = {k: v for k, v in state_dict.items() if not k.startswith(classifier)}
     check_state_dict(inside, shapes, cfg["architecture"])
     _check_finite(state_dict, cfg["architecture"])
-    return dict(state_dict)  # without torch's metadata, by which absent counters of batches would be refused
+    return dict(state_dict)  # without torch's metadata, which would make a missing num_batches_tracked an error
 
 
 def check_state_dict(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], architecture: str) -> None:
-    """Compare weights with the names and shapes of a network, and look for values that are not finite.
+    """Compare weights with the names and shapes of a network, and reject NaN/Inf.
 
-    BatchNorm's counters of batches, ``num_batches_tracked``, may be absent, as for torch, which sets them to 0.
+    ``num_batches_tracked`` may be missing; torch then sets it to 0.
 
     Raises:
-        ValueError: another key is absent or unknown, a tensor has another shape, or a value that is not finite.
+        ValueError: another key is missing or unknown, or a tensor has another shape or NaN/Inf.
     """
     refused = f"these weights are not those of {architecture}: "
     shapes = {k: v for k, v in shapes.items() if k in state or not k.endswith(".num_batches_tracked")}
@@ -150,4 +149,4 @@ def check_state_dict(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
 def _check_finite(state: Mapping[str, Any], architecture: str) -> None:
     for key, value in state.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
-            raise ValueError(f"these weights of {architecture} are damaged: {key} holds values that are not finite")
+            raise ValueError(f"these weights of {architecture} are damaged: {key} has NaN or Inf")

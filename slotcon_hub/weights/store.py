@@ -1,4 +1,4 @@
-"""The local store of weights: folders that timm loads, with the SHA-256 of what is in them."""
+"""The local store of weights: folders that timm loads, with the SHA-256 of their files."""
 
 import json
 import os
@@ -28,14 +28,14 @@ __all__ = [
 
 WEIGHTS, CONFIG, RECORD = "model.safetensors", "config.json", "sha256.json"
 _NAME = re.compile(r"slotcon_[a-z0-9_]+\.[A-Za-z0-9][A-Za-z0-9_.-]*")
-_ATTEMPTS = 100  # to put an entry in its place while others do the same
+_ATTEMPTS = 100  # to move an entry while other processes do the same
 
 
 def home() -> Path:
-    """The store's folder: ``SLOTCON_HUB_HOME``, or one among the user's data. It need not exist.
+    """The store's folder: ``SLOTCON_HUB_HOME``, or one in the user's data folder. It need not exist.
 
     Raises:
-        RuntimeError: neither is known, as for a user without a home folder.
+        RuntimeError: neither is set, and the user has no home folder.
     """
     if sys.platform == "win32":
         data = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
@@ -48,7 +48,7 @@ def home() -> Path:
 
 
 def location() -> str:
-    """Where the store is, in words for people."""
+    """The store's folder as text for messages, also if there is none."""
     try:
         return str(home())
     except RuntimeError:
@@ -56,7 +56,7 @@ def location() -> str:
 
 
 def folder(name: str) -> Path:
-    """Where the weights of this name, ``<architecture>.<tag>``, are or would be.
+    """Folder of the weights of a name, ``<architecture>.<tag>``; it need not exist.
 
     Raises:
         ValueError: it is no such name.
@@ -72,20 +72,20 @@ def _check_name(name: str) -> None:
 
 
 def find(name: str) -> Path | None:
-    """The folder of the weights of this name, unverified; None if the store lacks them or cannot be read.
+    """Folder of the weights of a name, not verified; None if the store lacks them or cannot be read.
 
     Raises:
         ValueError: it is no name of weights.
     """
     _check_name(name)
     with suppress(RuntimeError):
-        if os.path.isdir(path := folder(name)):  # Path.is_dir lets errors through
+        if os.path.isdir(path := folder(name)):  # Path.is_dir may raise
             return path
     return None
 
 
 def names() -> list[str]:
-    """The names of all weights in the store, sorted; none where it cannot be read."""
+    """Names of all weights in the store, sorted; empty if it cannot be read."""
     try:
         found = os.listdir(home())
     except (OSError, RuntimeError):
@@ -94,41 +94,41 @@ def names() -> list[str]:
 
 
 def verify(path: Path) -> Path:
-    """Compare the weights in a folder of the store with the SHA-256 that was recorded when they came.
+    """Compare the files of an entry with the SHA-256 that was recorded when it was imported.
 
     Returns:
-        The file of weights, a safetensors file.
+        Path of the safetensors file.
 
     Raises:
-        ValueError: a file is absent or not what was put there.
+        ValueError: a file is missing or has changed.
     """
     again = f"remove {path} and import the checkpoint again"
     try:
         recorded = json.loads((path / RECORD).read_bytes())
         for file in (WEIGHTS, CONFIG):
             if sha256(path / file) != recorded[file]:
-                raise ValueError(f"{path / file} is not what was put into the store (its SHA-256 differs): {again}")
+                raise ValueError(f"{path / file} has changed since it was imported (its SHA-256 differs): {again}")
     except PermissionError as error:
-        raise ValueError(f"{error.filename} cannot be read, without the permission: ask its owner for it") from None
+        raise ValueError(f"{error.filename} cannot be read: ask its owner for the permission") from None
     except (OSError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(f"the entry {path.name} of the store is incomplete: {again}") from None
     return path / WEIGHTS
 
 
 def add(entries: Mapping[str, Callable[[Path], None]], replace: Iterable[str] = ()) -> list[Path]:
-    """Put weights into the store; all are written before the first moves in.
+    """Add weights to the store; all are written before the first is moved into place.
 
     Args:
         entries: for each name a function that writes ``model.safetensors`` and ``config.json`` into a folder.
-        replace: names whose weights leave the store for these, where it has them.
+        replace: names whose weights are removed, if the store has them.
 
     Returns:
         The folders.
 
     Raises:
-        ValueError: a name is none of weights.
-        FileExistsError: the store has one of the names, and it is not to be replaced.
-        OSError: the disk is full, or the store is not ours to write to; what it held stays.
+        ValueError: a name is not ``<architecture>.<tag>``.
+        FileExistsError: the store has one of the names, and it is not in ``replace``.
+        OSError: the disk is full, or the store is not writable; its entries are unchanged.
     """
     targets = {name: folder(name) for name in entries}
     leaving = {name: folder(name) for name in replace}
@@ -142,7 +142,7 @@ def add(entries: Mapping[str, Callable[[Path], None]], replace: Iterable[str] = 
             write(staging)
             record = {file: sha256(staging / file) for file in (WEIGHTS, CONFIG)}
             (staging / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-            for path in staging.iterdir():  # on the disk before the name says so
+            for path in staging.iterdir():  # on disk before the rename
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
         for name, target in targets.items():
@@ -159,7 +159,7 @@ def add(entries: Mapping[str, Callable[[Path], None]], replace: Iterable[str] = 
 
 
 def check_free(names: Iterable[str]) -> None:
-    """Refuse names that the store has.
+    """Check that the store has none of these names.
 
     Raises:
         FileExistsError: it has one.
@@ -172,15 +172,15 @@ def _move_in(new: Path, target: Path) -> None:
     try:
         new.rename(target)
     except OSError:
-        check_free([target.name])  # which somebody else may have put there meanwhile
+        check_free([target.name])  # another process may have added it meanwhile
         raise
 
 
 def _move(new: Path, target: Path, old: Path) -> None:
-    """Rename a folder over another, which no system does at once, while other processes may do the same."""
+    """Replace a folder by another, which takes two renames, while other processes may do the same."""
     aside: Path | None = None
     for attempt in range(_ATTEMPTS):
-        with suppress(OSError):  # there is nothing, or somebody else was first to put it aside
+        with suppress(OSError):  # there is nothing, or another process moved it first
             aside = target.rename(old.with_name(f"{old.name}-{attempt}"))
         try:
             new.rename(target)

@@ -1,4 +1,4 @@
-"""The published weights, as rows: where they come from, what is known of them, where they are found."""
+"""The table of published weights: origin, recipe, results and location of each."""
 
 import os
 from dataclasses import dataclass, replace
@@ -6,33 +6,33 @@ from pathlib import Path
 
 __all__ = ["ORGANISATION", "ROWS", "Result", "Weights", "find", "full_name", "packaged", "repository", "trusted"]
 
-# Read once: the address of weights and the trust in it must be of one moment, or a name on the Hub that nobody has
-# claimed would be trusted.
+# Read once, since the repository and the decision to trust it must agree: otherwise an unclaimed name on the Hub
+# could be trusted.
 _CHOSEN = os.environ.get("SLOTCON_HUB_ORG", "").strip()
 ORGANISATION = _CHOSEN or "slotcon"
-"""Owner of the repositories on the Hub; ``SLOTCON_HUB_ORG`` names another, before the first import."""
+"""Owner of the repositories on the Hub; set ``SLOTCON_HUB_ORG`` to another before the first import."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One number of an evaluation, and where it comes from."""
+    """One number of an evaluation, and its source."""
 
     dataset: str
-    """Evaluated on; ``slotcon_hub/publishing/card_metadata.py`` knows its id on the Hub."""
+    """The data of the evaluation; ``slotcon_hub/publishing/card_metadata.py`` has its id on the Hub."""
     metric: str
-    """The same of the metric, such as "box AP"."""
+    """Such as "box AP"; ``card_metadata.py`` has its id too."""
     value: float
     """In per cent."""
     protocol: str
-    """What was evaluated, and how, in a few words."""
+    """Model and protocol, in a few words."""
     untrained: float | None = None
-    """The same from random weights, where it is known."""
+    """Value of the random-init baseline, if known."""
     command: str | None = None
-    """What measured it with this package; None for a number that the authors report in their paper."""
+    """Command that measured it with this package; None for a number reported in the paper."""
 
     @property
     def source(self) -> str:
-        """Who says so."""
+        """Whether it is reported or measured, in words."""
         return "reported by the authors" if self.command is None else "measured with this package"
 
 
@@ -41,11 +41,11 @@ class Weights:
     """One set of weights of an architecture, named ``<architecture>.<tag>``."""
 
     architecture: str
-    """Of timm's registry."""
+    """Name in timm's registry."""
     tag: str
     """Data and length of the pre-training."""
     data: str
-    """What it was pre-trained on, without labels."""
+    """Name of the pre-training data."""
     images: str
     """How many."""
     datasets: tuple[str, ...]
@@ -53,31 +53,32 @@ class Weights:
     epochs: int
     """Of pre-training."""
     prototypes: int
-    """K of the pre-training; a backbone alone does not hold them."""
+    """K of the pre-training, also for a backbone alone."""
     command: str
     """This package's command for the pre-training."""
     recipe: str
     """Its settings, in a sentence or two."""
     cost: str
-    """What it takes, in a sentence or two, and who says so."""
+    """Time and hardware, in a sentence or two, with the source."""
     hidden_dim: int = 4096
     """Hidden channels of the projector."""
     out_dim: int = 256
     """D, of projections and prototypes."""
     results: tuple[Result, ...] = ()
-    """Of these very weights; those of a backbone are not repeated where it has prototypes on top."""
+    """Results of these weights; a prototype model does not repeat those of its backbone."""
     sha256: str | None = None
-    """Of ``model.safetensors`` on the Hub; None until it is published."""
+    """SHA-256 of ``model.safetensors`` on the Hub; None until it is published."""
     packaged_sha256: str | None = None
-    """Of the file that comes with this package; None where there is none."""
-    # The authors' page names no licence for the weights alone, so none is claimed here. They were made for research
-    # from images whose own terms apply: COCO's are Flickr's, ImageNet's allow non-commercial research only.
+    """SHA-256 of the file in this package; None if there is none."""
+    # The authors' page names no licence for the weights alone, so none is claimed here. They were trained for
+    # research on images with terms of their own: COCO's are Flickr's, ImageNet's allow only non-commercial
+    # research.
     licence: str = "other"
-    """As the Hub spells it."""
+    """The Hub's id of the licence."""
     origin: str = "https://github.com/CVMI-Lab/SlotCon"
-    """The authors' page, with their checkpoints; of weights that come with this package, that of the data."""
+    """URL of the authors' checkpoints; for weights in this package, of the data."""
     paper: str = "arXiv:2205.15288"
-    """Whose recipe it is."""
+    """Who made the recipe."""
 
     @property
     def name(self) -> str:
@@ -86,12 +87,12 @@ class Weights:
 
     @property
     def has_prototypes(self) -> bool:
-        """Whether projector and prototypes are part of the network."""
+        """Whether the network has projector and prototypes."""
         return self.architecture.endswith("_proto")
 
     @property
     def backbone(self) -> "Weights":
-        """The row of the backbone alone; of a backbone, itself."""
+        """The row of the backbone alone; a backbone's own row."""
         alone = find(self.architecture.removesuffix("_proto"), self.tag)
         assert alone is not None, f"{self.name} has no row without prototypes"
         return alone
@@ -138,7 +139,7 @@ _SEGMENTATION = (
     Result("PASCAL VOC 2012 val", "mIoU", 71.6, _FCN, untrained=39.5),
     Result("ADE20K val", "mIoU", 39.0, _FCN),
 )
-_PUBLISHED = (  # the first of an architecture is its default
+_PUBLISHED = (  # the first row of an architecture is its default
     replace(_COCO, results=_COCO.results + _SEGMENTATION),
     _authors("cocoplus_800ep", "COCO train+unlabeled2017", "about 241,690", "coco", 800, 256, 41.8, 37.8),
     _authors("in1k_100ep", *_IN1K, 100, 2048, 41.4, 37.2),
@@ -156,7 +157,7 @@ _NANO = Weights(
     recipe="Images with a short side of 160 px, in batches of 64, two views of 96 px of each; LARS, learning "
     "rate 2.0 after 1 epoch of warm-up, then a cosine to 1e-6; weight decay 1e-5; temperature of the targets 0.04; "
     "the teacher's momentum rises from 0.97 to 1. The file holds the weights in half precision. They were trained "
-    "with timm's LARS; the command now takes the published code's, so that it gives other weights.",
+    "with timm's LARS; the command now uses that of the published code, so it gives other weights.",
     cost="About an hour on two cores of an x86-64 CPU.",
     hidden_dim=512,
     out_dim=128,
@@ -179,13 +180,13 @@ ROWS = (*_BACKBONES, *(replace(row, architecture=f"{row.architecture}_proto", re
 
 
 def find(architecture: str, tag: str | None = None) -> Weights | None:
-    """The row of an architecture with a tag, by default its first; None where there is no such row."""
+    """The row of an architecture and a tag (by default its first); None if there is none."""
     rows = (row for row in ROWS if row.architecture == architecture and tag in (None, "", row.tag))
     return next(rows, None)
 
 
 def full_name(name: str) -> str:
-    """``<architecture>.<tag>`` of a name, with the default tag where it has none, as timm reads names.
+    """Complete a name to ``<architecture>.<tag>`` by the default tag.
 
     Raises:
         ValueError: it has no tag, and its architecture no default one.
@@ -205,17 +206,17 @@ def repository(name: str) -> str:
 
 
 def trusted(row: Weights) -> bool:
-    """Whether the Hub is asked for these weights: their SHA-256 is known, or the user has named the organisation.
+    """Whether these weights may be downloaded: their SHA-256 is known, or the user has set the organisation.
 
-    A name on the Hub belongs to whoever takes it first, so that without either nobody vouches for what is there.
+    Otherwise anybody could claim the repository's name on the Hub.
     """
     return row.sha256 is not None or bool(_CHOSEN)
 
 
 def packaged(row: Weights) -> Path | None:
-    """The file of these weights in this package; None if it does not come with it.
+    """The file of these weights in this package; None if there is none.
 
-    One file serves a backbone and its prototype model: the whole teacher, in half precision.
+    A backbone and its prototype model share one file: the whole teacher, in half precision.
     """
     if row.packaged_sha256 is None:
         return None

@@ -173,7 +173,7 @@ def test_truncated(name):
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP"])
 def test_no_image(data):
     for read in (decode, EncodedImage):
-        with pytest.raises(OSError, match="cannot identify image file: it is of no format that Pillow reads"):
+        with pytest.raises(OSError, match="cannot identify image file: Pillow does not read this format"):
             read(data)
 
 

@@ -108,7 +108,7 @@ def test_concepts(model, images, capsys):
     assert re.search(
         r"decoding \d.*, network \d.*, segments \d.*, drawing \d.*: \d+\.\d\d x decoding and network", out
     )
-    assert out.endswith("concepts/index.html shows them\n")
+    assert out.endswith("concepts/index.html to browse them\n")
     assert "images: 100%" in err
 
 
@@ -140,7 +140,7 @@ def test_processes_share_the_images_and_find_the_same(model, images, tmp_path):
         [*launch, command, "concepts", *options, "--output", "two"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("two/index.html shows them") == 1
+    assert done.stdout.count("two/index.html to browse them") == 1
     assert done.stderr.count("skipped, since it cannot be read") == 2
     assert files("one") == files("two")
     assert numbers("two/concepts.json")["unreadable"] == ["00a.jpg", "zz.jpg"]
@@ -174,7 +174,7 @@ def test_concepts_replace_concepts_alone(model, images, tmp_path, capsys):
     assert concepts(model, images, "--per-page", "1") == 0
     before = files("concepts")
     assert concepts(model, images) == 1
-    assert "concepts holds concepts already: add --force to replace them" in capsys.readouterr().err
+    assert "concepts has concepts already: add --force to replace them" in capsys.readouterr().err
     assert files("concepts") == before
     assert concepts(model, images, "--force") == 0
     assert 2 < len(files("concepts")) < len(before)  # no page of the first is left
@@ -183,7 +183,7 @@ def test_concepts_replace_concepts_alone(model, images, tmp_path, capsys):
     (tmp_path / "other" / "concepts.json").rename(tmp_path / "other" / "mine.json")
     capsys.readouterr()
     assert concepts(model, images, "--output", "other", "--force") == 1
-    assert "other holds something else than concepts" in capsys.readouterr().err
+    assert "other has other files than concepts" in capsys.readouterr().err
 
 
 def test_images_are_neither_replaced_nor_mixed_with_results(model, images, capsys):
@@ -218,7 +218,7 @@ def test_images_that_cannot_be_read_are_named(model, tmp_path, capsys):
     for name in KINDS:
         (tmp_path / "images" / name).unlink()
     assert concepts(model, tmp_path / "images", "--output", "none") == 1
-    assert "slotcon-hub: none of the 1 images can be read: name others" in capsys.readouterr().err
+    assert "slotcon-hub: none of the 1 images can be read: give other images" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
 
@@ -342,7 +342,7 @@ def test_segment_overwrites_when_told(model, capsys):
     before = files("segments")
     Image.fromarray(painted(6)).save("a.png")
     assert segment(model, "a.png") == 1
-    assert "a-overlay.png is there already: add --force to overwrite it" in capsys.readouterr().err
+    assert "a-overlay.png exists already: add --force to overwrite it" in capsys.readouterr().err
     assert files("segments") == before
     assert segment(model, "a.png", "--force") == 0
     after = files("segments")
@@ -358,7 +358,7 @@ def test_segment_skips_what_cannot_be_read(model, capsys):
     assert re.findall(r"^skipped, since it cannot be read: (\S+)", err, re.MULTILINE) == ["b.png", "gone.png"]
     assert "a.png" in out
     assert segment(model, "b.png", "gone.png") == 1
-    assert "slotcon-hub: none of the 2 images can be read: name others" in capsys.readouterr().err
+    assert "slotcon-hub: none of the 2 images can be read: give other images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["concepts", "--images", "in"], ["segment", "in/0.png"]])
@@ -391,7 +391,7 @@ def test_folders_and_files_in_the_wrong_place(model, images, capsys):
         lambda: segment(model, "a", "--output", "file"),
     ):
         assert call() == 1
-        assert "file is a file, where a folder is needed: choose another --output" in capsys.readouterr().err
+        assert "file is a file, but must be a folder: choose another --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

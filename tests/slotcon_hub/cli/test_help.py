@@ -31,6 +31,6 @@ def test_lists_and_commands_are_kept(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["segment", "--help"])
     out = capsys.readouterr().out
-    assert "\n  NAME-overlay.png     the image under the colours" in out
+    assert "\n  NAME-overlay.png     the image with the colours" in out
     assert re.search(r"\n {23}\w+ \w", out)  # hangs
     assert out.endswith("\nexample: slotcon-hub segment --model slotcon_r50_proto.coco_800ep street.jpg\n")

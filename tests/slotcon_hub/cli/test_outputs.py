@@ -37,8 +37,8 @@ def test_a_file_in_the_way_is_one_sentence_before_the_work(monkeypatch, capsys, 
     Path("file").write_text("mine")
     assert main([command, *COMMANDS[command], "--output", output]) == 1
     error = capsys.readouterr().err
-    assert "file is a file, where a folder is needed: choose another --output" in error or (
-        command == "export" and "file is there already: add --force" in error
+    assert "file is a file, but must be a folder: choose another --output" in error or (
+        command == "export" and "file exists already: add --force" in error
     )
     assert error.count("\n") == 1
     assert Path("file").read_text() == "mine"

@@ -43,7 +43,7 @@ def test_group_map_of_some_rows_at_a_time(monkeypatch):
 
 def test_a_group_map_does_not_depend_on_the_other_images():
     smooth = resized(torch.rand(5, 30, 2, 2), (6, 6))
-    smooth[2] = torch.rand(30, 6, 6)  # more contenders than the others have
+    smooth[2] = torch.rand(30, 6, 6)  # more candidates than the others have
     together = agreed(smooth, (50, 50))
     for scores, groups in zip(smooth, together, strict=True):
         assert torch.equal(group_map(scores[None], (50, 50))[0][0], groups)
@@ -54,16 +54,16 @@ def test_of_equals_the_lowest_number_is_taken():
     assert group_map(scores, (20, 20))[0].max() < 4
 
 
-def test_only_contenders_are_resized(monkeypatch):
+def test_only_candidates_are_resized(monkeypatch):
     """A prototype that is nowhere near the best costs nothing, one that wins between the cells is not lost."""
     scores = torch.full((1, 100, 3, 2), -0.5)
     scores[0, 7, :2] = torch.tensor([[0.9, 0.1], [0.1, 0.9]])
     scores[0, 11, :2] = torch.tensor([[0.1, 0.9], [0.9, 0.1]])
     scores[0, 42] = torch.tensor([[0.55], [0.55], [0.0]])  # of no cell the best, but of the middle
     scores[0, 3, 2] = 0.9  # best in the last row of cells, so it matters in the lower strip alone
-    contenders, numbers = segments._contenders(scores)
+    candidates, numbers = segments._candidates(scores)
     assert numbers.tolist() == [[3, 4]]
-    assert [strip[:n] for strip, n in zip(contenders[0].tolist(), [3, 4], strict=True)] == [
+    assert [strip[:n] for strip, n in zip(candidates[0].tolist(), [3, 4], strict=True)] == [
         [7, 11, 42],
         [3, 7, 11, 42],
     ]

@@ -189,14 +189,17 @@ def test_nothing_is_written_that_does_not_agree(tmp_path, runtime, model, error,
 
 
 def test_an_opset_that_is_not_there_yet(tmp_path, runtime):
-    with pytest.raises(ValueError, match="opset=99 is unknown here, where torch wrote 18"):
+    with pytest.raises(ValueError, match="opset=99 is unknown here; torch wrote 18"):
         to_onnx(Gray(), tmp_path / "model.onnx", size=SIDE, opset=99)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [({"size": 0}, "size=0 is no image"), ({"size": 64, "opset": 17}, "opset=17 is older than torch writes")],
+    [
+        ({"size": 0}, "size=0 must be positive"),
+        ({"size": 64, "opset": 17}, "opset=17 is older than torch supports"),
+    ],
 )
 def test_settings_are_checked_first(tmp_path, monkeypatch, args, message):
     monkeypatch.setattr(slotcon_hub.export.onnx.importlib.util, "find_spec", lambda name: name)

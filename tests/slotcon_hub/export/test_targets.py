@@ -61,7 +61,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Path, s
     assert main(["export", *map(str, arguments)]) == 0
     first, _, usage = capsys.readouterr().out.partition("\n\n")
     *_, line = first.splitlines()  # what comes before it is of some versions of onnxscript
-    return Path(line.removesuffix(" is written, for")), usage
+    return Path(line.removesuffix(" is written; load it by")), usage
 
 
 PARTS = ["backbone", "prototypes"]
@@ -197,9 +197,9 @@ def test_what_is_there_stays_unless_forced(folder, nano, here, capsys):
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "is there already: add --force" in error
+    assert "exists already: add --force" in error
     assert main(["export", str(nano / "backbone"), *arguments[2:], "--force"]) == 1
-    assert "has no twin in torchvision" in capsys.readouterr().err
+    assert "does not exist in torchvision" in capsys.readouterr().err
     assert path.read_text() == "before"
     assert main([*arguments, "--force"]) == 0
     assert torch.load(path, weights_only=True)
@@ -221,12 +221,15 @@ def test_a_run_is_a_model(folder, here, capsys):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("slotcon_r18", "there are no weights 'slotcon_r18', nor a folder: `slotcon-hub list`"),
+        ("slotcon_r18", "there are no weights 'slotcon_r18', and no such folder: `slotcon-hub list`"),
         ("slotcon_r50.nope", "there are no weights 'slotcon_r50.nope'"),
         ("resnet5000", "there are no weights 'resnet5000'"),
         ("no/such/folder", "there are no weights 'no/such/folder'"),
         ("slotcon_r50.in1k_100ep", "slotcon-hub import CHECKPOINT slotcon_r50.in1k_100ep"),
-        (str(Path(__file__).parent), "holds no config.json: name the folder of one model, such as export/backbone"),
+        (
+            str(Path(__file__).parent),
+            "holds no config.json: give the folder of a run, or of one model, such as export/backbone",
+        ),
     ],
 )
 def test_what_cannot_be_loaded(here, capsys, name, problem):

@@ -236,7 +236,7 @@ def test_a_backbone_that_timm_does_not_know_is_named(tmp_path):
 def test_a_backbone_whose_average_has_a_norm_of_its_own_is_named(tmp_path):
     small = {"embed_dim": 16, "depth": 1, "num_heads": 2}
     model = SlotCon(timm.create_model("naflexvit_base_patch16_map", num_classes=0, global_pool="", **small), TINY)
-    with pytest.raises(ValueError, match="naflexvit_base_patch16_map cannot be exported, since the pooling"):
+    with pytest.raises(ValueError, match="naflexvit_base_patch16_map cannot be exported, since its pooling"):
         write(model, tmp_path / "export")
     assert not list(tmp_path.iterdir())
 

@@ -121,7 +121,7 @@ class Idle(nn.Module):
 @pytest.mark.parametrize(
     ("backbone", "words"),
     [
-        (Lists, "the backbone returns list: SlotCon needs one that returns a B x C x H x W map"),
+        (Lists, "the backbone returns list: choose one that returns a B x C x H x W map"),
         (Idle, r"does not depend on 2 of its 4 parameters \(head.weight, head.bias\), which would stay random"),
         (lambda: "test_vit_relpos", "does not depend on 2 of its .* which would stay random: choose another"),
         (lambda: "test_mambaout", "which would stay random: choose another backbone"),

@@ -182,7 +182,7 @@ def test_what_wrappers_add_to_names_makes_no_difference(tmp_path, kind, prefix, 
 def test_names_that_are_one_without_their_wrappers_are_refused(tmp_path, home):
     state = model().teacher.backbone.state_dict()
     torch.save({**state, "module.bn1.bias": torch.ones(64)}, tmp_path / "two.pth")
-    with pytest.raises(ValueError, match=r"'bn1\.bias' comes twice"):
+    with pytest.raises(ValueError, match=r"'bn1\.bias' occurs twice"):
         import_checkpoint(tmp_path / "two.pth", NAME)
     assert not home.exists()
 
@@ -271,17 +271,17 @@ REFUSED = {
     truncated: "is damaged, or no safetensors file",
     page: "is damaged, or no safetensors file",
     text: "is not a checkpoint of tensors",
-    optimizer: "this is no checkpoint of SlotCon",
+    optimizer: "this is not a SlotCon checkpoint",
     numbers: "a checkpoint holds named tensors",
     stray: r"'other\.weight' is not part of a SlotCon",
     empty: "holds neither model.safetensors nor an export nor checkpoints",
     wide: "these weights are not those of slotcon_r18: .* unknown",
     damaged(lambda s: s.pop(T)): "1 keys are absent and 0 unknown",
-    damaged(lambda s: s[T].view(-1)[7].fill_(torch.nan)): r"layer1\.0\.conv1\.weight holds values that are not",
+    damaged(lambda s: s[T].view(-1)[7].fill_(torch.nan)): r"layer1\.0\.conv1\.weight has NaN or Inf",
     damaged(lambda s: s.update({T: s[T][:-1]})): r"conv1\.weight is \(63, 64, 3, 3\) instead of \(64, 64, 3, 3\)",
     damaged(lambda s: s.pop("module.grouping_k.slot_embed.weight")): r"the checkpoint has no teacher\.prototypes",
     damaged(lambda s: s.pop("module.projector_k.mlp.0.weight")): r"projector\.mlp\.0\.weight is absent",
-    damaged(lambda s: s["module.projector_k.mlp.1.running_var"].fill_(-1)): "an image gives values that are not",
+    damaged(lambda s: s["module.projector_k.mlp.1.running_var"].fill_(-1)): "the output for an image has NaN or",
 }
 
 

@@ -101,14 +101,14 @@ def test_a_damaged_entry_is_refused_by_its_name(run, damage):
 @pytest.mark.parametrize("name", ["slotcon_nano", "slotcon_nano_proto", "slotcon_r50", "slotcon_r18"])
 @pytest.mark.parametrize("pretrained", ["/does/not/exist.pth", Path("no/such"), "mine", ""])
 def test_never_other_weights_than_those_asked_for(run, name, pretrained):
-    with pytest.raises(ValueError, match="and there is no such file or folder: take a tag") as error:
+    with pytest.raises(ValueError, match="and there is no such file or folder: give a tag") as error:
         timm.create_model(name, pretrained=pretrained)
     one_sentence(error.value)
 
 
 def test_a_state_dict_is_not_taken_for_yes(slotcon):
     with pytest.raises(
-        ValueError, match="pretrained is a OrderedDict: give True, False, a tag or a path, and a state dict to"
+        ValueError, match="pretrained is a OrderedDict: give True, False, a tag or a path; for a state dict, call"
     ):
         timm.create_model("slotcon_nano", pretrained=slotcon.state_dict())
 
@@ -135,7 +135,7 @@ def test_a_run_is_a_model_wherever_one_is_named(slotcon, run):
         same(load(f"local-dir:{folder}", "prototypes"), slotcon.teacher)
     (run.parent / "unfinished" / "checkpoints").mkdir(parents=True)
     for use in (load, load_prototypes, evaluated.load):
-        with pytest.raises(ValueError, match="unfinished has not ended, so that it has no export: go on") as error:
+        with pytest.raises(ValueError, match="unfinished is not finished, so it has no export: resume") as error:
             use(str(run.parent / "unfinished"))
         one_sentence(error.value)
 

@@ -15,8 +15,8 @@ from slotcon_hub.models.sizes import Sizes, find_sizes, resize_to_model
         ("slotcon_nano", Sizes(), "of any size"),
         ("slotcon_nano_proto", Sizes(), "of any size"),
         ("test_convnext", Sizes(least=32), "of any size, at least 32 pixels a side"),
-        ("dla46_c", Sizes(32, 32), "whose sides 32 pixels divide"),  # states none of it
-        ("test_vit", Sizes(16, 16), "whose sides 16 pixels divide"),  # nor does this
+        ("dla46_c", Sizes(32, 32), "with sides that are multiples of 32 pixels"),  # states none of it
+        ("test_vit", Sizes(16, 16), "with sides that are multiples of 16 pixels"),  # nor does this
         ("efficientvit_m0", Sizes(), "of any size"),  # states that it takes one size
         ("test_vit_relpos", Sizes(only=(160, 160)), "of 160 x 160 pixels only"),
         ("pit_ti_224", Sizes(only=(224, 224)), "of 224 x 224 pixels only"),  # and 225

@@ -92,7 +92,7 @@ def test_a_card_of_the_table_is_whole(name):
     assert f"for {row.epochs} epochs, with {row.prototypes} prototypes" in card
     for word in (row.data, row.images, row.recipe, row.command, row.cost, "research and education"):
         assert word in card
-    assert f"{16 if 'nano' in name else 32} times coarser" in card
+    assert f"has stride {16 if 'nano' in name else 32}" in card
     reported = sum(
         result.command is None for result in (row.backbone.results if row.has_prototypes else row.results)
     )
@@ -126,7 +126,7 @@ def test_the_authors_numbers(tag):
     assert found == expected
     prototypes = published(f"slotcon_r50_proto.{tag}")
     assert "model-index" not in prototypes  # they are of the backbone alone, and it is said so
-    assert f"Of the backbone alone, slotcon_r50.{tag}:\n\n" in prototypes
+    assert f"The backbone alone, slotcon_r50.{tag}:\n\n" in prototypes
     assert all(f" {value} |" in prototypes for value in expected.values())
 
 
@@ -196,7 +196,7 @@ def test_a_published_folder_of_the_table_is_told_in_full(tmp_path):
         ("slotcon_r50", None, "'slotcon_r50' is no name of weights"),
         ("slotcon_r50.mine", {"architecture": "resnet18"}, r"of resnet18, which slotcon_r50\.mine is not"),
         ("slotcon_r18.mine", {"num_classes": None}, "lacks 'num_classes': export the model again"),
-        ("slotcon_r50.coco_800ep", {"num_classes": 3}, "has 3 classes, which slotcon_r50.coco_800ep has not"),
+        ("slotcon_r50.coco_800ep", {"num_classes": 3}, "has 3 classes, unlike slotcon_r50.coco_800ep"),
     ],
 )
 def test_what_cannot_be_told_is_refused(name, change, problem):
@@ -217,7 +217,7 @@ def test_what_cannot_be_told_is_refused(name, change, problem):
 BAD = {
     "no metadata": (lambda card: card.split("---\n")[2], "has no metadata: begin it with"),
     "no end": (lambda card: card.replace("\n---\n", "\n"), "has no metadata"),
-    "YAML": (lambda card: card.replace("license: other", "license: [other"), "metadata are invalid .*mend them"),
+    "YAML": (lambda card: card.replace("license: other", "license: [other"), "metadata are invalid .*correct them"),
     "a list": (lambda card: "---\n- 1\n---\n", "metadata are invalid"),
     "key": (lambda card: card.replace("pipeline_tag:", "pipeline:"), "a key 'pipeline': use only datasets"),
     "library": (
@@ -233,11 +233,14 @@ BAD = {
     "licence": (lambda card: card.replace("license: other", "license: cc0"), "a licence 'cc0': use one of apache"),
     "no link": (lambda card: re.sub("license_link: .*\n", "", card), "add license_name and license_link"),
     "data": (lambda card: card.replace("- coco\n", "- cocoa\n"), "a data set 'cocoa': use one of ILSVRC"),
-    "index": (lambda card: card.replace("    dataset:", "    data:"), "metadata are invalid .*render it again"),
+    "index": (
+        lambda card: card.replace("    dataset:", "    data:"),
+        "metadata are invalid .*render the card again",
+    ),
     "benchmark": (lambda card: card.replace("type: cityscapes", "type: towns"), "evaluation 'towns'"),
     "metric": (lambda card: card.replace("type: mAP", "type: map"), "as object-detection map: use one of"),
     "value": (lambda card: card.replace("value: 41.0", "value: good"), "the value 'good': make it a number"),
-    "verified": (lambda card: card.replace("verified: false", "verified: true"), "say verified: false"),
+    "verified": (lambda card: card.replace("verified: false", "verified: true"), "and verified: false"),
     "source": (lambda card: re.sub("    source:\n(      .*\n)*", "", card), "without a source"),
 }
 

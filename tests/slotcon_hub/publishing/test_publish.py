@@ -143,7 +143,7 @@ def test_a_dry_run_goes_where_it_is_told(hub, monkeypatch, tmp_path, capsys):
     refused(capsys, "slotcon_nano", "--dry-run", "--output", str(tmp_path / "file"))
     with pytest.raises(SystemExit):
         main(["publish", "slotcon_nano", "--output", str(folder)])
-    assert "add --dry-run, or leave it out" in capsys.readouterr().err
+    assert "add --dry-run, or leave --output out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [NAME, PROTO])
@@ -151,7 +151,7 @@ def test_a_run_is_published_by_the_name_of_the_repository(hub, monkeypatch, tmp_
     monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "empty"))
     slotcon = SlotCon("slotcon_nano", SlotConConfig(num_prototypes=5, hidden_dim=12, out_dim=7))
     export(slotcon, tmp_path / "run" / "export", input_size=96, trained="In a test.")
-    assert "has no name yet: give it one, such as --repo-id slotcon/" in refused(capsys, str(tmp_path / "run"))
+    assert "has no name: give one, such as --repo-id slotcon/" in refused(capsys, str(tmp_path / "run"))
     assert main(["publish", str(tmp_path / "run"), "--repo-id", f"people/{name}"]) == 0
     assert main(["verify", f"people/{name}"]) == 0
     net = timm.create_model(f"hf-hub:people/{name}", pretrained=True)
@@ -217,7 +217,7 @@ def test_a_preview_comes_and_goes(hub, tmp_path):
 def test_something_else_stays_without_force(hub, capsys, files):
     repo = hub.add_repo(REPO, files)
     before = repo.at()
-    assert f"{REPO} holds something else than {NAME} (" in refused(capsys, NAME)
+    assert f"{REPO} has other content than {NAME} (" in refused(capsys, NAME)
     assert repo.at() is before
 
 
@@ -240,7 +240,7 @@ FAILING, BROKEN = r"the Hub fails, with 503: try again later", r"the connection 
 @pytest.mark.parametrize(
     ("state", "sentence"),
     [
-        ("", "the Hub asks for a token that may write: log in with `hf auth login`, or set HF_TOKEN"),
+        ("", "publishing needs a token that may write: log in with `hf auth login`, or set HF_TOKEN"),
         (
             "hf_wrong",
             "the Hub does not accept the token: log in again with `hf auth login`, or set another HF_TOKEN",
@@ -269,7 +269,7 @@ def test_who_may_not_or_cannot_reads_one_sentence(hub, monkeypatch, capsys, stat
         ("/commit/", "drop", BROKEN),
         ("GET /cdn/", 503, FAILING),
         ("GET /cdn/", "drop", BROKEN),
-        ("GET /cdn/", "corrupt", r"model\.safetensors came back from slotcon/slotcon_nano\.mine other than it was"),
+        ("GET /cdn/", "corrupt", r"model\.safetensors differs after a download from slotcon/slotcon_nano\.mine"),
         ("/tag/", 503, FAILING),
     ],
 )
@@ -295,7 +295,7 @@ def test_what_came_in_between_is_not_overwritten(hub, monkeypatch, capsys):
         "slotcon_hub.publishing.publish._changes",
         lambda *args: (repo.commit({"notes.txt": repo.at().file(".gitattributes")}), changes(*args))[1],
     )
-    assert "it was changed by somebody else meanwhile: run the command again" in refused(capsys, NAME)
+    assert "somebody else changed it meanwhile: run the command again" in refused(capsys, NAME)
     assert repo.at().files.keys() == {".gitattributes", "notes.txt"}
 
 

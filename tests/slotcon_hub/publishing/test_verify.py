@@ -98,9 +98,9 @@ def retrained(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
-    "a flipped byte": (flip, "sha256", r"model\.safetensors is not what was published"),
-    "no weights": (lambda f: (f / store.WEIGHTS).unlink(), "files", r"model\.safetensors absent"),
-    "no record": (lambda f: (f / store.RECORD).unlink(), "files", r"sha256\.json absent"),
+    "a flipped byte": (flip, "sha256", r"model\.safetensors is not the published file"),
+    "no weights": (lambda f: (f / store.WEIGHTS).unlink(), "files", r"model\.safetensors missing"),
+    "no record": (lambda f: (f / store.RECORD).unlink(), "files", r"sha256\.json missing"),
     "a damaged record": (lambda f: (f / store.RECORD).write_text("{"), "sha256", r"sha256\.json is damaged"),
     "a short record": (
         lambda f: (f / store.RECORD).write_text("{}"),
@@ -125,14 +125,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "malformed front matter": (lambda f: edit_card(f, "tags:", "tags: ["), "card", "parsing"),
     "another library": (lambda f: edit_card(f, "name: timm", "name: keras"), "card", "must be timm"),
     "an unknown licence": (lambda f: edit_card(f, "tags:", "license: free\ntags:"), "card", "licence 'free'"),
-    "no tensors": (lambda f: (f / parity.FILE).unlink(), "files", r"test/parity\.safetensors absent"),
-    "other weights": (retrained, "parity", "gives other values than those in test/parity"),
-    "other output": (lambda f: edit_tensors(f, lambda t: t["output"].mul_(1.001)), "parity", "other values"),
-    "other map": (lambda f: edit_tensors(f, lambda t: t["map"][0, 0, 0, 0].add_(1)), "parity", "other values"),
+    "no tensors": (lambda f: (f / parity.FILE).unlink(), "files", r"test/parity\.safetensors missing"),
+    "other weights": (retrained, "parity", "outputs differ from those in test/parity"),
+    "other output": (lambda f: edit_tensors(f, lambda t: t["output"].mul_(1.001)), "parity", "outputs differ"),
+    "other map": (lambda f: edit_tensors(f, lambda t: t["map"][0, 0, 0, 0].add_(1)), "parity", "outputs differ"),
     "output that is not a number": (
         lambda f: edit_tensors(f, lambda t: t["output"][0, 0].fill_(torch.nan)),
         "parity",
-        "inf apart",
+        " inf ",
     ),
     "output of another shape": (
         lambda f: edit_tensors(f, lambda t: t.update(output=t["output"][:1].clone())),
@@ -155,7 +155,7 @@ def test_damage_is_named(folder, capsys, damage):
     dependent = {} if what in ("card", "parity") else {"sha256", "config", "parity"}
     assert failed.keys() <= {what, *dependent}
     assert ("not recomputed" in failed.get("parity", "")) == bool(dependent)
-    assert err.splitlines()[-1].startswith(f"slotcon-hub: {folder} is not as published: ")
+    assert err.splitlines()[-1].startswith(f"slotcon-hub: {folder} differs from what was published: ")
 
 
 def test_the_table_is_asked(built, monkeypatch):
@@ -165,7 +165,7 @@ def test_the_table_is_asked(built, monkeypatch):
         monkeypatch.setattr(table, "ROWS", (row,))
         (check,) = [check for check in verify_folder(built[NAME]) if check.what == "sha256"]
         assert check.ok == ok
-        assert ok or "not the weights that slotcon_hub knows as slotcon_nano.mine" in check.found
+        assert ok or "not the published weights slotcon_nano.mine" in check.found
 
 
 def test_what_is_neither_folder_nor_repository(capsys, tmp_path):
@@ -183,7 +183,7 @@ def test_a_folder_of_something_else_is_one_sentence(tmp_path, built, capsys):
         assert main(["verify", str(folder)]) == 1
         out, err = capsys.readouterr()
         assert out == ""
-        assert f"{folder} is no published model: name a folder that `slotcon-hub publish" in err
+        assert f"{folder} is no published model: give a folder that `slotcon-hub publish" in err
         assert err.count("\n") == 1
 
 
@@ -194,7 +194,7 @@ def test_a_repository_passes_at_any_revision(hub, built, capsys):
     assert main(["verify", f"{REPO}@v1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(CHECKS)
     assert main(["verify", REPO]) == 1
-    assert "model.safetensors absent" in capsys.readouterr().out
+    assert "model.safetensors missing" in capsys.readouterr().out
 
 
 def test_only_what_is_ours_is_downloaded(hub, built):
@@ -224,7 +224,7 @@ def test_what_the_hub_tells_counts(hub, built, tmp_path):
     (snapshot,) = (tmp_path / "home/hub").glob("models--org--model/snapshots/*")
     retrained(snapshot)
     (check,) = [check for check in verify_repository(REPO) if check.what == "sha256"]
-    assert "model.safetensors is not what was published" in check.found
+    assert "model.safetensors is not the published file" in check.found
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def code(folder):
             other_prototypes,
             r"center is \(1, 6\) instead of \(1, 5\): go on from .* with the backbone",
         ),
-        (not_finite, "center holds values that are not finite"),
+        (not_finite, "center has NaN or Inf"),
         (cut, "is not a checkpoint .*download it again"),
         (cut_safetensors, "is damaged, or no safetensors file"),
         (code, "so it was not loaded"),

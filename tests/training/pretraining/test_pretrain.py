@@ -491,7 +491,7 @@ def test_a_backbone_with_a_tag_starts_from_its_weights_and_is_not_asked_for_them
 def test_weights_of_a_backbone_that_are_not_to_be_had_are_no_random_ones(run, images, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     words = (
-        r"^error: the weights resnet18.a1_in1k are not to be had \(.*\): connect to the Hub, or name the backbone"
+        r"^error: the weights resnet18.a1_in1k cannot be loaded \(.*\): connect to the Hub, or name the backbone"
     )
     with pytest.raises(SystemExit, match=words) as stop:
         run("demo", "--data", images, *TINY.split(), "--backbone", "resnet18.a1_in1k")
