@@ -1,6 +1,8 @@
 """Settings from the command line."""
 
 import functools
+import io
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -23,6 +25,8 @@ def cli(settings: type[Settings] | Callable[..., Settings], **options: Any) -> S
         settings: a dataclass, or a function with arguments.
         options: of ``tyro.cli``.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may not be UTF-8, as on stderr
     _explain(settings)  # type: ignore[arg-type]
     return tyro.cli(settings, **options)
 

@@ -187,7 +187,13 @@ class Run:
             run_folder.describe(self.folder, self.name, self.settings, self.accelerator, dict(facts or {}), step)
         self.accelerator.init_trackers(
             project,
-            config={"recipe": self.name, **{k: str(v) for k, v in asdict(self.settings).items()}, **self.identity},
+            config={
+                "recipe": self.name,
+                **{
+                    k: str(v).encode("utf-8", "backslashreplace").decode() for k, v in asdict(self.settings).items()
+                },
+                **self.identity,
+            },
             init_kwargs={"tensorboard": {"purge_step": self.step + 1}},  # what came after the checkpoint is void
         )
 

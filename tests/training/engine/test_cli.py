@@ -1,6 +1,8 @@
 """The help of commands."""
 
 import inspect
+import io
+import sys
 from dataclasses import dataclass, field
 
 import docstring_parser
@@ -62,3 +64,11 @@ def test_commands_explain_so(capsys, monkeypatch):
 def test_every_option_of_the_scripts_is_explained(script):
     explained = [param.arg_name for param in docstring_parser.parse_from_object(script.main).params]
     assert explained == list(inspect.signature(script.main).parameters)
+
+
+def test_names_that_are_not_utf8_can_be_printed(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8"))
+    cli(Settings, args=[])
+    print("caf\udce9", flush=True)
+    assert written.getvalue() == b"caf\\udce9\n"
