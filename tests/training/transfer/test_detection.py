@@ -17,10 +17,10 @@ from torch import nn
 
 from slotcon_hub.publishing.card_metadata import metadata
 from slotcon_hub.weights.table import ROWS
+from training.data.coco import CocoImages, find_coco
 from training.engine.batchnorm import average_batchnorm
 from training.engine.step import Step
 from training.transfer import detection
-from training.transfer.mask_rcnn.coco import CocoImages, find_coco
 from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.evaluation import detect_all
 from training.transfer.mask_rcnn.model import MaskRCNN

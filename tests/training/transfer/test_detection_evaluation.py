@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from training.transfer.mask_rcnn.coco import CocoImages, find_coco
+from training.data.coco import CocoImages, find_coco
 from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.evaluation import (
     NAMES,

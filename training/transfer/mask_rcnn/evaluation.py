@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from slotcon_hub.distributed import gather_objects, rank, shard_batches, world_size
 from slotcon_hub.files import atomic_write
 from slotcon_hub.models.backbone import eval_mode
+from training.data.coco import CocoImages, Record
 from training.engine.signals import loading
 from training.engine.words import show
-from training.transfer.mask_rcnn.coco import CocoImages, Record
 from training.transfer.mask_rcnn.examples import read_image
 from training.transfer.mask_rcnn.model import MaskRCNN
 from training.transfer.mask_rcnn.resize import resize, resized_size

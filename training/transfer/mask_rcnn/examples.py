@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from slotcon_hub.images import decode, printable
+from training.data.coco import CocoImages, Instance, Record
 from training.data.plan import SAMPLES
 from training.engine.errors import RunError
-from training.transfer.mask_rcnn.coco import CocoImages, Instance, Record
 from training.transfer.mask_rcnn.resize import resize, resized_size
 from training.transfer.mask_rcnn.target import Mask, Target
 
@@ -127,7 +127,9 @@ def _target(record: Record, size: tuple[int, int], flip: bool) -> Target:
 def _mask(instance: Instance, scale: np.ndarray, size: tuple[int, int], flip: bool) -> Mask:
     height, width = size
     if instance.rle is not None:
-        bitmap = Image.fromarray(instance.bitmap()).resize((width, height), Image.Resampling.NEAREST)
+        bitmap = Image.fromarray(instance.bitmap(*instance.rle["size"])).resize(
+            (width, height), Image.Resampling.NEAREST
+        )
         return np.array(np.asarray(bitmap)[:, ::-1] if flip else bitmap)
     polygons = [polygon.reshape(-1, 2) * scale for polygon in instance.polygons]
     if flip:

@@ -3,18 +3,13 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from faster_coco_eval import mask as coco_mask
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from training.data.coco import rasterize
 from training.transfer.mask_rcnn.target import Mask
 
-__all__ = ["crop", "paste", "rasterize"]
-
-
-def rasterize(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """H x W bitmap, uint8, of an object's polygons, by COCO's rule."""
-    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(list(polygons), height, width)))
+__all__ = ["crop", "paste"]
 
 
 def crop(masks: list[Mask], boxes: Tensor, side: int) -> Tensor:

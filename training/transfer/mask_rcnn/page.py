@@ -16,10 +16,9 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 from slotcon_hub.concepts.drawing import colors
 from slotcon_hub.files import atomic_write
 from slotcon_hub.templates import render_template
-from training.transfer.mask_rcnn.coco import CocoImages, Record
+from training.data.coco import CocoImages, Record
 from training.transfer.mask_rcnn.evaluation import NAMES
 from training.transfer.mask_rcnn.examples import read_image
-from training.transfer.mask_rcnn.masks import rasterize
 
 __all__ = ["write_page"]
 
@@ -76,7 +75,7 @@ def write_page(
 def _draw_truth(pixels: Tensor, record: Record, images: CocoImages) -> str:
     objects = [one for one in record.instances if not one.crowd]
     size = record.height, record.width
-    masks = [one.bitmap() if one.rle else rasterize(one.polygons, *size) for one in objects]
+    masks = [one.bitmap(*size) for one in objects]
     own = [one.label for one in objects]
     return _draw(
         pixels, masks, [one.box for one in objects], own, [images.classes[n] for n in own], len(images.classes)

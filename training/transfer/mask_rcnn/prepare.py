@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slotcon_hub.distributed import synchronize_batchnorm
+from training.data.coco import CocoImages, find_coco
 from training.engine.run import Run
-from training.transfer.mask_rcnn.coco import CocoImages, find_coco
 from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.examples import Examples
 from training.transfer.mask_rcnn.model import MaskRCNN

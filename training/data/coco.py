@@ -15,9 +15,8 @@ import numpy as np
 from faster_coco_eval import mask as coco_mask
 
 from slotcon_hub.images import EncodedImage, printable
-from training.transfer.mask_rcnn.masks import rasterize
 
-__all__ = ["CocoImages", "Instance", "Record", "find_coco"]
+__all__ = ["CocoImages", "Instance", "Record", "find_coco", "rasterize"]
 
 _SPLITS = {"train": ("train2017", "train"), "val": ("val2017", "val", "valid", "validation", "test")}
 
@@ -42,9 +41,9 @@ class Instance:
     crowd: bool
     area: float
 
-    def bitmap(self) -> np.ndarray:
-        """H x W of the image, uint8, of an instance with a run-length encoding."""
-        return coco_mask.decode(self.rle)
+    def bitmap(self, height: int, width: int) -> np.ndarray:
+        """Its mask, uint8 H x W of the image."""
+        return coco_mask.decode(self.rle) if self.rle else rasterize(self.polygons, height, width)
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,11 @@ class Record:
     height: int
     width: int
     instances: list[Instance]
+
+
+def rasterize(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """H x W bitmap, uint8, of an object's polygons, by COCO's rule."""
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(list(polygons), height, width)))
 
 
 def find_coco(root: Path, split: str) -> tuple[Path, list[Path]]:
