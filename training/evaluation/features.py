@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2.functional import to_pil_image
 
+from slotcon_hub.distributed import shard_batches
 from slotcon_hub.images import decode, limit_aspect_ratio
 from training.data.images import UnreadableImage
 from training.data.labels import open_labeled
@@ -137,19 +138,24 @@ def extract(
         ValueError: too many images cannot be read.
     """
     images.prepare(model, epoch)
-    device = accelerator.device
-    numbers = [torch.zeros(0, dtype=torch.long, device=device)]
-    values = [torch.zeros(0, model.head_hidden_size, device=device)]
-    batches = command.stream(images, _stack, accelerator, batch_size=batch_size, workers=workers)
-    for index, batch in batches:
+    device, processes = accelerator.device, accelerator.num_processes
+    shard = sum(map(len, shard_batches(len(images), batch_size, accelerator.process_index, processes)))
+    values = torch.empty(shard, model.head_hidden_size, device=device)  # once: a bank may fill most of the memory
+    numbers = torch.empty(shard, dtype=torch.long, device=device)
+    filled = 0
+    for index, batch in command.stream(images, _stack, accelerator, batch_size=batch_size, workers=workers):
+        rows = slice(filled, filled + len(index))
         with accelerator.autocast():
-            values.append(model(batch.to(device)).float())
-        numbers.append(index.to(device))
-    index = accelerator.gather(accelerator.pad_across_processes(torch.cat(numbers), pad_index=len(images)))
-    found = accelerator.gather(accelerator.pad_across_processes(torch.cat(values)))
-    index, order = index.sort()
-    read = index < len(images)  # the padding comes last
-    return Features(found[order[read]].cpu(), images.labels[index[read].cpu()])
+            values[rows] = model(batch.to(device)).float()
+        numbers[rows], filled = index.to(device), rows.stop
+    values, numbers = values[:filled], numbers[:filled]
+    if processes > 1:
+        numbers = accelerator.gather(accelerator.pad_across_processes(numbers, pad_index=len(images)))
+        values = accelerator.gather(accelerator.pad_across_processes(values))
+        numbers, order = numbers.sort()
+        read = numbers < len(images)  # the padding comes last
+        values, numbers = values[order[read]], numbers[read]
+    return Features(values.cpu(), images.labels[numbers.cpu()])
 
 
 def _stack(samples: list[tuple[int, tuple[int, Tensor]]]) -> tuple[Tensor, Tensor]:

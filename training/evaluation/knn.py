@@ -14,8 +14,10 @@ __all__ = ["KS", "TEMPERATURE", "knn"]
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
+COSINES = 2**26  # in memory at a time: 256 MiB of float32
 
 
+@torch.inference_mode()
 def knn(
     train: Features, test: Features, accelerator: Accelerator, *, ks: tuple[int, ...] = KS, chunk: int = 256
 ) -> dict[int, float]:
@@ -25,20 +27,21 @@ def knn(
     process classifies its share on its device, and all learn the whole accuracy.
 
     Args:
-        train: the bank that votes.
-        test: what is classified.
+        train: the bank that votes; its values are normalised in place, since a second bank may not fit.
+        test: what is classified; likewise.
         accelerator: says the device, and which of the processes this is.
         ks: numbers of neighbours.
-        chunk: test images compared at a time; bounds the memory, moves no result.
+        chunk: test images compared at a time, at most; bounds the memory, moves no result.
 
     Returns:
         Top-1 accuracy in [0, 1] for each k.
     """
     device = accelerator.device
-    bank, queries = (F.normalize(part.values).to(device) for part in (train, test))
+    bank, queries = (F.normalize(part.values, out=part.values).to(device) for part in (train, test))
     truth, known = test.labels.to(device), train.labels.to(device)
     classes = int(train.labels.max()) + 1
     right = torch.zeros(len(ks), dtype=torch.long, device=device)
+    chunk = min(chunk, max(COSINES // len(bank), 1))
     chunks = list(zip(queries.split(chunk), truth.split(chunk), strict=True))
     for rows, labels in chunks[accelerator.process_index :: accelerator.num_processes]:
         cosine, nearest = (rows @ bank.T).topk(min(max(ks), len(bank)))

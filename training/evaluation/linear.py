@@ -39,7 +39,7 @@ class LinearProbe(Probe):
 
 
 def linear(
-    features: Callable[[int], Features],
+    features: Features | Callable[[int], Features],
     test: Features,
     accelerator: Accelerator,
     *,
@@ -50,7 +50,7 @@ def linear(
     """Train a linear classifier on the device of the main process, and measure it; all processes call it together.
 
     Args:
-        features: epoch to training features, in the same order of images; called by all processes.
+        features: of the training images; or epoch to those, in the same order of images, which all processes call.
         test: what is classified.
         accelerator: says the device, and which of the processes this is.
         epochs: passes over the training features.
@@ -60,11 +60,15 @@ def linear(
     Returns:
         Top-1 accuracy in [0, 1], the same on all processes.
     """
-    main, train = accelerator.is_main_process, features(0)
+    main = accelerator.is_main_process
+    train = features if isinstance(features, Features) else features(0)
     batch_size = min(batch_size, len(train.labels))
     classifier = _Classifier(train, base_lr * batch_size / 256, accelerator.device)
     for epoch in tqdm(range(epochs), "classifier", leave=False, disable=not main):
-        train = features(epoch) if epoch else train
+        if epoch and not isinstance(features, Features):
+            classifier.forget()
+            del train  # its memory is for the next
+            train = features(epoch)
         if main:
             classifier.train(train, batch_size, (1 + math.cos(math.pi * epoch / epochs)) / 2)
         accelerator.wait_for_everyone()  # in each epoch, or the others would give up waiting for a long training
@@ -101,6 +105,10 @@ class _Classifier:
             loss.backward()
             self.optimizer.step()
 
+    def forget(self) -> None:
+        """Free the memory of the features that are on the device."""
+        self._kept = None
+
     @torch.inference_mode()
     def accuracy(self, test: Features) -> Tensor:
         """Top-1 accuracy in [0, 1], on the device."""
@@ -116,9 +124,8 @@ def measure(
     def features(part: Labeled, epoch: int | None) -> Features:
         return extract(model, part, accelerator, epoch=epoch, batch_size=probe.batch_size, workers=probe.workers)
 
-    once = None if probe.augment else features(train, None)
     accuracy = linear(
-        lambda epoch: once or features(train, epoch),
+        (lambda epoch: features(train, epoch)) if probe.augment else features(train, None),
         features(test, None),
         accelerator,
         epochs=probe.epochs,

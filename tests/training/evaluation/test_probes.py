@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from training.evaluation.features import Features, Labeled, extract, recalibrate
 from training.evaluation.knn import KS, knn
 from training.evaluation.linear import LinearProbe, linear
 from training.evaluation.models import load
+from training.tools.benchmark.memory import LiveBytes
 
 CLASSES, TRAIN, TEST = 3, 13, 7  # images in all; they divide by neither processes nor batches
 
@@ -151,6 +153,47 @@ def test_features_are_each_image_once_and_in_order(data, model):
     torch.testing.assert_close(first, again)
     assert (first - other).abs().amax() > 1e-3
     assert (first - found.values).abs().amax() > 1e-3
+
+
+def test_a_bank_is_in_memory_once(data, model):
+    """At the size of ImageNet it is 10.5 GB: neither a copy nor the bank of the epoch before fits beside it."""
+    net, images = load(f"local-dir:{model}"), Labeled(str(data), "train")
+    small, large = ImagesTimes(images, 10), ImagesTimes(images, 30)
+    peaks = []
+    for part in (small, large):
+        with LiveBytes() as tensors:
+            extract(net, part, Accelerator(cpu=True), batch_size=4, workers=0)
+        peaks.append(tensors.peak)
+    bank = 4 * net.head_hidden_size * len(images) * (30 - 10)
+    assert bank <= peaks[1] - peaks[0] <= 1.1 * bank
+
+    before: list[weakref.ref] = []
+
+    def features(epoch: int) -> Features:
+        assert not before or before.pop()() is None
+        made = Features(torch.randn(32, 8), torch.arange(32) % 2)
+        before.append(weakref.ref(made))
+        return made
+
+    test = Features(torch.randn(8, 8), torch.arange(8) % 2)
+    linear(features, test, Accelerator(cpu=True), epochs=3, batch_size=16)
+
+
+class ImagesTimes(Labeled):
+    """Labelled images, each of them several times."""
+
+    def __init__(self, images: Labeled, times: int) -> None:
+        self.one, self.times = images, times
+        self.labels = images.labels.repeat(times)
+
+    def __len__(self) -> int:
+        return len(self.one) * self.times
+
+    def __getitem__(self, index: int) -> tuple[int, object]:
+        return index, self.one[index % len(self.one)][1]
+
+    def prepare(self, model: object, epoch: int | None = None) -> None:
+        self.one.prepare(model, epoch)
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "ghostnet_050", "slotcon_nano_proto"])
