@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from training.pretraining.words import words
+from training.pretraining.metric_names import words
 
 __all__ = ["draw_curves", "read_metrics"]
 

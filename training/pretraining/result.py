@@ -19,9 +19,9 @@ from training.engine.errors import first_line
 from training.engine.words import show
 from training.evaluation.command import finite
 from training.pretraining.curves import draw_curves, read_metrics
+from training.pretraining.metric_names import words
 from training.pretraining.preview import Showcase
 from training.pretraining.recipes import SCENES, Recipe
-from training.pretraining.words import words
 
 __all__ = ["as_rows", "by_class", "finish", "next_commands", "print_result", "save_baseline", "summarize"]
 

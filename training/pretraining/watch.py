@@ -74,10 +74,10 @@ class Watch:
         """Measure, and return the accuracy or what went wrong."""
         accelerator, workers = self.run.accelerator, self.recipe.workers
         try:
-            model = _Spared(backbone_model(self.job.slotcon).to(accelerator.device), self.recipe.view_size)
+            model = _NanOnFailure(backbone_model(self.job.slotcon).to(accelerator.device), self.recipe.view_size)
             features = [extract(model, part, accelerator, workers=workers) for part in self.parts]
             for part, found in zip(self.parts, features, strict=True):
-                if problem := _lacking(part, found):  # on all processes alike
+                if problem := _missing_features(part, found):  # on all processes alike
                     return None, model.problem or problem
             bank, queries = map(_present, features)
             return knn(bank, queries, accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS], None
@@ -101,7 +101,7 @@ class _Probed(Labeled):
             return index, torch.full((3, self.side, self.side), torch.nan)
 
 
-class _Spared(nn.Module):
+class _NanOnFailure(nn.Module):
     """A backbone whose features are no numbers where it fails, so that no process waits for one that failed."""
 
     def __init__(self, model: Any, side: int) -> None:
@@ -118,7 +118,7 @@ class _Spared(nn.Module):
             return images.new_full((len(images), self.head_hidden_size), torch.nan)
 
 
-def _lacking(part: Labeled, found: Features) -> str | None:
+def _missing_features(part: Labeled, found: Features) -> str | None:
     """Say so where more images have no features than are tolerated; on all processes alike."""
     none = (~_finite(found)).nonzero().flatten().tolist()
     if not are_too_many(len(none), len(part)):

@@ -14,8 +14,8 @@ from slotcon_hub.cli.table import shorten
 from slotcon_hub.templates import render_template
 from training.engine.words import as_facts, as_options
 from training.pretraining.curves import draw_curves, read_metrics
+from training.pretraining.metric_names import as_metrics
 from training.pretraining.result import as_rows, by_class
-from training.pretraining.words import as_metrics
 
 __all__ = ["main", "write_page"]
 

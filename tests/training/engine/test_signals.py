@@ -16,7 +16,7 @@ from training.data.plan import Steps
 from training.data.views import TwoViews
 from training.engine import signals as stop
 from training.engine.launcher import Launcher, find_launcher
-from training.engine.signals import LEAVE, SIGNALS, Stop, loading
+from training.engine.signals import EXIT_SIGNAL, SIGNALS, Stop, loading
 from training.evaluation.command import stream
 from training.pretraining.pairs import ViewPairs, make_loader
 from training.tools.reliability.launch import Launch
@@ -34,11 +34,11 @@ def accelerator(monkeypatch):
 def test_a_signal_is_a_wish_and_python_gets_its_handlers_back(accelerator, number, capfd):
     before = signal.getsignal(number)
     with Stop(accelerator) as wish:
-        assert not wish.agreed()
+        assert not wish.should_stop()
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # again at once: the launcher has passed it on
-        assert wish.agreed()
-        assert wish.agreed()
+        assert wish.should_stop()
+        assert wish.should_stop()
     assert signal.getsignal(number) is before
     assert capfd.readouterr().err.count("stopping at the next line of metrics") == 1
 
@@ -60,9 +60,9 @@ def test_the_end_of_the_launcher_is_a_wish_too_but_not_that_of_a_shell(accelerat
     parent = Launcher(os.getppid(), ("accelerate", "launch"), {})
     monkeypatch.setattr(stop, "launcher", lambda: parent if launched else find_launcher(os.getppid()))
     wish = Stop(accelerator)
-    assert not wish.agreed()
+    assert not wish.should_stop()
     monkeypatch.setattr(os, "getppid", lambda: -1)
-    assert wish.agreed() == launched
+    assert wish.should_stop() == launched
 
 
 def work(pipe) -> None:
@@ -85,7 +85,7 @@ def test_a_worker_heeds_its_parent_alone():
     worker.terminate()
     worker.join(timeout=60)
     assert worker.exitcode == 0
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {*SIGNALS, LEAVE}
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {*SIGNALS, EXIT_SIGNAL}
 
 
 @LINUX
@@ -127,7 +127,7 @@ def read_all(method: list[str]) -> None:
             probed = stream(slow, list, accelerator, batch_size=1, workers=2)
             views = ViewPairs(slow, TwoViews(32, (0.2, 1.0)), 0)
             trained = make_loader(views, Steps(12, 2, range(6), seed=0), 2)
-            print("read", len(list(probed)), len(list(trained)), wish.agreed(), flush=True)
+            print("read", len(list(probed)), len(list(trained)), wish.should_stop(), flush=True)
         os._exit(0)  # without the context, the next signal would end it otherwise
 
 

@@ -29,7 +29,7 @@ def test_data_prints_every_contender(tmp_path, capsys):
 
 
 def test_both_pipelines_make_the_same_kind_of_views():
-    contenders = data._contenders(data.InMemory(data.make_images(96, 32)))
+    contenders = data._candidates(data.InMemory(data.make_images(96, 32)))
     ours, theirs = contenders["the whole, with the colours on the CPU"](), contenders[data.ORDINARY]()
     assert ours.shape == theirs.shape == (64, 3, 224, 224)
     assert ours.dtype == theirs.dtype == torch.float32

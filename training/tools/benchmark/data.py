@@ -67,7 +67,7 @@ def benchmark(data: Path | None = None, side: int = 640, images: int = 16, round
     files = InMemory(_photographs(data, side, images) if data else make_images(side, images))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    seconds = _measure(_contenders(files), rounds)
+    seconds = _measure(_candidates(files), rounds)
     torch.set_num_threads(threads)
 
     size = sum(map(len, files.files)) / len(files) / 1000
@@ -80,7 +80,7 @@ def benchmark(data: Path | None = None, side: int = 640, images: int = 16, round
     show(table)
 
 
-def _contenders(files: InMemory) -> dict[str, Callable[[], object]]:
+def _candidates(files: InMemory) -> dict[str, Callable[[], object]]:
     """Name what is measured; each goes through all images."""
     pairs = ViewPairs(files, TwoViews(), seed=0)
     ordinary = [_ordinary_view(view) for view in (1, 2)]

@@ -10,8 +10,8 @@ import tyro
 from rich.table import Table
 
 from training.engine.words import show
-from training.tools.reliability.bad_images import meet_bad_images
-from training.tools.reliability.kills import MOMENTS, Storm, storm
+from training.tools.reliability.bad_images import train_on_bad_images
+from training.tools.reliability.kills import MOMENTS, KillResult, kill_runs
 from training.tools.reliability.launch import TINY, Launch, images
 
 
@@ -27,7 +27,7 @@ def main(kills: int = 20, seed: int = 0) -> None:
     moments = list(itertools.islice(itertools.cycle(MOMENTS), kills))
     random.Random(seed).shuffle(moments)
     kinds = [(processes, workers) for processes in (1, 2) for workers in (0, 1)]
-    results: dict[str, Storm] = {}
+    results: dict[str, KillResult] = {}
     for number, (processes, workers) in enumerate(kinds):
         title = f"{_count(processes, 'process')}, {_count(workers, 'worker')}"
         print(f"killing runs on {title} ...", flush=True)
@@ -38,9 +38,9 @@ def main(kills: int = 20, seed: int = 0) -> None:
         if any(Launch([*argv, "--output", folder / "whole"], log, processes).end()):
             raise SystemExit(f"the run that nobody disturbs ended with an error: see the end of {log}")
         here = moments[number :: len(kinds)]
-        results[title] = storm(argv, folder / "whole", folder, here, processes=processes, seed=seed)
+        results[title] = kill_runs(argv, folder / "whole", folder, here, processes=processes, seed=seed)
     print("showing a run bad images ...", flush=True)
-    tried, wrong = meet_bad_images(place / "bad")
+    tried, wrong = train_on_bad_images(place / "bad")
     show(_table(results))
     trouble = [what for result in results.values() for what in result.lost] + wrong
     if trouble:
@@ -50,7 +50,7 @@ def main(kills: int = 20, seed: int = 0) -> None:
     print(f"{tried} bad or odd images: the run ended well, and named those that cannot be read, and no other")
 
 
-def _table(results: dict[str, Storm]) -> Table:
+def _table(results: dict[str, KillResult]) -> Table:
     table = Table("killed", *results)
     for moment in MOMENTS:
         table.add_row(moment, *(str(result.kills[moment]) for result in results.values()))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from training.tools.reliability.launch import TINY, Launch, images
 
-__all__ = ["ODD", "UNREADABLE", "meet_bad_images"]
+__all__ = ["ODD", "UNREADABLE", "train_on_bad_images"]
 
 
 def _bad() -> tuple[dict[str, bytes], dict[str, bytes]]:
@@ -60,7 +60,7 @@ def _bad() -> tuple[dict[str, bytes], dict[str, bytes]]:
 UNREADABLE, ODD = _bad()
 
 
-def meet_bad_images(folder: Path) -> tuple[int, list[str]]:
+def train_on_bad_images(folder: Path) -> tuple[int, list[str]]:
     """Train an epoch on a folder that holds as many unreadable images as a run tolerates, and as many odd ones.
 
     Returns:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from training.tools.reliability.launch import Launch
 
-__all__ = ["MOMENTS", "Storm", "differences", "storm"]
+__all__ = ["MOMENTS", "KillResult", "differences", "kill_runs"]
 
 MEASURED = ("images_per_second", "data_wait", "memory_gb")
 """What of a line of metrics is never the same twice."""
@@ -45,7 +45,7 @@ def _new(paths: Iterable[Path], since: float) -> bool:
 
 
 @dataclass
-class Storm:
+class KillResult:
     """What was done to runs, and what became of them."""
 
     kills: Counter[str] = field(default_factory=Counter)
@@ -60,9 +60,9 @@ class Storm:
     """What differed, in words."""
 
 
-def storm(
+def kill_runs(
     argv: Sequence[object], whole: Path, folder: Path, moments: Sequence[str], *, processes: int = 1, seed: int = 0
-) -> Storm:
+) -> KillResult:
     """Kill and resume runs at one moment after the other, and compare each finished one.
 
     Args:
@@ -73,7 +73,7 @@ def storm(
         processes: that train; one of them is killed a little before the others.
         seed: of the pauses.
     """
-    rng, result, left = random.Random(seed), Storm(), list(moments)
+    rng, result, left = random.Random(seed), KillResult(), list(moments)
     number = -1
     while True:
         number += 1

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from training.engine.batchnorm import keeping_buffers
+from training.engine.batchnorm import restore_buffers
 
 __all__ = ["recompute_first_stage"]
 
@@ -40,7 +40,7 @@ def _recompute(stage: nn.Module) -> None:
             forward,
             x,
             use_reentrant=False,
-            context_fn=lambda: (contextlib.nullcontext(), keeping_buffers(stage)),
+            context_fn=lambda: (contextlib.nullcontext(), restore_buffers(stage)),
         )
 
     stage.forward = recomputed
