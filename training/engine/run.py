@@ -193,7 +193,7 @@ class Run:
                 },
                 **self.identity,
             },
-            init_kwargs={"tensorboard": {"purge_step": self.step + 1}},  # what came after the checkpoint is void
+            init_kwargs={"tensorboard": {"purge_step": self.step + 1}},  # drop events after the checkpoint
         )
 
     @contextlib.contextmanager

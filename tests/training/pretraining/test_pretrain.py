@@ -578,7 +578,7 @@ def test_all_processes_must_see_the_same_images(images, tmp_path):
     launch = Launch(argv, tmp_path / "log", 2, main=on_a_disk_of_its_own)
     assert launch.end() == [1, 1]
     said = launch.log.read_text()
-    assert said.count("error: process 1 sees other images than process 0, 9 and 10 of them: put the same") == 2
+    assert said.count("error: process 1 finds other images than process 0, 9 and 10 of them: put the same") == 2
     shutil.rmtree(tmp_path / "1")
     launch = Launch(argv, tmp_path / "log-2", 2, main=on_a_disk_of_its_own)
     assert launch.end() == [1, 1]

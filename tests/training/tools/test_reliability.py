@@ -199,9 +199,7 @@ def test_a_run_that_fails_ends_although_its_workers_wait(options, tmp_path):
 
 def test_a_run_that_fails_undisturbed_is_one_sentence(monkeypatch):
     monkeypatch.setattr(__main__, "TINY", f"{TINY} --backbone nonsense")
-    with pytest.raises(
-        SystemExit, match=r"the run that nobody disturbs ended with an error: see the end of"
-    ) as stop:
+    with pytest.raises(SystemExit, match=r"the undisturbed run failed: see the end of") as stop:
         __main__.main(kills=1)
     log = Path(str(stop.value).rpartition(" ")[2])
     assert "timm cannot make" in log.read_text()
