@@ -90,6 +90,7 @@ class _Worker(ForkProcess):
     def run(self) -> None:
         """Run until the exit signal."""
         threading.Thread(target=_exit_on_signal, daemon=True).start()
+        sys.excepthook = _print_unless_cut_off
         super().run()
 
 
@@ -100,6 +101,12 @@ class _Forks(ForkContext):
 def _exit_on_signal() -> None:
     signal.sigwait([EXIT_SIGNAL])
     os._exit(0)  # which torch treats as a normal exit
+
+
+def _print_unless_cut_off(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say nothing where the training process ended in the midst of taking a batch: it has said why."""
+    if not isinstance(error, EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _ignore_ctrl_c(_: int) -> None:

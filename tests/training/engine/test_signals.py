@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -143,3 +144,20 @@ def test_workers_of_every_loader_outlive_signals_to_their_group_at_any_moment(tm
         time.sleep(0.003)
     assert launch.end() == [0], launch.log.read_text()
     assert launch.log.read_text().count("read 12 6 True") == 3
+
+
+def prints(error: Exception) -> None:
+    threading.Thread(target=sys.excepthook, args=(type(error), error, None)).start()
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("error", "said"), [(ConnectionResetError(104, "reset"), ""), (OSError(28, "full"), "full")]
+)
+def test_a_worker_that_is_cut_off_prints_no_traceback(error, said, capfd):
+    """multiprocessing's threads print what they raise; a training process that ends cuts off a batch."""
+    worker = stop._Worker(target=prints, args=(error,))
+    worker.start()
+    worker.join()
+    printed = capfd.readouterr().err
+    assert (said in printed) if said else not printed
