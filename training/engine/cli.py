@@ -17,7 +17,9 @@ Settings = TypeVar("Settings")
 
 
 def cli(settings: type[Settings] | Callable[..., Settings], **options: Any) -> Settings:
-    """``tyro.cli`` with field docstrings rewrapped, since tyro keeps their line breaks.
+    """``tyro.cli``, where the documentation of a field is a paragraph of its help.
+
+    tyro keeps the line breaks of a field's docstring, whose lines are indented: each would end in a stray word.
 
     Args:
         settings: a dataclass, or a function with arguments.
@@ -31,7 +33,7 @@ def cli(settings: type[Settings] | Callable[..., Settings], **options: Any) -> S
 
 @functools.cache
 def _explain(settings: Any) -> None:
-    """Attach each field's docstring, as one line, to its type; also for nested dataclasses."""
+    """Attach the documentation of each field, as one line, to its type; of dataclasses among the fields, too."""
     for kind in getattr(settings, "__mro__", ()):
         if not is_dataclass(kind):
             continue

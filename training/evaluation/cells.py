@@ -5,7 +5,6 @@ Dimensions: B images, C channels, h x w cells of a map, S side of an image, K cl
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +13,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from slotcon_hub.models.maps import MapModel
-from training.evaluation.comparison import Comparison
-from training.evaluation.dense import maps
+from training.data.masks import LabeledImages
+from training.evaluation.dense import Dense, maps
 from training.evaluation.metrics import confusion_matrix
 
 __all__ = ["Cells", "class_counts", "collect"]
@@ -58,10 +57,10 @@ def class_counts(truths: Tensor, height: int, width: int, classes: int) -> Tenso
 @torch.no_grad()
 def collect(
     model: MapModel,
-    images: Any,
+    images: LabeledImages,
     classes: int,
     accelerator: Accelerator,
-    settings: Comparison,
+    settings: Dense,
     option: str,
     sizes: Sequence[int],
 ) -> Cells:
@@ -71,7 +70,7 @@ def collect(
 
     Args:
         model: that makes the maps.
-        images: a data set of images, each with its mask, that all have one size.
+        images: with their masks.
         classes: K.
         accelerator: says which of the processes this is.
         settings: of the command.

@@ -29,7 +29,7 @@ DESCRIPTION = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Overclustering(Dense):
     """k-means on cells."""
 

@@ -1,1 +1,1 @@
-"""Pre-training of SlotCon on the engine."""
+"""What pre-training of SlotCon adds to the engine."""

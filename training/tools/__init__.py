@@ -1,1 +1,1 @@
-"""Tools: benchmarks, reliability, communication, reports."""
+"""Commands beside training: benchmarks, reliability, reports."""

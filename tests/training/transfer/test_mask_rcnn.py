@@ -1,15 +1,21 @@
 """The parts of Mask R-CNN against plain loops."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
+from torch import nn
+from torchvision.ops import Conv2dNormActivation
 
+from training.tools.benchmark.memory import LiveBytes
 from training.transfer.mask_rcnn import boxes, masks
 from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.model import MaskRCNN
 from training.transfer.mask_rcnn.roi_heads import Detections
 from training.transfer.mask_rcnn.target import Target
+from training.transfer.recompute import run_recomputing_norms
 
 
 def some_boxes(number, size, rng):
@@ -164,3 +170,20 @@ def test_a_configuration_names_what_is_wrong():
         MaskRCNNConfig()
     with pytest.raises(ValueError, match="as many different category_ids"):
         MaskRCNNConfig(classes=("a", "b"), category_ids=(1, 1))
+
+
+def test_norms_that_are_computed_again_give_the_same_numbers_and_keep_less():
+    """Loss, gradients and statistics, bit for bit."""
+    torch.manual_seed(0)
+    head = nn.Sequential(*(Conv2dNormActivation(8, 8) for _ in range(3)), nn.Flatten(), nn.Linear(8 * 49, 5))
+    twin, x = copy.deepcopy(head), torch.randn(6, 8, 7, 7)
+    peaks = []
+    for one, run in ((head, head), (twin, lambda x: run_recomputing_norms(twin, x))):
+        with LiveBytes(one, x) as tensors:
+            run(x).square().mean().backward()
+        peaks.append(tensors.peak)
+    assert peaks[1] < peaks[0]
+    for (name, p), q in zip(head.named_parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad), name
+    assert all(torch.equal(*pair) for pair in zip(head.buffers(), twin.buffers(), strict=True))
+    assert torch.equal(head.eval()(x), run_recomputing_norms(twin.eval(), x))

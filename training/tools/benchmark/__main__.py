@@ -4,19 +4,20 @@ from typing import Any
 
 import tyro
 
-from training.tools.benchmark import busy, data, listing, segmentation, step
+from training.tools.benchmark import busy, data, detection, listing, segmentation, step
 
 SUBJECTS: dict[str, Any] = {
     "data": data.benchmark,
     "listing": listing.benchmark,
     "step": step.benchmark,
     "busy": busy.benchmark,
+    "detection": detection.benchmark,
     "segmentation": segmentation.benchmark,
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a benchmark; user errors end in one sentence."""
+    """Measure a subject; what a user can cause ends in one sentence."""
     try:
         tyro.extras.subcommand_cli_from_dict(SUBJECTS, args=argv, prog="python -m training.benchmark")
     except (ValueError, OSError) as error:

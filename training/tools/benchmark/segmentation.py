@@ -1,9 +1,7 @@
 """The segmentation network of VOC beside DeepLabV3, and sliding windows beside the forwards that they need."""
 
 import gc
-import time
-from collections.abc import Callable
-from statistics import median
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from training.engine.words import show
-from training.tools.benchmark.memory import LiveBytes
+from training.tools.benchmark.contenders import Contender, alternate, compare
 from training.tools.benchmark.step import _machine
 from training.transfer.semantic.evaluation import Predictor, windows
 from training.transfer.semantic.model import FCN, create_backbone, pixel_loss
@@ -52,40 +50,14 @@ def benchmark(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     contenders = _contenders(encoder, crop, batch_size, device)
-    times = _alternate({name: contender.step for name, contender in contenders.items()}, rounds, device)
-    bytes_ = {name: contender.peak() for name, contender in contenders.items()}
-    ours = next(iter(times))
-    table = Table("a training step", "ms", "GB of tensors", "ours / this, time", "ours / this, bytes")
-    for name in times:
-        ratios = (f"{values[ours] / values[name]:.2f}" for values in (times, bytes_))
-        table.add_row(name, f"{times[name]:,.0f}", f"{bytes_[name] / 1e9:.2f}", *ratios)
+    table = compare(contenders, rounds, device)
     show(f"{encoder}, {batch_size} crops of {crop} px, {rounds} rounds, {_machine(device)}", table)
     del contenders
     gc.collect()
     _show_windows(encoder, image, rounds, device)
 
 
-class _Contender:
-    """A network that is trained on one batch again and again."""
-
-    def __init__(self, net: nn.Module, loss: Callable[[nn.Module], Tensor], batch: list[Tensor]) -> None:
-        self.net, self.loss, self.batch = net.train(), loss, batch
-        self.optimizer = torch.optim.SGD(net.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
-
-    def step(self) -> None:
-        self.loss(self.net).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def peak(self) -> int:
-        """Bytes of all tensors at the peak of a step, once there is momentum."""
-        momentum = [value for state in self.optimizer.state.values() for value in state.values()]
-        with LiveBytes(self.net, *self.batch, *(one for one in momentum if isinstance(one, Tensor))) as tensors:
-            self.step()
-        return tensors.peak
-
-
-def _contenders(encoder: str, crop: int, batch_size: int, device: torch.device) -> dict[str, _Contender]:
+def _contenders(encoder: str, crop: int, batch_size: int, device: torch.device) -> dict[str, Contender]:
     try:
         import segmentation_models_pytorch as smp
     except ImportError:
@@ -115,7 +87,7 @@ def _contenders(encoder: str, crop: int, batch_size: int, device: torch.device) 
         usual = ", as it comes" if stride == 8 else ""
         nets[f"DeepLabV3, output stride {stride}{usual}"] = (net, their_loss)
     return {
-        name: _Contender(net.to(device).to(memory_format=torch.channels_last), loss, [x, truth])
+        name: Contender(net, partial(loss, net.to(device).to(memory_format=torch.channels_last)), [x, truth])
         for name, (net, loss) in nets.items()
     }
 
@@ -137,26 +109,8 @@ def _show_windows(encoder: str, image: tuple[int, int], rounds: int, device: tor
             for x in inputs:
                 net(x)
 
-    times = _alternate({"a test": lambda: predictor(pixels), "its forwards alone": forwards}, rounds, device)
+    times = alternate({"a test": lambda: predictor(pixels), "its forwards alone": forwards}, rounds, device)
     table = Table(f"{image[1]} x {image[0]} px, {len(parts)} windows", "ms", "ratio")
     for name, taken in times.items():
         table.add_row(name, f"{taken:,.0f}", f"{taken / times['its forwards alone']:.2f}")
     show(table)
-
-
-def _alternate(calls: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Median milliseconds of each call, called in turn, after one round that is not measured."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, call in calls.items():
-            start = _clock(device)
-            call()
-            if number:
-                taken[name].append(_clock(device) - start)
-    return {name: median(values) for name, values in taken.items()}
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return 1000 * time.perf_counter()

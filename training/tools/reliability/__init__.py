@@ -1,1 +1,1 @@
-"""Reliability tests of a run with real processes, signals and files: ``python -m training.reliability``."""
+"""What a run survives, tried out with real processes, signals and files: ``python -m training.reliability``."""

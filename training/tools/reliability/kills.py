@@ -1,4 +1,4 @@
-"""Kill and resume a run, and compare its result with an undisturbed run."""
+"""Kill a run, resume it, and compare what comes out in the end with a run that nobody disturbed."""
 
 import json
 import random
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from training.tools.reliability.launch import Launch
 
-__all__ = ["MOMENTS", "KillResult", "differences", "kill_runs"]
+__all__ = ["MOMENTS", "Storm", "differences", "storm"]
 
 MEASURED = ("images_per_second", "data_wait", "memory_gb")
-"""Metrics that differ between equal runs."""
+"""What of a line of metrics is never the same twice."""
 
 MOMENTS: dict[str, tuple[Callable[[Path], Iterable[Path]], float]] = {
     "while it sets up": (lambda folder: [], 2.0),
@@ -23,11 +23,11 @@ MOMENTS: dict[str, tuple[Callable[[Path], Iterable[Path]], float]] = {
     "at the end of an epoch": (lambda folder: folder.glob("checkpoints/step-*"), 0.01),
     "in the export": (lambda folder: folder.glob(".export-*"), 0.3),
 }
-"""When to kill: after one of these paths appears or changes (the first: at once), plus up to this many seconds."""
+"""When to kill: once such a path is new or changed (the first: at once), and then up to so many seconds later."""
 
 
 def _wait(launch: Launch, folder: Path, moment: str, pause: float) -> bool:
-    """Wait for a moment; False if the run ends first."""
+    """Wait for a moment; False if the run ends before it."""
     paths, longest = MOMENTS[moment]
     while launch.running():
         if moment == "while it sets up" or _new(paths(folder), launch.started):
@@ -40,40 +40,40 @@ def _wait(launch: Launch, folder: Path, moment: str, pause: float) -> bool:
 def _new(paths: Iterable[Path], since: float) -> bool:
     try:
         return any(path.stat().st_mtime > since for path in paths)
-    except FileNotFoundError:  # removed meanwhile
+    except FileNotFoundError:  # it vanished just now
         return True
 
 
 @dataclass
-class KillResult:
-    """Counts of kills and their results."""
+class Storm:
+    """What was done to runs, and what became of them."""
 
     kills: Counter[str] = field(default_factory=Counter)
     """By moment."""
     half_saves: int = 0
-    """Kills that left a partly written or removed checkpoint."""
+    """Kills that left a checkpoint half written, or half removed."""
     runs: int = 0
-    """Finished runs."""
+    """Brought to their end."""
     differing: int = 0
-    """Finished runs that differ from the undisturbed run."""
+    """Those of them that were not the undisturbed run."""
     lost: list[str] = field(default_factory=list)
-    """Descriptions of the differences."""
+    """What differed, in words."""
 
 
-def kill_runs(
+def storm(
     argv: Sequence[object], whole: Path, folder: Path, moments: Sequence[str], *, processes: int = 1, seed: int = 0
-) -> KillResult:
-    """Kill and resume runs at each moment in turn, and compare each finished run.
+) -> Storm:
+    """Kill and resume runs at one moment after the other, and compare each finished one.
 
     Args:
         argv: of the training, without ``--output``.
         whole: the folder of an undisturbed run with these arguments.
-        folder: for the runs.
-        moments: names of ``MOMENTS``; if a run ends before its moment, another is started.
-        processes: number of training processes; one is killed shortly before the others.
-        seed: of the delays.
+        folder: where the runs go.
+        moments: names of ``MOMENTS``; a run that ends before its moment has come is followed by another.
+        processes: that train; one of them is killed a little before the others.
+        seed: of the pauses.
     """
-    rng, result, left = random.Random(seed), KillResult(), list(moments)
+    rng, result, left = random.Random(seed), Storm(), list(moments)
     number = -1
     while True:
         number += 1
@@ -98,7 +98,7 @@ def kill_runs(
 
 
 def differences(whole: Path, run: Path) -> list[str]:
-    """Differences of metrics, final states and exports of two finished runs, except time and memory."""
+    """What two finished runs do not share of their metrics, final states and exports; clock and memory aside."""
     found = [] if _lines(whole) == _lines(run) else ["metrics.jsonl"]
     last = sorted((whole / "checkpoints").glob("step-*"))[-1].relative_to(whole)
     files = [last / "model.safetensors", last / "optimizer.pt"]

@@ -13,6 +13,7 @@ from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.roi_heads import Detections, RoIHeads
 from training.transfer.mask_rcnn.rpn import RPN
 from training.transfer.mask_rcnn.target import Target
+from training.transfer.recompute import recompute_first_stage
 
 __all__ = ["MaskRCNN", "Pyramid"]
 
@@ -41,6 +42,7 @@ class Pyramid(nn.Module):
             _move_strides(body)
         if not pretrained:
             _reset_last_norms(body)
+        recompute_first_stage(body)
         self.body = body
         norm = nn.BatchNorm2d if config.norms else None
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), config.channels, LastLevelMaxPool(), norm)

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slotcon_hub.distributed import synchronize_batchnorm
 from training.data.coco import CocoImages, find_coco
+from training.engine.memory_format import make_channels_last
 from training.engine.run import Run
 from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.examples import Examples
@@ -108,6 +109,7 @@ def build(recipe: Recipe, images: CocoImages, processes: PartialState, *, pretra
         longest_side=recipe.longest_side,
     )
     detector = MaskRCNN(config, pretrained=pretrained)
+    make_channels_last(detector, processes.device)
     if processes.num_processes > 1:
         synchronize_batchnorm(detector, processes.device.type)
     return detector

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from slotcon_hub.files import atomic_write
 from slotcon_hub.weights.table import Result
+from training.engine.memory_format import make_channels_last
 from training.evaluation.command import finite
 from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.evaluation import measure, print_tables, write_results
@@ -68,6 +70,7 @@ def load(folder: str | Path) -> MaskRCNN:
         config = MaskRCNNConfig(**json.loads((folder / CONFIG).read_text()))
         detector = MaskRCNN(config)
         detector.load_state_dict(load_file(folder / WEIGHTS))
+        make_channels_last(detector, torch.device("cpu"))
     except OSError as error:
         raise ValueError(f"{folder} holds no detector ({error.strerror or error}): name a run's export") from None
     except (RuntimeError, TypeError) as error:

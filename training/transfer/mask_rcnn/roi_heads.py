@@ -17,6 +17,7 @@ from training.transfer.mask_rcnn import boxes as op
 from training.transfer.mask_rcnn import masks as mask_op
 from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.target import Target
+from training.transfer.recompute import run_recomputing_norms
 
 __all__ = ["Detections", "RoIHeads", "pool_regions"]
 
@@ -136,9 +137,7 @@ class RoIHeads(nn.Module):
         sampled = [self._sample(*one) for one in zip(proposals, targets, strict=True)]
         labels, matched = (torch.cat([getattr(s, name) for s in sampled]) for name in ("labels", "boxes"))
         regions = torch.cat([s.regions for s in sampled])
-        logits, deltas = self.box_predictor(
-            self.box_head(pool_regions(maps, self.strides, [s.regions for s in sampled], BOX_SIDE))
-        )
+        logits, deltas = self._predict_boxes(maps, [s.regions for s in sampled])
         objects = torch.where(labels < self.classes)[0]
         chosen = deltas.unflatten(1, (-1, 4))[objects, labels[objects]]
         wanted = self.coder.encode_single(matched[objects], regions[objects])
@@ -178,7 +177,12 @@ class RoIHeads(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted).to(logits.dtype))
 
     def _mask_logits(self, maps: list[Tensor], regions: list[Tensor]) -> Tensor:
-        return self.mask_predictor(self.mask_head(pool_regions(maps, self.strides, regions, MASK_SIDE)))
+        pooled = pool_regions(maps, self.strides, regions, MASK_SIDE)
+        return run_recomputing_norms([self.mask_head, self.mask_predictor], pooled)
+
+    def _predict_boxes(self, maps: list[Tensor], regions: list[Tensor]) -> tuple[Tensor, Tensor]:
+        pooled = pool_regions(maps, self.strides, regions, BOX_SIDE)
+        return self.box_predictor(run_recomputing_norms(self.box_head, pooled))
 
     def detect(self, maps: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
         """Detections in the images as the network sees them.
@@ -188,7 +192,7 @@ class RoIHeads(nn.Module):
             proposals: boxes of each image.
             sizes: height and width of each image.
         """
-        logits, deltas = self.box_predictor(self.box_head(pool_regions(maps, self.strides, proposals, BOX_SIDE)))
+        logits, deltas = self._predict_boxes(maps, proposals)
         boxes = self.coder.decode_single(deltas.float(), torch.cat(proposals)).unflatten(1, (-1, 4))
         lengths = [len(one) for one in proposals]
         parts = zip(boxes.split(lengths), logits.softmax(-1).split(lengths), sizes, strict=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from slotcon_hub.models.loading import name_for_timm
 from training.data.masks import IGNORE
-from training.transfer.semantic.recompute import recompute_first_stage
+from training.transfer.recompute import recompute_first_stage
 
 __all__ = ["FCN", "FCNHead", "Head", "Output", "create_backbone", "pixel_loss"]
 
