@@ -1,7 +1,7 @@
-"""Pre-training and evaluation: lives in the checkout, never in the wheel.
+"""Pre-training, transfer and evaluation: only in the checkout, not in the wheel.
 
-Its commands own their processes. On a CPU that others use too, OpenMP's threads must not spin while they wait for
-each other: a step would take many times as long. The runtime reads this when torch is loaded, so it stands here.
+Sets OMP_WAIT_POLICY for the commands here, before torch is loaded: on a busy CPU, OpenMP threads that spin while
+they wait make a step many times slower.
 """
 
 import os

@@ -15,7 +15,7 @@ from timm import optim, scheduler
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.saving import save_classifier
 from training.data.tolerant import load_tolerant
-from training.engine.errors import RunError, naming_lost_workers, one_line_errors
+from training.engine.errors import RunError, explain_lost_workers, one_line_errors
 from training.evaluation.features import open_parts
 
 
@@ -28,16 +28,16 @@ def main(
 
     Args:
         data: folder with train/CLASS/*.jpg and val/CLASS/*.jpg or with Parquet files, or hf:<name>.
-        output: folder that is made for the result.
-        model: any name that timm knows, or the folder of a run.
+        output: folder to create for the result.
+        model: any name in timm, or the folder of a run.
         scratch: start from random weights, for comparison.
         epochs: passes over the images of train.
-        batch_size: images of a process in a step.
+        batch_size: images per process and step.
         lr: peak learning rate of AdamW.
-        layer_decay: a layer learns at this fraction of the rate of the next one.
-        workers: processes that load images, for each process.
-        image_column: column of a table that holds the images.
-        label_column: column of a table that holds the labels.
+        layer_decay: ratio of a layer's learning rate to that of the next layer.
+        workers: data-loading processes per process.
+        image_column: column of a table with the images.
+        label_column: column of a table with the labels.
     """
     accelerator = accelerate.Accelerator()
     accelerate.utils.set_seed(0)
@@ -46,7 +46,7 @@ def main(
             raise ValueError(f"{output} exists: choose another --output")
         train, val = open_parts(data, "train", "validation", image_column, label_column)
         net: Any = timm.create_model(name_for_timm(model), pretrained=not scratch)
-        # Not create_model's num_classes, with which timm would let weights be absent.
+        # Not create_model's num_classes, with which timm accepts missing weights.
         net.reset_classifier(len(train.classes))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
@@ -59,7 +59,7 @@ def main(
     for epoch in range(epochs):
         wrapped.train()
         for step, (i, x, _) in enumerate(accelerate.utils.tqdm(train_loader), start=epoch * len(train_loader)):
-            schedule.step_update(step)  # one of torch's would pass over the rates of the layers
+            schedule.step_update(step)  # torch's schedulers ignore the layers' lr_scale
             accelerator.backward(torch.nn.functional.cross_entropy(wrapped(x), train.labels.to(x.device)[i]))
             optimizer.step()
             optimizer.zero_grad()
@@ -69,9 +69,9 @@ def main(
             right, read = torch.cat([accelerator.gather_for_metrics(torch.stack(two, 1)) for two in hits]).T
         accelerator.print(f"epoch {epoch + 1}: accuracy {right[read].float().mean():.3f} of {read.sum()} images")
     if accelerator.is_main_process:
-        print(f"\nIt is loaded by\n{save_classifier(net, output, train.classes)}")
+        print(f"\nLoad it by\n{save_classifier(net, output, train.classes)}")
 
 
 if __name__ == "__main__":
-    with one_line_errors(RunError, OSError, interrupted="interrupted"), naming_lost_workers("start again"):
+    with one_line_errors(RunError, OSError, interrupted="interrupted"), explain_lost_workers("start again"):
         tyro.cli(main)

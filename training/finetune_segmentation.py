@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from training.data.masks import LabeledImages
 from training.data.tolerant import Tolerant, load_tolerant
-from training.engine.errors import RunError, naming_lost_workers, one_line_errors
+from training.engine.errors import RunError, explain_lost_workers, one_line_errors
 from training.evaluation import segmentation
 from training.transfer.segmenter import Segmenter
 from training.transfer.semantic.model import pixel_loss
@@ -22,21 +22,22 @@ def main(
     train: Path, val: Path, classes: int, output: Path, model: str = "slotcon_nano", scratch: bool = False,
     epochs: int = 20, batch_size: int = 16, lr: float = 1e-3, workers: int = 4,
 ) -> None:  # fmt: skip
-    """Fine-tune a timm backbone and a small segmentation head on the images of TRAIN, measure on those of VAL.
+    """Fine-tune a timm backbone and a small segmentation head on TRAIN, and evaluate on VAL.
 
-    Either has images/ and masks/, where a PNG file of the image's name holds labels below CLASSES, 255 for none.
+    Both have images/ and masks/; a mask is a PNG file with the image's name, with labels below CLASSES, or 255 for
+    unlabelled.
 
     Args:
-        train: folder with images/ and masks/ to learn from.
-        val: folder with images/ and masks/ to measure on.
-        classes: their number, which is above every label but 255.
-        output: folder that is made for the result.
-        model: any name that timm knows, or local-dir:RUN/export/backbone.
+        train: folder with images/ and masks/ for training.
+        val: folder with images/ and masks/ for evaluation.
+        classes: number of classes.
+        output: folder to create for the result.
+        model: any name in timm, or local-dir:RUN/export/backbone.
         scratch: start from random weights, for comparison.
         epochs: passes over the images of train.
-        batch_size: images of a process in a step.
+        batch_size: images per process and step.
         lr: learning rate of AdamW.
-        workers: processes that load images, for each process.
+        workers: data-loading processes per process.
     """
     accelerator = accelerate.Accelerator()
     accelerate.utils.set_seed(0)
@@ -65,9 +66,9 @@ def main(
     accelerator.save_model(net, output)
     lines = "from safetensors.torch import load_model\nfrom training.transfer.segmenter import Segmenter\nnet = "
     lines += f'Segmenter("{model}", {classes}).eval()\nload_model(net, "{output}/model.safetensors")'
-    accelerator.print(f"\nIt is loaded by\n{lines}")
+    accelerator.print(f"\nLoad it by\n{lines}")
 
 
 if __name__ == "__main__":
-    with one_line_errors(RunError, OSError, interrupted="interrupted"), naming_lost_workers("start again"):
+    with one_line_errors(RunError, OSError, interrupted="interrupted"), explain_lost_workers("start again"):
         tyro.cli(main)

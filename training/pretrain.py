@@ -1,6 +1,6 @@
 """Pre-train SlotCon: ``accelerate launch training/pretrain.py [recipe] [options]``.
 
-Without the name of a recipe it is the demo. ``fit`` is the loop.
+The default recipe is the demo. ``fit`` is the loop.
 """
 
 import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch is loaded)
@@ -25,7 +25,7 @@ from training.data import color
 from training.data.plan import Steps
 from training.data.streaming import ParquetStream
 from training.data.views import TwoViews
-from training.engine.batchnorm import keeping_buffers, recalibrate_batchnorm
+from training.engine.batchnorm import recalibrate_batchnorm, restore_buffers
 from training.engine.errors import one_line_errors
 from training.engine.memory_format import memory_format
 from training.engine.optim import lr_at
@@ -37,11 +37,11 @@ from training.pretraining.result import finish, save_baseline
 from training.pretraining.watch import Watch
 
 LAYERS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-BASELINE = 20  # batches that the BatchNorm statistics of the random-init baseline are estimated from
+BASELINE = 20  # batches for the BatchNorm statistics of the random-init baseline
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a recipe from the command line; what a user can mend ends in one sentence."""
+    """Run a recipe from the command line; user errors end in one sentence."""
     with one_line_errors(ValueError, OSError, interrupted="interrupted before the first step"):
         job = prepare(*parse(list(sys.argv[1:] if argv is None else argv)))
         watch = Watch(job)
@@ -65,7 +65,7 @@ def start(job: Pretraining) -> None:
 
 
 def fit(job: Pretraining, watch: Watch) -> None:
-    """Train from the next step to the end of the last epoch, or until the processes agree to stop."""
+    """Train from the next step to the end of the last epoch, or until a signal to stop."""
     run, recipe, slotcon = job.run, job.recipe, job.slotcon
     accelerator, total_steps = run.accelerator, run.schedule.total_steps
     warmup_steps = round(recipe.warmup_epochs * job.steps_per_epoch)
@@ -93,17 +93,17 @@ def fit(job: Pretraining, watch: Watch) -> None:
 
 
 def end(job: Pretraining) -> None:
-    """Write what a run leaves behind; if it was stopped, say how it goes on."""
+    """Write the results of a finished run; if it was stopped, print how to resume it."""
     run = job.run
     if run.finished:
         finish(run.folder, job.slotcon, job.showcase, job.recipe, run.name)
     else:
-        command = f"the same command with --output {shlex.quote(str(run.folder))} --resume goes on from there"
+        command = f"the same command with --output {shlex.quote(str(run.folder))} --resume continues from there"
         print(f"stopped at step {run.step} of {run.schedule.total_steps}, and saved: {command}")
 
 
 def load(job: Pretraining, steps: range) -> Any:
-    """Make the loader of this process's micro-batches of some steps."""
+    """Create the loader of this process's micro-batches of some steps."""
     recipe, accelerator, images = job.recipe, job.run.accelerator, job.images
     views = TwoViews(recipe.view_size, (recipe.min_crop, 1.0), geometric=recipe.geometric)
     plan = Steps(
@@ -121,13 +121,13 @@ def load(job: Pretraining, steps: range) -> Any:
 
 
 def views(job: Pretraining, steps: range) -> Iterator[Tensor]:
-    """Yield as many batches of views as there are steps, B x 3 x S x S, both of a pair in turn."""
+    """Yield one batch of views per step, B x 3 x S x S, alternating between the two views of a pair."""
     for batch in itertools.islice(load(job, steps), len(steps)):
         yield from to_device(batch, job.run.accelerator, memory_format(job.slotcon))[0]
 
 
 def noise(job: Pretraining) -> tuple[Any, Any, Any]:
-    """Inputs of the shape of a micro-batch: views, boxes and flips."""
+    """Random inputs with the shape of a micro-batch: views, boxes and flips."""
     recipe, device = job.recipe, job.run.accelerator.device
     batch = recipe.micro_batch(job.run.accelerator.num_processes)
     view = torch.randn(batch, 3, recipe.view_size, recipe.view_size, device=device)
@@ -146,21 +146,21 @@ def forward_backward(
     recompute: bool = False,
     lap: Callable[[str], None] = lambda part: None,
 ) -> SlotConOutput:
-    """Add the gradients of a micro-batch, one view of the student after the other.
+    """Accumulate the gradients of a micro-batch, one view of the student after the other.
 
-    Every term of the loss depends on one student view, so its activations are gone before the next view's begin:
-    half the memory of both together, and the same gradients.
+    Every term of the loss depends on one student view, so the activations of only one view are in memory: half the
+    memory, with the same gradients.
 
     Args:
         accelerator: of the run.
-        model: ``slotcon`` as it is trained, wrapped by accelerate.
-        slotcon: whose teacher makes the targets.
+        model: ``slotcon`` wrapped by accelerate.
+        slotcon: its teacher makes the targets.
         batch: views, boxes and flips.
-        share: of the micro-batch in the loss of the step.
-        recompute: the backward repeats forwards (gradient checkpointing), which must not move BatchNorm statistics.
-        lap: called with the name of each part when it is over.
+        share: weight of the micro-batch in the loss of the step.
+        recompute: gradient checkpointing repeats forwards, which must not update BatchNorm statistics.
+        lap: called with the name of each part at its end.
     """
-    with accelerator.autocast():  # which accelerate adds to the forward of the model alone
+    with accelerator.autocast():  # accelerate only adds it to the model's forward
         targets = slotcon.teach(*batch)
     lap("slots and losses")
     outputs = []
@@ -168,7 +168,7 @@ def forward_backward(
         with contextlib.nullcontext() if direction == 1 else accelerator.no_sync(model):
             out = model(*batch, targets=targets, directions=(direction,))
             lap("slots and losses")
-            with keeping_buffers(slotcon) if recompute else contextlib.nullcontext():
+            with restore_buffers(slotcon) if recompute else contextlib.nullcontext():
                 accelerator.backward(out.loss * share)
             lap("backward")
         outputs.append(replace(out, loss=out.loss.detach()))
@@ -178,7 +178,7 @@ def forward_backward(
 def to_device(
     batch: dict[str, Tensor], accelerator: Accelerator, layout: torch.memory_format
 ) -> tuple[Any, Any, Any]:
-    """Send a batch to the device, colour its views there, and return views, boxes and flips as pairs.
+    """Move a batch to the device, apply colour augmentation there, and return views, boxes and flips as pairs.
 
     Views come in the precision of the layers: what autocast would make of them in each forward.
     """

@@ -96,7 +96,7 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
             image = decode(path.read_bytes())
         except OSError as error:
             raise UnreadableImage.of(printable(path), error) from None
-        truth = self._truth(mask)
+        truth = self.read_mask(mask)
         _demand_size(mask, truth, image.shape[1], image.shape[2])
         return self.transform(tv_tensors.Image(image), tv_tensors.Mask(truth)) if self.transform else (image, truth)
 
@@ -121,7 +121,7 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
     def _check(self, files: tuple[Path, Path]) -> UnreadableImage | None:
         path, mask = files
         try:
-            truth, image = self._truth(mask), EncodedImage(path.read_bytes())
+            truth, image = self.read_mask(mask), EncodedImage(path.read_bytes())
         except UnreadableImage as error:
             return error
         except OSError as error:
@@ -129,7 +129,13 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         _demand_size(mask, truth, image.height, image.width)
         return None
 
-    def _truth(self, path: Path) -> Tensor:
+    def read_mask(self, path: Path) -> Tensor:
+        """Classes of a mask, uint8 H x W.
+
+        Raises:
+            UnreadableImage: the file cannot be read.
+            ValueError: a label is unknown.
+        """
         try:
             labels = EncodedImage(path.read_bytes()).decode_samples()
         except OSError as error:

@@ -1,4 +1,4 @@
-"""BatchNorm's running statistics: estimated anew, or left as they are."""
+"""Re-estimate BatchNorm's running statistics, or keep them unchanged."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["average_batchnorm", "keeping_buffers", "recalibrate_batchnorm"]
+__all__ = ["average_batchnorm", "recalibrate_batchnorm", "restore_buffers"]
 
 
 @torch.no_grad()
 def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Let the BatchNorm statistics of a model follow those of some inputs; it ends in eval mode.
+    """Re-estimate a model's BatchNorm statistics on some inputs; it ends in eval mode.
 
-    A random initialisation becomes a fair baseline by this: its statistics are mean 0 and variance 1 before.
+    A random-init baseline needs this, since its initial statistics are mean 0 and variance 1.
     """
     model.train()
     for batch in batches:
@@ -54,8 +54,8 @@ def average_batchnorm(model: nn.Module, batches: Iterable[tuple[Any, ...]]) -> N
 
 
 @contextlib.contextmanager
-def keeping_buffers(module: nn.Module) -> Iterator[None]:
-    """Restore a module's buffers afterwards: BatchNorm's statistics, which each forward inside moves."""
+def restore_buffers(module: nn.Module) -> Iterator[None]:
+    """Restore a module's buffers afterwards, such as BatchNorm statistics that forwards in the block update."""
     buffers = list(module.buffers())
     before = [buffer.clone() for buffer in buffers]
     try:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, verified when read, and read without running code in them."""
+"""Checkpoints of a run: written atomically, verified when read, and read without running code in them."""
 
 import json
 import os
@@ -31,19 +31,19 @@ def save(
     keep: int,
     keep_every: int = 0,
 ) -> Path:
-    """Write ``folder/checkpoints/step-<step>``; once it is complete, remove those that are no longer kept.
+    """Write ``folder/checkpoints/step-<step>`` atomically, then remove old checkpoints.
 
     Args:
         folder: of the run.
-        step: optimisation steps behind it.
+        step: optimisation steps taken.
         model: unwrapped.
         optimizer: state of optimiser and gradient scaler, tensors and plain values.
         state: plain values, for JSON.
-        keep: how many of the newest are kept, at least 1.
-        keep_every: those of every so many steps are kept for good; 0 for none.
+        keep: number of newest checkpoints to keep, at least 1.
+        keep_every: checkpoints at multiples of this step are never removed; 0 for none.
 
     Raises:
-        OSError: it could not be written, in one sentence; those before it are as they were.
+        OSError: it could not be written; earlier checkpoints are unchanged.
     """
     folder = folder / "checkpoints"
     target, staging = folder / f"step-{step:08d}", folder / f".step-{step:08d}"
@@ -51,11 +51,11 @@ def save(
         _sweep(folder)
         staging.mkdir(parents=True)
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, staging / MODEL)
-        with (staging / OPTIMIZER).open("wb") as file:  # which tells of a full disk; torch by a path may not
+        with (staging / OPTIMIZER).open("wb") as file:  # reports a full disk, which torch.save to a path may not
             torch.save(optimizer, file)
         (staging / STATE).write_text(json.dumps({"step": step, **state}, indent=2) + "\n")
         (staging / SUMS).write_text("".join(f"{sha256(staging / file)}  {file}\n" for file in FILES))
-        for path in (*staging.iterdir(), staging):  # on the disk before the name says so
+        for path in (*staging.iterdir(), staging):  # on disk before the rename
             _flush(path)
         if target.exists():
             _remove(target)
@@ -64,10 +64,10 @@ def save(
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         if is_lost_worker(error):
-            raise  # which has nothing to do with the disk
+            raise  # not a disk error
         raise OSError(
-            f"the checkpoint {target} could not be written ({first_line(error)}): make room there, then continue "
-            "with --resume from the one before"
+            f"the checkpoint {target} could not be written ({first_line(error)}): free disk space, then continue "
+            "with --resume from the previous one"
         ) from None
     past = [path for path in _found(folder) if _step(path) <= step]
     for path in past[:-keep]:
@@ -77,10 +77,10 @@ def save(
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint of a run that is as it was written.
+    """Find the newest intact checkpoint of a run.
 
     Returns:
-        It, or None where the run has none at all; and what is wrong with each newer one.
+        Its path, or None if the run has no checkpoint; and the problem of each newer, damaged one.
 
     Raises:
         ValueError: the run has some, and all of them are damaged.
@@ -92,7 +92,9 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
             return path, problems
         problems.append(f"the checkpoint {path} is damaged: {problem}")
     if problems:
-        raise ValueError(f"{'; '.join(problems)}; there is none before it: start anew, with another --output")
+        raise ValueError(
+            f"{'; '.join(problems)}; no intact checkpoint is left: start a new run, with another --output"
+        )
     return None, []
 
 
@@ -103,7 +105,7 @@ def load(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
         The states given to :func:`save` as ``optimizer`` and ``state``.
 
     Raises:
-        ValueError: it cannot be read here, or is of a model of other names or shapes.
+        ValueError: it cannot be read here, or its model has other names or shapes.
     """
     try:
         weights = load_file(path / MODEL)
@@ -115,7 +117,7 @@ def load(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     except Exception as error:
         reason = f"the checkpoint {path} cannot be read ({first_line(error)})"
         raise ValueError(
-            f"{reason}, though it is as it was written: resume with the versions that run.json names, where all "
+            f"{reason}, though its SHA-256 is right: resume with the versions in run.json, where all "
             "machines share --output"
         ) from None
     try:
@@ -129,7 +131,7 @@ def load(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint, if anything."""
+    """Problem of a damaged checkpoint, or None."""
     try:
         pairs = (line.split("  ", 1) for line in (path / SUMS).read_text().splitlines())
         sums = {file: digest for digest, file in pairs}
@@ -146,7 +148,7 @@ def _problem(path: Path) -> str | None:
 
 
 def _found(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
+    """Checkpoints of a folder, oldest first."""
     return sorted((p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit()), key=_step)
 
 
@@ -155,19 +157,19 @@ def _step(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; first its name, so that no half of it is ever taken for one."""
+    """Remove a checkpoint; rename it first, so that a partly removed one is never read."""
     doomed = path.rename(path.with_name(f".{path.name}-old"))
     shutil.rmtree(doomed)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a kill in the middle of a save or a removal left behind."""
+    """Remove temporary folders of an interrupted save or removal."""
     for left in folder.glob(".step-*"):
         shutil.rmtree(left)
 
 
 def _flush(path: Path) -> None:
-    """Bring a file, or a folder's list of names, to the disk."""
+    """Flush a file, or a folder's list of names, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -17,9 +17,7 @@ Settings = TypeVar("Settings")
 
 
 def cli(settings: type[Settings] | Callable[..., Settings], **options: Any) -> Settings:
-    """``tyro.cli``, where the documentation of a field is a paragraph of its help.
-
-    tyro keeps the line breaks of a field's docstring, whose lines are indented: each would end in a stray word.
+    """``tyro.cli`` with field docstrings rewrapped, since tyro keeps their line breaks.
 
     Args:
         settings: a dataclass, or a function with arguments.
@@ -33,7 +31,7 @@ def cli(settings: type[Settings] | Callable[..., Settings], **options: Any) -> S
 
 @functools.cache
 def _explain(settings: Any) -> None:
-    """Attach the documentation of each field, as one line, to its type; of dataclasses among the fields, too."""
+    """Attach each field's docstring, as one line, to its type; also for nested dataclasses."""
     for kind in getattr(settings, "__mro__", ()):
         if not is_dataclass(kind):
             continue

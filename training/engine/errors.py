@@ -1,24 +1,24 @@
-"""Errors in one sentence: what libraries say, and what ends a command."""
+"""Errors in one sentence."""
 
 import contextlib
 from collections.abc import Iterator
 
-__all__ = ["RunError", "first_line", "is_lost_worker", "naming_lost_workers", "one_line_errors"]
+__all__ = ["RunError", "explain_lost_workers", "first_line", "is_lost_worker", "one_line_errors"]
 
 
 class RunError(Exception):
-    """Ends a run, in a sentence for the user; raised in a worker, too."""
+    """Ends a run with a sentence for the user; also raised in workers."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its type, if it has none."""
+    """First line of an error's message, or its type if it is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """Whether a worker was killed: torch says so in the midst of whatever the main process does.
+    """Whether an error means that a worker was killed; torch raises it anywhere in the main process.
 
-    If the worker was handing over a batch, what is read first is the end of its connection.
+    If the worker was sending a batch, the first error is the end of its connection.
     """
     if isinstance(error, ConnectionResetError | EOFError):
         return True
@@ -26,31 +26,31 @@ def is_lost_worker(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def naming_lost_workers(advice: str) -> Iterator[None]:
-    """Turn what torch raises when a worker that loads images was killed into a sentence.
+def explain_lost_workers(advice: str) -> Iterator[None]:
+    """Convert torch's error for a killed data-loading worker to one sentence.
 
     Args:
         advice: how to go on.
 
     Raises:
-        OSError: a worker was killed, most often by the system, which needed its memory.
+        OSError: a worker was killed, usually by the system for its memory.
     """
     try:
         yield
     except (RuntimeError, ConnectionResetError, EOFError) as error:
         if not is_lost_worker(error):
             raise
-        reason = f"a process that loads images has ended ({first_line(error).rstrip('. ')})"
+        reason = f"a worker that loads images was killed ({first_line(error).rstrip('. ')})"
         raise OSError(f"{reason}; if memory ran out, use fewer --workers: {advice}") from None
 
 
 @contextlib.contextmanager
 def one_line_errors(*kinds: type[Exception], interrupted: str) -> Iterator[None]:
-    """End the process in one sentence on errors that a user can mend.
+    """Exit with one sentence on errors that a user can fix.
 
     Args:
-        kinds: of such errors.
-        interrupted: what a Ctrl-C says.
+        kinds: exception types to handle.
+        interrupted: message at Ctrl-C.
 
     Raises:
         SystemExit: with the sentence.
@@ -59,7 +59,7 @@ def one_line_errors(*kinds: type[Exception], interrupted: str) -> Iterator[None]
         yield
     except kinds as error:
         text = str(error)
-        if isinstance(error, RunError):  # from a worker it brings its traceback, and the message comes last
+        if isinstance(error, RunError):  # from a worker: a traceback, with the message last
             text = text.rpartition(f"{type(error).__name__}: ")[2].strip()
         raise SystemExit(f"error: {text}") from None
     except KeyboardInterrupt:

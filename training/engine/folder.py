@@ -25,7 +25,7 @@ from training.engine.outputs import unwritable
 from training.engine.settings import RunSettings
 from training.engine.words import as_facts, as_options, show
 
-__all__ = ["as_json", "choose", "claim", "create", "describe"]
+__all__ = ["as_json", "choose", "create", "describe", "lock"]
 
 RUN = "run.json"
 
@@ -44,16 +44,16 @@ STARTS = (
     "mixed_precision",
     "convolutions",
 )
-"""Facts that may be others each time that a run starts."""
+"""Facts that may differ between starts of a run."""
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "huggingface-hub")
 
 
 def choose(name: str, settings: RunSettings) -> Path:
-    """Choose the folder of a run, on the main process for all; :func:`create` makes it when all else is ready.
+    """Choose the folder of a run, on the main process for all; :func:`create` makes it later.
 
     Raises:
-        ValueError: it holds another run, or cannot be made; on all processes alike.
+        ValueError: it holds another run, or cannot be created; raised on all processes.
     """
     folder = settings.output or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     problem = None
@@ -62,7 +62,7 @@ def choose(name: str, settings: RunSettings) -> Path:
     elif not settings.resume and folder.is_dir() and any(folder.iterdir()):
         problem = HELD.format(folder)
     elif settings.resume and folder.is_dir() and not (folder / RUN).exists() and not _is_begun(folder):
-        problem = f"{folder} holds something else than a run: choose another --output"
+        problem = f"{folder} has other files than a run: choose another --output"
     problem = problem or unwritable(folder, "--output")
     folder, problem = broadcast_object_list([(folder, problem)])[0]
     if problem:
@@ -71,25 +71,25 @@ def choose(name: str, settings: RunSettings) -> Path:
 
 
 def create(folder: Path, *, named: bool) -> Path:
-    """Make the folder of a new run and claim it, in one step, on the main process for all.
+    """Create and lock the folder of a new run atomically, on the main process for all.
 
-    Of processes that do so at once, a single one gets the folder: it is the one whose lock file was not there.
+    Only one of several concurrent processes gets the folder: the one that created its lock file.
 
     Args:
         folder: chosen for the run.
-        named: by the user. If not, and another run took it in the meantime, a number is put behind its name.
+        named: whether the user chose it; else, a number is appended if another run took the name.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: another run took it; on all processes alike.
+        ValueError: another run took it; raised on all processes.
     """
     made = problem = None
     if PartialState().is_main_process:
         names = [folder] if named else [folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 1000))]
         try:
-            made = next((name for name in names if _take(name)), None)
+            made = next((name for name in names if _create_locked(name)), None)
             problem = None if made else HELD.format(folder)
         except OSError as error:
             problem = f"{folder} cannot be written ({error.strerror}): choose another --output"
@@ -99,8 +99,8 @@ def create(folder: Path, *, named: bool) -> Path:
     return made
 
 
-def _take(folder: Path) -> bool:
-    """Make a folder and its lock; whether this process did, and nothing else is in it."""
+def _create_locked(folder: Path) -> bool:
+    """Create a folder with its lock; whether this process created the lock and the folder has nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         return False
@@ -108,22 +108,22 @@ def _take(folder: Path) -> bool:
         (folder / LOCK).touch(exist_ok=False)
     except FileExistsError:
         return False
-    claim(folder)
+    lock(folder)
     return True
 
 
-def claim(folder: Path, patience: int = 180) -> None:
-    """Keep other runs out of a folder for as long as this process lives, however it ends.
+def lock(folder: Path, patience: int = 180) -> None:
+    """Lock a folder until this process ends in any way.
 
     Args:
         folder: of the run.
-        patience: seconds to wait for another process, which may be saving before it stops; or for a server of
-            files, which keeps the lock of a machine that is gone for 90 seconds or so.
+        patience: seconds to wait for another process, which may be saving before it stops; or for a file server,
+            which holds the lock of a lost machine for about 90 seconds.
 
     Raises:
-        ValueError: that one does not end.
+        ValueError: the other process still holds the lock.
     """
-    # Never closed: that would give the lock back. A lock of this kind is not inherited by workers, who may live on.
+    # Never closed, which would release the lock. Workers, which may live longer, do not inherit this kind of lock.
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     for second in range(patience + 1):
         try:
@@ -134,7 +134,7 @@ def claim(folder: Path, patience: int = 180) -> None:
                 what = f"the process that is training in {folder} to end"
                 print(f"waiting up to {patience} seconds for {what}", file=sys.stderr)
             time.sleep(1)
-        except OSError as error:  # some network file systems know no locks
+        except OSError as error:  # some network file systems do not support locks
             reason = f"{folder} cannot be locked ({error.strerror})"
             print(f"warning: {reason}: make sure that no other process trains in it", file=sys.stderr)
             return
@@ -157,9 +157,9 @@ def describe(
         name: of the recipe.
         settings: of the run.
         accelerator: of the run.
-        facts: what else the task knows, such as the number of its images.
-        step: that the run resumes at: what the file says stays, and this start joins the list ``resumed`` in it,
-            with the settings that are others now. None for a run that begins.
+        facts: of the task, such as the number of images.
+        step: at which the run resumes: the file's facts stay, and this start is appended to its list ``resumed``,
+            with changed settings. None for a new run.
     """
     cuda = accelerator.device.type == "cuda"
     whole = {
@@ -190,19 +190,19 @@ def describe(
 
 
 def _resumed(first: dict[str, Any], now: dict[str, Any], step: int) -> dict[str, Any]:
-    """The facts of a run's first start, with a later one among those that it was resumed by."""
+    """Facts of a run's first start, with a later start appended to ``resumed``."""
     others = {k: v for k, v in now["settings"].items() if v != first["settings"].get(k)}
     start = {"step": step, **{k: now[k] for k in STARTS}, "settings": others}
     return {**first, "resumed": [*first.get("resumed", []), start]}
 
 
 def as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they are read back from JSON: tuples as lists, paths as text."""
+    """Settings as JSON values: tuples as lists, paths as text."""
     return json.loads(json.dumps(settings, default=str))
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether a folder is empty, or of a run that was killed before it had a ``run.json``."""
+    """Whether a folder is empty, or of a run that was killed before it wrote ``run.json``."""
     return all(path.name == LOCK or path.name.startswith(f".{RUN}-") for path in folder.iterdir())
 
 
@@ -211,7 +211,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _revision() -> str | None:
-    """The git revision of this checkout, with a mark if it was changed; None outside one."""
+    """Git revision of this checkout, with "-dirty" if it was changed; None outside one."""
     program = shutil.which("git")
     if program is None:
         return None

@@ -1,6 +1,7 @@
-"""What started this process: accelerate's launcher, torchrun, or neither; and what the user told the launcher.
+"""Detect whether accelerate's launcher or torchrun started this process, and with which options.
 
-A variable alone says neither: users set those of the launchers by hand, and accelerate sets its defaults for all.
+Environment variables alone do not show it: users set the launchers' variables by hand, and accelerate exports
+defaults.
 """
 
 import functools
@@ -19,16 +20,16 @@ MODULES = {"accelerate.commands.accelerate_cli", "accelerate.commands.launch", "
 
 @dataclass(frozen=True)
 class Launcher:
-    """The parent of this process, where it is a launcher."""
+    """The launcher that is the parent of this process."""
 
     pid: int
     words: tuple[str, ...]
-    """Of its command line."""
+    """Arguments of its command line."""
     environment: dict[str, str]
-    """That it was started with; empty where the system does not say."""
+    """Its environment at start; empty if the system does not provide it."""
 
     def option(self, name: str) -> str | None:
-        """The value of an option like ``--mixed_precision``, however it is spelt; None where it is absent."""
+        """Value of an option such as ``--mixed_precision``, in any spelling; None if it is missing."""
         for word, following in zip(self.words, (*self.words[1:], ""), strict=True):
             option, equals, value = word.partition("=")
             if option.replace("-", "_") == name.replace("-", "_"):
@@ -37,7 +38,7 @@ class Launcher:
 
 
 def find_launcher(parent: int) -> Launcher | None:
-    """Look at the command line of a process; None where it is no launcher, or the system does not say."""
+    """Detect a launcher by its command line; None if it is none, or the system does not provide it."""
     try:
         process = psutil.Process(parent)
         words = tuple(process.cmdline())
@@ -56,12 +57,12 @@ def find_launcher(parent: int) -> Launcher | None:
 
 @functools.cache
 def launcher() -> Launcher | None:
-    """That of this process, looked for once, as long as it surely lives."""
+    """The launcher of this process, detected once, while it is still alive."""
     return find_launcher(os.getppid())
 
 
 def told_precision() -> str | None:
-    """The precision that the user gave accelerate: by option, variable or configuration; None for its default."""
+    """The precision that the user set in accelerate, by option, variable or configuration; None for its default."""
     given = os.environ.get("ACCELERATE_MIXED_PRECISION")
     start = launcher()
     if given != "no" or start is None or "ACCELERATE_MIXED_PRECISION" in start.environment:

@@ -111,10 +111,10 @@ class Monitor:
         self.broken = number if self.broken is None else self.broken.minimum(number)
 
     def add_gradients(self, parameters: Iterable[Tensor], step: int) -> None:
-        """Add the norm of the gradients of the step with this number; nothing is read from the device."""
+        """Add the gradient norm of a step; nothing is read from the device."""
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.grad_norm = norm if self.grad_norm is None else self.grad_norm + norm
-        if self.accelerator.scaler is None:  # which leaves out steps whose gradients overflow
+        if self.accelerator.scaler is None:  # which skips steps whose gradients overflow
             number = torch.where(norm.isfinite(), torch.inf, float(step))
             self.overflow = number if self.overflow is None else self.overflow.minimum(number)
 
@@ -122,15 +122,15 @@ class Monitor:
         """Count a step; every ``log_every`` steps, after the last, and before a checkpoint, write a line.
 
         Args:
-            step: steps behind us, this one included.
-            values: further ones for the line.
-            saving: write a line in any case: a checkpoint follows, which NaN or Inf must prevent.
+            step: steps taken, including this one.
+            values: additional values for the line.
+            saving: always write a line, since a checkpoint follows: raise on NaN/Inf first.
 
         Returns:
             Whether a line was written.
 
         Raises:
-            Diverged: the loss is NaN or infinite, or without a gradient scaler, the gradients are.
+            Diverged: the loss has NaN/Inf, or the gradients have, without a gradient scaler.
         """
         self.bar.update()
         self.steps += 1
@@ -155,7 +155,7 @@ class Monitor:
         mine = torch.cat([self.sums / self.forwards, self.sums.new_tensor([self.waited])])
         everyone = self.accelerator.gather(mine[None]).cpu()
         *means, _ = everyone.mean(0).tolist()
-        waited = everyone[:, -1].max().item()  # all wait for the one that waits for its images
+        waited = everyone[:, -1].max().item()  # all processes wait for the slowest loader
         measured = dict(zip(self.names, means, strict=True))
         totals = {name: self.accelerator.reduce(self.totals[name], "sum").cpu() for name in sorted(self.totals)}
         seconds = time.perf_counter() - self.since
@@ -171,10 +171,10 @@ class Monitor:
         }
         overflow = math.inf if self.overflow is None else float(self.overflow)
         if self.grad_norm is not None and math.isfinite(norm := float(self.grad_norm) / self.steps):
-            line["grad_norm"] = norm  # fp16 leaves out steps whose gradients overflow
+            line["grad_norm"] = norm  # fp16 skips steps whose gradients overflow
         if not math.isfinite(line["loss"]) or overflow < math.inf:
             raise Diverged(
-                f"{self._blame(overflow)}: lower the learning rate, or use bf16 in place of fp16; the checkpoints "
+                f"{self._blame(overflow)}: lower the learning rate, or use bf16 instead of fp16; the checkpoints "
                 "are kept"
             )
         starving = f"{line['data_wait']:.0%} of the time goes into waiting for images: raise --workers, or put the "
@@ -190,14 +190,14 @@ class Monitor:
                 os.fsync(file.fileno())  # a checkpoint may follow, and must not outlive its line
 
     def _blame(self, overflow: float) -> str:
-        """What was first NaN or infinite, gradients or which part of the loss, and in which step; of all processes.
+        """Describe what first had NaN/Inf on any process: the gradients or parts of the loss, and in which step.
 
         Args:
-            overflow: the first step whose gradients were; they are the same on all processes.
+            overflow: the first step whose gradients had NaN/Inf; equal on all processes.
         """
         assert self.broken is not None
         first = self.broken[None]
-        steps = self.accelerator.gather(first).amin(0).tolist()  # inf where all is well
+        steps = self.accelerator.gather(first).amin(0).tolist()  # inf if there was none
         step = min(steps)
         if overflow < step:
             return f"step {overflow:.0f} gave gradients that are NaN or infinite"
@@ -205,12 +205,12 @@ class Monitor:
         return f"step {step:.0f} gave a loss that is NaN or infinite, in {' and '.join(parts) or 'the sum'}"
 
     def warn(self, step: int, what: str, wrong: bool, text: str) -> None:
-        """Print a warning and append it to ``warnings.txt``, once until the trouble is over.
+        """Print a warning and append it to ``warnings.txt``, once until the problem ends.
 
         Args:
             step: at which it was found.
-            what: the kind of trouble.
-            wrong: whether it is there now.
+            what: kind of problem.
+            wrong: whether it exists now.
             text: the warning.
         """
         if wrong and what not in self.warned and self.accelerator.is_main_process:
@@ -221,7 +221,7 @@ class Monitor:
         (self.warned.add if wrong else self.warned.discard)(what)
 
     def _drop_lines_after(self, step: int) -> None:
-        """Forget what was measured after the checkpoint that the run continues from, and a line cut short."""
+        """Remove lines after the checkpoint that the run resumes from, and an incomplete last line."""
         whole = [line for line in self.path.read_text().splitlines() if line.endswith("}")]
         kept = [line for line in whole if json.loads(line)["step"] <= step]
         with atomic_write(self.path) as new:
@@ -229,7 +229,7 @@ class Monitor:
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most memory that this process has used: of tensors on a GPU, else resident; GB."""
+    """Peak memory of this process in GB: of tensors on a GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # of getrusage

@@ -13,7 +13,7 @@ OptimizerName = Literal["lars", "sgd"]
 
 
 def lr_at(step: int, *, base_lr: float, warmup_steps: int, total_steps: int) -> float:
-    """Learning rate of an optimisation step: a linear rise from 1 % to all of it, then a cosine to 1e-6.
+    """Learning rate of an optimisation step: linear warm-up from 1 % of the peak, then a cosine to 1e-6.
 
     Args:
         step: optimisation steps taken, from 0.
@@ -37,8 +37,8 @@ class Lars(torch.optim.Optimizer):
         mu = momentum * mu + q * d
         w = w - lr * mu
 
-    The decay is inside the norm. timm's ``Lars`` divides by ``|g| + weight_decay * |w|`` instead, which shortens
-    the steps of parameters whose decay is not small beside their gradient, such as the prototypes.
+    The weight decay is inside the norm. timm's ``Lars`` divides by ``|g| + weight_decay * |w|`` instead, which
+    shortens steps where the decay is not small relative to the gradient, as for the prototypes.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Lars(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust_coefficient: float = 0.001,
     ) -> None:
-        """Take parameters or groups of them; a group with ``trust_coefficient=None`` has q = 1."""
+        """Groups with ``trust_coefficient=None`` have q = 1."""
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -61,14 +61,14 @@ class Lars(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take a step with the gradients that the parameters hold; those without one stay as they are."""
+        """Update the parameters that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            # On a CPU, one tensor after another stays in the cache.
+            # On a CPU, single tensors stay in the cache.
             for some in [params] if params and params[0].is_cuda else [[p] for p in params]:
                 self._move(some, group)
         return loss
@@ -88,15 +88,15 @@ class Lars(torch.optim.Optimizer):
         torch._foreach_add_(params, buffers, alpha=-group["lr"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the momentum buffers and settings of :meth:`state_dict`.
+        """Load the momentum buffers and settings of :meth:`state_dict`.
 
         Raises:
             ValueError: the state is of another optimiser, such as timm's ``Lars``.
         """
         if any("trust_coefficient" not in group for group in state_dict["param_groups"]):
             raise ValueError(
-                "this checkpoint has the state of another optimiser than LARS as it is now (until version 0.1.0 "
-                "timm's, which takes shorter steps): begin a new run from its weights, with --continue-from"
+                "this checkpoint has the state of another optimiser than this LARS (before version 0.1.0, timm's, "
+                "which takes shorter steps): start a new run from its weights, with --continue-from"
             )
         super().load_state_dict(state_dict)
 
@@ -104,15 +104,15 @@ class Lars(torch.optim.Optimizer):
 def make_optimizer(
     model: nn.Module, name: OptimizerName, *, weight_decay: float, momentum: float = 0.9
 ) -> torch.optim.Optimizer:
-    """Make the optimiser of a model's trainable parameters; the step sets its learning rate.
+    """Create the optimiser of a model's trainable parameters; each step sets its learning rate.
 
-    Biases and the parameters of norms (all that have one dimension) get neither weight decay nor, with LARS,
-    an adapted rate. A transformer's tokens and positions have more, and count as weights.
+    One-dimensional parameters (biases, norms) get no weight decay and, with LARS, no adapted rate. A transformer's
+    tokens and position embeddings have more dimensions, and are treated as weights.
 
     Args:
-        model: whose parameters with ``requires_grad`` are optimised.
+        model: its parameters with ``requires_grad`` are optimised.
         name: "lars" (trust coefficient 0.001) or "sgd".
-        weight_decay: of all parameters of two dimensions and more.
+        weight_decay: of parameters with two or more dimensions.
         momentum: of either.
     """
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -1,4 +1,4 @@
-"""Where results are written: folders are made, with those above them, and what prevents that is known early."""
+"""Early checks of output paths."""
 
 import os
 from pathlib import Path
@@ -7,18 +7,18 @@ __all__ = ["unwritable"]
 
 
 def unwritable(target: Path, option: str) -> str | None:
-    """Find out, without writing, what prevents that a file or folder is made or replaced.
+    """Find out, without writing, why a file or folder could not be created or replaced.
 
     Args:
-        target: which need not exist, nor the folders above it.
-        option: that names it.
+        target: it and its parent folders need not exist.
+        option: of the command, for the message.
 
     Returns:
-        A sentence, or None if nothing is known.
+        A sentence, or None if no problem is known.
     """
     place = next(path for path in (target, *target.absolute().parents) if path.exists())
     if place != target and not place.is_dir():
-        return f"{place} is a file, so that {target} cannot be in it: choose another {option}"
+        return f"{place} is a file, so {target} cannot be created in it: choose another {option}"
     if not os.access(place, os.W_OK):
-        return f"{target} cannot be written, without the permission: choose another {option}"
+        return f"no permission to write {target}: choose another {option}"
     return None

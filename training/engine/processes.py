@@ -1,4 +1,4 @@
-"""The processes of a run, and Accelerate made ready for its settings."""
+"""Initialise the processes of a run, and Accelerate with its settings."""
 
 import os
 import warnings
@@ -18,27 +18,27 @@ from training.engine.settings import RunSettings
 
 __all__ = ["init_distributed", "make_accelerator", "wrap"]
 
-PATIENCE = timedelta(hours=2)  # of processes that wait for what the main one does first, such as opening data
+PATIENCE = timedelta(hours=2)  # for processes that wait for the main one, which opens the data first
 DIVIDING = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
-"""Variables that accelerate's launcher sets where its settings divide a model over processes."""
+"""Variables of accelerate's launcher for settings that shard a model over processes."""
 
 
 def init_distributed(settings: RunSettings) -> PartialState:
-    """Initialise the process group of a launch, and share out the CPU's cores where that is what trains.
+    """Initialise the process group of a launch, and for training on the CPU divide its cores among the processes.
 
     Raises:
-        ValueError: there are not as many processes as were launched, accelerate is set to divide the model over
-            them, or the batch does not divide over them.
+        ValueError: the number of processes is not that of the launch, accelerate is set to shard the model, or the
+            batch does not divide over the processes.
     """
     for variable, what in DIVIDING.items():
         if parse_flag_from_env(variable):
             raise ValueError(
-                f"accelerate is set to {what}, but here every process has the whole model: launch with "
+                f"accelerate is set to {what}, but every process must have the whole model: launch with "
                 "--multi_gpu, and if memory is short, use gradient checkpointing or more --accumulation-steps"
             )
     processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
@@ -47,21 +47,21 @@ def init_distributed(settings: RunSettings) -> PartialState:
     if processes.device.type == "cpu":
         keep_freed_memory()
         use_cores(settings.threads or told_threads())
-    if processes.device.type == "cuda":  # TF32 is left to convolutions, torch's default: losses are in float32
+    if processes.device.type == "cuda":  # no TF32 for matrix products (torch's default): losses are in float32
         torch.backends.cudnn.benchmark = True
     settings.micro_batch(processes.num_processes)
     return processes
 
 
 def make_accelerator(settings: RunSettings, folder: Path | None = None) -> Accelerator:
-    """Make the Accelerator of a run, in its precision.
+    """Create the Accelerator of a run, with its precision.
 
     Args:
         settings: of the run.
         folder: of the run, for its trackers.
 
     Raises:
-        ValueError: a tracker is not installed, or the precision or Accelerate's own settings do not go with it.
+        ValueError: a tracker is not installed, or the precision or Accelerate's own settings do not work here.
     """
     missing = set(settings.trackers) - {str(t) for t in get_available_trackers()}
     if missing:
@@ -80,7 +80,7 @@ def make_accelerator(settings: RunSettings, folder: Path | None = None) -> Accel
 
 
 def _precision(settings: RunSettings) -> str:
-    """The precision that the settings name, or the user of the launcher, or that all devices have."""
+    """Precision of the settings, else of accelerate's settings, else the best that all devices support."""
     if settings.mixed_precision != "auto":
         return settings.mixed_precision
     if told := told_precision():
@@ -91,7 +91,7 @@ def _precision(settings: RunSettings) -> str:
 
 
 def wrap(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
-    """Return model and optimiser as Accelerate trains them, on its device."""
-    with warnings.catch_warnings():  # Accelerate knows this option of DDP by its older name alone
+    """Wrap model and optimiser by Accelerate, on its device."""
+    with warnings.catch_warnings():  # Accelerate uses the older name of this DDP option
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
         return accelerator.prepare(model, optimizer)

@@ -1,4 +1,4 @@
-"""What a resumed run must share with the one that it continues, and what it should."""
+"""Checks of the settings of a resumed run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -10,11 +10,11 @@ from training.engine.settings import RunSettings
 __all__ = ["Refuse", "check_settings", "list_changes", "resume_config"]
 
 Refuse = Callable[[str, Any, Any], str | None]
-"""From a setting, its value in the checkpoint and the one now to a sentence; None for the usual one."""
+"""Maps a setting, its value in the checkpoint and its value now to an error message; None for the default one."""
 
 
 def resume_config(settings: RunSettings, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a resumed run must have, and the facts of the task that it must find, as plain values."""
+    """Settings and facts of the task that must not change when a run is resumed, as plain values."""
     kept = {key: value for key, value in asdict(settings).items() if key not in settings.RESUMABLE}
     return as_json({**kept, **identity})
 
@@ -25,13 +25,13 @@ def check_settings(
     """Compare the :func:`resume_config` of a checkpoint with that of this run.
 
     Args:
-        before: of the checkpoint; a setting that is younger than the run counts as its default.
+        before: of the checkpoint; missing settings, added since, have their defaults.
         now: of this run.
         defaults: settings as they are by default.
-        refuse: says more of a setting that differs.
+        refuse: makes the message for a changed setting.
 
     Raises:
-        ValueError: one differs.
+        ValueError: a setting differs.
     """
     usual = as_json(asdict(defaults))
     for setting, value in now.items():
@@ -47,7 +47,5 @@ def check_settings(
 
 
 def list_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Name what differs between the surroundings of two starts of a run."""
-    return [
-        f"{key}={value} in place of {before.get(key)}" for key, value in now.items() if value != before.get(key)
-    ]
+    """List the differences between the environments of two starts of a run."""
+    return [f"{key}={value} instead of {before.get(key)}" for key, value in now.items() if value != before.get(key)]

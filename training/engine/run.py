@@ -1,9 +1,8 @@
-"""A resumable run of any task: opened, resumed from a checkpoint, and stepped through.
+"""A resumable run of any task.
 
-On the CPU, a run that was resumed, however it had ended, has the losses and the weights of one that never stopped,
-bit for bit, on as many processes and threads as before. On other numbers of them, the data and their order, the
-schedules and the steps stay exactly the same; sums are rounded otherwise, and what a network draws (drop path)
-depends on the process.
+On the CPU, on the same number of processes and threads, a resumed run has the losses and weights of one that never
+stopped, bit for bit. On other numbers of them, data, order, schedules and steps are the same, but sums are rounded
+differently, and random draws of the network (drop path) differ.
 """
 
 import contextlib
@@ -20,8 +19,8 @@ from torch import nn
 
 from training.engine import checkpoint
 from training.engine import folder as run_folder
-from training.engine.batchnorm import keeping_buffers
-from training.engine.errors import RunError, naming_lost_workers, one_line_errors
+from training.engine.batchnorm import restore_buffers
+from training.engine.errors import RunError, explain_lost_workers, one_line_errors
 from training.engine.metrics import Monitor
 from training.engine.processes import init_distributed, make_accelerator, wrap
 from training.engine.resuming import Refuse, check_settings, list_changes, resume_config
@@ -34,17 +33,17 @@ __all__ = ["Run", "Schedule", "Step"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a run is, and when it is saved; all in optimisation steps."""
+    """Length and checkpoints of a run, in optimisation steps."""
 
     total_steps: int
     save_every: int
-    """There is always a checkpoint at the end, too."""
+    """Steps between checkpoints; there is always one at the end."""
     keep_every: int = 0
-    """Checkpoints of every so many steps are kept for good; 0 for none."""
+    """Checkpoints at multiples of this step are never removed; 0 for none."""
 
 
 class Run:
-    """A run, from the first look at its folder to its last step.
+    """A run, from choosing its folder to its last step.
 
     ``Run(name, settings)``, :meth:`find_checkpoint`, :meth:`attach`, :meth:`open`, then the loop::
 
@@ -58,9 +57,9 @@ class Run:
     """
 
     module: nn.Module
-    """What is trained, unwrapped."""
+    """The trained module, unwrapped."""
     model: nn.Module
-    """What is trained, wrapped by Accelerate."""
+    """The trained module, wrapped by Accelerate."""
     optimizer: Any
     schedule: Schedule
     monitor: Monitor
@@ -73,7 +72,7 @@ class Run:
             settings: of the run.
 
         Raises:
-            ValueError: something that the user can mend, in one sentence.
+            ValueError: a user error, in one sentence.
         """
         self.name, self.settings = name, settings
         self.processes = init_distributed(settings)
@@ -82,17 +81,17 @@ class Run:
         self.claimed = False
         self.checkpoint: Path | None = None
         self.step = 0
-        """Steps behind the run."""
+        """Steps taken."""
         self.updates = 0
-        """Those of them that moved the weights: fp16 skips a step whose gradients overflow."""
+        """Steps that updated the weights: fp16 skips steps whose gradients overflow."""
         self.updated = True
-        """Whether the last step moved the weights."""
+        """Whether the last step updated the weights."""
         self.state: dict[str, Any] = {}
-        """Of the task, plain values for JSON; saved in each checkpoint, and restored."""
+        """State of the task, plain values for JSON; saved in each checkpoint, and restored."""
 
     @property
     def fresh(self) -> bool:
-        """Whether the run starts here, rather than at a checkpoint of its own."""
+        """Whether the run starts without a checkpoint of its own."""
         return self.checkpoint is None
 
     @property
@@ -102,17 +101,17 @@ class Run:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the main process, which alone writes."""
+        """Whether this is the main process, the only one that writes."""
         return self.accelerator.is_main_process
 
     def find_checkpoint(self) -> Path | None:
-        """Claim the folder where it is there, and find the checkpoint to resume from, on the main process for all.
+        """Lock an existing folder, and find the checkpoint to resume from, on the main process for all.
 
         Returns:
-            None where the run starts anew.
+            None for a new run.
 
         Raises:
-            ValueError: all checkpoints are damaged; on all processes alike.
+            ValueError: all checkpoints are damaged; raised on all processes.
         """
         if not self.settings.resume:
             return None
@@ -120,13 +119,13 @@ class Run:
         if self.is_main:
             try:
                 if self.folder.exists():
-                    run_folder.claim(self.folder)
+                    run_folder.lock(self.folder)
                     self.claimed = True
                 self.checkpoint, problems = checkpoint.newest(self.folder)
                 for reason in problems:
                     print(f"warning: {reason}", file=sys.stderr)
-                place = self.checkpoint.name if self.checkpoint else "the beginning, since it has no checkpoint yet"
-                print(f"{self.folder} goes on from {place}", file=sys.stderr)
+                place = self.checkpoint.name if self.checkpoint else "the start, since it has no checkpoint yet"
+                print(f"{self.folder} resumes from {place}", file=sys.stderr)
             except ValueError as error:
                 problem = str(error)
         found = broadcast_object_list([(self.checkpoint, self.claimed, problem)])[0]
@@ -145,17 +144,17 @@ class Run:
         surroundings: Mapping[str, Any] | None = None,
         refuse: Refuse = lambda setting, then, now: None,
     ) -> None:
-        """Take what is trained, load the checkpoint found, and wrap both for Accelerate.
+        """Set module and optimiser, load the checkpoint that was found, and wrap both by Accelerate.
 
         Args:
             module: on the CPU, not wrapped.
             optimizer: of its parameters.
             schedule: of the run.
-            identity: plain values, beside the settings, that a resumed run must share with the one that it
-                continues, such as a digest of the data.
-            surroundings: plain values that the last bits depend on: where one is another, the run says so.
-            refuse: called with a setting that differs, the checkpoint's value and this run's; a sentence that says
-                more than the usual one, or None.
+            identity: plain values, besides the settings, that must not change when the run is resumed, such as a
+                digest of the data.
+            surroundings: plain values that affect rounding; a change is reported.
+            refuse: called with a changed setting, its value in the checkpoint and its value now; returns an error
+                message, or None for the default one.
 
         Raises:
             ValueError: the checkpoint is of another model or other settings.
@@ -168,11 +167,11 @@ class Run:
             self._restore(*resumed, refuse)
 
     def open(self, project: str, facts: Mapping[str, Any] | None = None) -> None:
-        """Make the folder of a new run, describe the run in it, and start the trackers.
+        """Create the folder of a new run, write ``run.json``, and start the trackers.
 
         Args:
-            project: under which the trackers file the run.
-            facts: what ``run.json`` says of the run beside its settings.
+            project: name of the project in the trackers.
+            facts: added to ``run.json``.
 
         Raises:
             ValueError: another run took the folder.
@@ -181,7 +180,7 @@ class Run:
             self.folder = run_folder.create(self.folder, named=self.settings.output is not None)
             self.accelerator.project_configuration.set_directories(str(self.folder))  # of the trackers
         if self.is_main:
-            for left in self.folder.glob(".*-*"):  # by a kill in the middle of an atomic write
+            for left in self.folder.glob(".*-*"):  # of an interrupted atomic write
                 shutil.rmtree(left)
             step = None if self.fresh else self.step
             run_folder.describe(self.folder, self.name, self.settings, self.accelerator, dict(facts or {}), step)
@@ -194,33 +193,33 @@ class Run:
                 },
                 **self.identity,
             },
-            init_kwargs={"tensorboard": {"purge_step": self.step + 1}},  # what came after the checkpoint is void
+            init_kwargs={"tensorboard": {"purge_step": self.step + 1}},  # drop events after the checkpoint
         )
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Heed signals to stop, and end in one sentence on errors that a user can mend."""
+        """Handle signals to stop, and exit with one sentence on errors that a user can fix."""
         with (
             Stop(self.accelerator) as self.stop,
             one_line_errors(
-                RunError, OSError, interrupted="interrupted: --resume goes on from the last checkpoint"
+                RunError, OSError, interrupted="interrupted: --resume continues from the last checkpoint"
             ),
         ):
-            with naming_lost_workers("--resume goes on from the last checkpoint"):
+            with explain_lost_workers("--resume continues from the last checkpoint"):
                 yield
             self.accelerator.end_training()
 
     def warm_up_ddp(self, forward_backward: Callable[[], Any]) -> None:
-        """Take a dummy step before the first one, so that DDP fixes its bucket order before resuming.
+        """Run a dummy forward and backward, so that DDP fixes its bucket order before resuming.
 
-        DistributedDataParallel arranges its buckets anew after the first backward, and their sums over processes
-        with them; a resumed run would differ in the last bits from one that never stopped.
+        DDP rebuilds its buckets after the first backward, which changes the rounding of sums over processes: a
+        resumed run would differ in the last bits from one that never stopped.
 
         Args:
             forward_backward: forward and backward of :attr:`model` on inputs of the usual shape.
         """
         if self.accelerator.num_processes > 1:
-            with keeping_buffers(self.module):
+            with restore_buffers(self.module):
                 forward_backward()
             self.optimizer.zero_grad()
 
@@ -231,17 +230,17 @@ class Run:
         at_line: Callable[[], None] = lambda: None,
         **metrics: Any,
     ) -> Iterator[Step]:
-        """Yield the steps that are left; after each, write its line and its checkpoint where they are due.
+        """Yield the remaining steps; after each, write its line of metrics and its checkpoint if due.
 
-        Ends after the last step, or where the processes agreed to stop, with a checkpoint in either case.
+        Ends after the last step or a signal to stop, in both cases with a checkpoint.
 
         Args:
-            loader: of the micro-batches of this process, from the next step on.
-            at_line: called after each line of metrics, on all processes together.
+            loader: of the micro-batches of this process, starting with the next step.
+            at_line: called after each line of metrics, on all processes.
             **metrics: ``diagnose`` and ``shown`` of :class:`Monitor`.
 
         Raises:
-            Diverged: the loss or the gradients are NaN or infinite.
+            Diverged: the loss or the gradients have NaN/Inf.
         """
         settings, steps = self.settings, range(self.step, self.schedule.total_steps)
         self.monitor = Monitor(
@@ -257,7 +256,7 @@ class Run:
             line = self.monitor.step(self.step, step.values, saving or step.evaluated)
             if line:
                 at_line()
-            stopping = line and self.stop.agreed()  # at lines alone: a resumed run writes the lines of any other
+            stopping = line and self.stop.should_stop()  # at lines only, so that a resumed run has the same lines
             if saving or stopping:
                 self.save()
             if stopping:
@@ -265,11 +264,11 @@ class Run:
         self.monitor.close()
 
     def warn(self, what: str, wrong: bool, text: str) -> None:
-        """Warn of trouble, as :meth:`Monitor.warn` does, at the current step."""
+        """Call :meth:`Monitor.warn` at the current step."""
         self.monitor.warn(self.step, what, wrong, text)
 
     def save(self) -> None:
-        """Write a checkpoint of the run; all processes must call this together."""
+        """Write a checkpoint of the run; a collective call of all processes."""
         if self.is_main:
             scaler = self.accelerator.scaler
             states = {
@@ -288,10 +287,10 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def _restore(self, states: dict[str, Any], progress: dict[str, Any], refuse: Refuse) -> None:
-        """Continue from a checkpoint: optimiser, scaler and place; the weights are loaded already."""
+        """Restore optimiser, scaler and step; the weights are loaded already."""
         check_settings(progress["settings"], self._resume_config(), type(self.settings)(), refuse)
         if changed := list_changes(progress["surroundings"], self._surroundings()):
-            note = f"note: resumed with {', '.join(changed)}: the numbers go on from here, but not bit for bit"
+            note = f"note: resumed with {', '.join(changed)}: the run continues, but not bit for bit"
             self.accelerator.print(note, file=sys.stderr)
         self.optimizer.load_state_dict(states["optimizer"])
         if self.accelerator.scaler and states["scaler"]:
@@ -303,7 +302,7 @@ class Run:
         return resume_config(self.settings, self.identity)
 
     def _surroundings(self) -> dict[str, Any]:
-        """What the last bits depend on beside the settings."""
+        """Facts besides the settings that affect rounding."""
         accelerator = self.accelerator
         return {
             "processes": accelerator.num_processes,

@@ -1,4 +1,4 @@
-"""Settings that every run has, whatever it trains; a task's recipe is a dataclass that inherits them."""
+"""Settings of every run; a task's recipe is a dataclass that inherits them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ class RunSettings:
     """Batch, precision, loading, checkpoints and metrics of a run.
 
     Raises:
-        ValueError: for values that cannot work, naming the fix.
+        ValueError: a value is invalid; the message names the fix.
     """
 
     RESUMABLE: ClassVar[frozenset[str]] = frozenset(
@@ -34,26 +34,26 @@ class RunSettings:
     batch_size: int = 512
     """Images in an optimisation step, over all processes and accumulation steps."""
     accumulation_steps: int = 1
-    """Micro-batches that a process makes of its share of the batch."""
+    """Micro-batches per process and step."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """Precision of the layers (losses stay in float32). auto takes what accelerate was told or configured for; else
-    bf16 on GPUs that have it, fp16 on others, and no (float32) on the CPU."""
+    """Precision of the layers (losses stay in float32). auto takes accelerate's option or configuration; else bf16
+    on GPUs that support it, fp16 on others, and no (float32) on the CPU."""
     seed: int = 0
-    """Of initialisation, order and augmentation."""
+    """Seed of initialisation, order and augmentation."""
 
     output: Path | None = None
-    """Folder of the run; None makes runs/<recipe>-<date and time>."""
+    """Folder of the run; by default runs/<recipe>-<date and time>."""
     resume: bool = False
-    """Continue from the newest good checkpoint in --output; where there is none yet, start."""
+    """Continue from the newest intact checkpoint in --output; start if there is none."""
     workers: int = 8
-    """Processes that load images, for each training process."""
+    """Data-loading processes per training process."""
     threads: int | None = None
-    """CPU threads of each process that trains on the CPU; None takes OMP_NUM_THREADS, else shares out the cores
-    that may be used (affinity, quota), where accelerate would take one a process."""
+    """CPU threads of each process when training on the CPU; by default OMP_NUM_THREADS, else the usable cores
+    (affinity, quota) divided by the processes."""
     log_every: int = 10
-    """Steps between two lines of metrics; a run asked to stop (SIGTERM, Ctrl-C) saves and ends at the next one."""
+    """Steps between two lines of metrics; after SIGTERM or Ctrl-C, the run saves and ends at the next line."""
     keep: int = 2
-    """Checkpoints kept, the newest ones."""
+    """Number of newest checkpoints to keep."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Accelerate's trackers, besides metrics.jsonl."""
 
@@ -63,7 +63,7 @@ class RunSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.batch_size < 2:
-            raise ValueError(f"batch_size={self.batch_size} leaves BatchNorm no variance: use at least 2")
+            raise ValueError(f"batch_size={self.batch_size} is too small for BatchNorm: use at least 2")
         if self.seed < 0:
             raise ValueError(f"seed={self.seed} must not be negative")
         if self.threads is not None and self.threads < 1:

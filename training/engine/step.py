@@ -1,4 +1,4 @@
-"""One optimisation step of a run: micro-batches, update, and what its line of metrics says."""
+"""One optimisation step of a run: micro-batches, update, and metrics."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -13,17 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Step", "seed_step"]
 
-STEPS = 2  # a stream of random numbers; loaders draw orders and samples from 0 and 1
+STEPS = 2  # random stream of steps; loaders use 0 for orders and 1 for samples
 
 
 class Step:
     """An optimisation step of a run: its micro-batches, its update, and the metrics of its line."""
 
     def __init__(self, run: "Run", number: int, batches: Iterator[Any]) -> None:
-        """Take the run, the number of the step, from 1, and the micro-batches that follow."""
         self.run, self.number, self.batches = run, number, batches
         self.share = 1 / run.settings.accumulation_steps
-        """Of a micro-batch in the loss of the step."""
+        """Weight of a micro-batch in the loss of the step."""
         self.values: dict[str, float] = {}
         self.evaluated = self.updated = False
 
@@ -34,7 +33,7 @@ class Step:
         self.log(lr=lr)
 
     def micro_batches(self) -> Iterator[Any]:
-        """Yield the micro-batches of this process; DDP sums gradients over the processes in the last one alone."""
+        """Yield the micro-batches of this process; DDP all-reduces gradients only in the last one."""
         last = self.run.settings.accumulation_steps - 1
         for micro in range(last + 1):
             with self.run.monitor.waiting():
@@ -43,7 +42,7 @@ class Step:
                 yield batch
 
     def backward(self, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
-        """Add the gradients of a micro-batch, and its metrics.
+        """Accumulate the gradients of a micro-batch, and its metrics.
 
         Args:
             loss: mean over the micro-batch.
@@ -57,7 +56,7 @@ class Step:
         self.run.monitor.add(metrics, self.number)
 
     def update(self) -> None:
-        """Move the weights by the gradients that were added."""
+        """Update the weights by the accumulated gradients."""
         run, accelerator = self.run, self.run.accelerator
         accelerator.unscale_gradients()
         run.monitor.add_gradients(run.module.parameters(), self.number)
@@ -68,18 +67,18 @@ class Step:
         self.updated = True
 
     def log(self, **values: float) -> None:
-        """Add values to the line of metrics, where this step has one."""
+        """Add values to the line of metrics, if this step has one."""
         self.values |= values
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Leave the time inside out of the speed of training, and give this step a line of metrics."""
+        """Exclude the time of the block from the training speed, and write a line of metrics for this step."""
         self.evaluated = True
         with self.run.monitor.pausing():
             yield
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed what a network draws in a step, such as the paths it drops, so that nothing has to be remembered."""
+    """Seed the random draws of the network in a step (drop path), so that no state must be saved."""
     sequence = np.random.SeedSequence([seed, STEPS, step, rank])
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))

@@ -1,4 +1,4 @@
-"""How settings and facts are shown to people: words in place of keys, rounded, nothing for what is not set."""
+"""Readable texts for settings and facts: words instead of keys, rounded numbers, unset values left out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,12 +19,12 @@ _FACTS = {
 
 
 def show(*parts: Any) -> None:
-    """Print text and tables as rich does, but letter for letter: names of files and classes may hold [brackets]."""
+    """Print text and tables by rich without markup, since names of files and classes may have [brackets]."""
     Console(markup=False, emoji=False).print(*parts)
 
 
 def as_options(settings: Mapping[str, Any]) -> dict[str, str]:
-    """The settings of a run as its options, such as ``--batch-size``, those of the objective among them."""
+    """Settings of a run as options, such as ``--batch-size``, including those of the objective."""
     shown: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -35,7 +35,7 @@ def as_options(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def as_facts(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What else is known of a run, such as its device and its versions: words to text."""
+    """Facts of a run, such as device and versions, as labels and texts."""
     if facts.get("mixed_precision") == "no":  # as accelerate calls it
         facts = {**facts, "mixed_precision": "float32"}
     texts = {_FACTS.get(key, key.replace("_", " ")): _text(value) for key, value in facts.items()}

@@ -5,6 +5,7 @@ Dimensions: B images, C channels, h x w cells of a map, S side of an image, K cl
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from slotcon_hub.models.maps import MapModel
-from training.data.masks import LabeledImages
-from training.evaluation.dense import Dense, maps
+from training.evaluation.comparison import Comparison
+from training.evaluation.dense import maps
 from training.evaluation.metrics import confusion_matrix
 
 __all__ = ["Cells", "class_counts", "collect"]
@@ -57,10 +58,10 @@ def class_counts(truths: Tensor, height: int, width: int, classes: int) -> Tenso
 @torch.no_grad()
 def collect(
     model: MapModel,
-    images: LabeledImages,
+    images: Any,
     classes: int,
     accelerator: Accelerator,
-    settings: Dense,
+    settings: Comparison,
     option: str,
     sizes: Sequence[int],
 ) -> Cells:
@@ -70,7 +71,7 @@ def collect(
 
     Args:
         model: that makes the maps.
-        images: with their masks.
+        images: a data set of images, each with its mask, that all have one size.
         classes: K.
         accelerator: says which of the processes this is.
         settings: of the command.

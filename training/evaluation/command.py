@@ -18,7 +18,7 @@ from slotcon_hub.cpu import keep_freed_memory, use_cores
 from slotcon_hub.distributed import shard_batches
 from training.data.images import UnreadableImage, are_too_many
 from training.engine.cli import cli
-from training.engine.errors import naming_lost_workers
+from training.engine.errors import explain_lost_workers
 from training.engine.launcher import told_threads
 from training.engine.outputs import unwritable
 from training.engine.signals import loading
@@ -34,7 +34,7 @@ def run(name: str, description: str, settings: type[Settings], main: Callable[[S
     keep_freed_memory()
     use_cores(told_threads())
     try:
-        with naming_lost_workers("start again"):
+        with explain_lost_workers("start again"):
             main(chosen)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None

@@ -6,36 +6,28 @@ Dimensions: B images, C channels, S side of an image in pixels, h x w cells of a
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
 from slotcon_hub.concepts.segments import group_map
 from slotcon_hub.models.maps import MapModel, load_map
 from training.data.masks import IGNORE, CenterSquare, LabeledImages
-from training.engine.batchnorm import recalibrate_batchnorm
 from training.evaluation import command
 from training.evaluation.benchmarks import read_names
+from training.evaluation.comparison import Comparison, compare
 from training.evaluation.dense_report import report
 from training.evaluation.metrics import confusion_matrix
 
 __all__ = ["Dense", "Parts", "count", "evaluate", "maps", "open_parts", "run"]
 
 
-@dataclass(frozen=True)
-class Dense:
-    """A comparison of the frozen maps of timm models on images with masks.
+@dataclass(frozen=True, kw_only=True)
+class Dense(Comparison):
+    """A comparison of the frozen maps of timm models on images with masks."""
 
-    Raises:
-        ValueError: a number is impossible.
-    """
-
-    models: tuple[str, ...]
-    """timm models with weights, or folders that runs exported; of a prototype model the projections are taken."""
     data: Path
     """Folder with a folder of images for each split."""
     masks: Path
@@ -47,29 +39,6 @@ class Dense:
     """Split that is measured."""
     classes: Path | None = None
     """Text file of class names, one a line; without it, classes are what the masks show."""
-    size: int = 448
-    """Pixels that the short side of images and masks is resized to; the central square of this side is taken, and
-    all numbers are of its pixels."""
-    baseline: bool = False
-    """Measure each model with random weights too, and BatchNorm statistics of the images."""
-    batch_size: int = 8
-    """Images that a process takes at a time."""
-    workers: int = 2
-    """Processes that load images, for each process."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the models; all that follows them is in float32."""
-    seed: int = 0
-    """Of what is drawn: random weights, and what the protocol draws."""
-    output: Path | None = None
-    """JSON file of the numbers, the protocol and the settings."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
-        command.check_positive(self, "size", "batch_size")
-        if self.seed < 0:
-            raise ValueError(f"--seed {self.seed}: give at least 0")
-        if not self.models:
-            raise ValueError("--models: name at least one")
 
 
 @dataclass(frozen=True)
@@ -133,16 +102,9 @@ def evaluate(name: str, settings: Dense, measure: Measure, protocol: Callable[[A
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
         parts = open_parts(settings)
-    results, features = {}, {}
-    for model_name in settings.models:
-        for pretrained in (True, False) if settings.baseline else (True,):
-            set_seed(settings.seed)
-            model = load_map(model_name, settings.size, pretrained=pretrained).to(accelerator.device)
-            if not pretrained:
-                _recalibrate(model, parts.train, settings.batch_size)
-            title = model_name if pretrained else f"{model_name}, random"
-            results[title] = measure(model, parts, accelerator, settings)
-        features[model_name] = model.describe(settings.size)
+    results, features = compare(
+        settings, accelerator, parts.train, load_map, lambda model: measure(model, parts, accelerator, settings)
+    )
     if accelerator.is_main_process:
         facts = _facts(settings, parts) | {"features": features} | protocol(settings)
         report(name, settings, results, facts)
@@ -162,13 +124,6 @@ def _facts(settings: Dense, parts: Parts) -> dict[str, Any]:
     }
 
 
-def _recalibrate(model: MapModel, images: LabeledImages, batch_size: int, batches: int = 20) -> None:
-    """Re-estimate the BatchNorm statistics of a random-init baseline from some of the images."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: batches * batch_size]
-    loader = DataLoader(Subset(images, order.tolist()), batch_size, drop_last=len(order) > batch_size)
-    recalibrate_batchnorm(model.model, (model.standardize(batch) for batch, _ in loader))
-
-
 def _stack(samples: list[tuple[int, tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor, Tensor]:
     numbers, pairs = zip(*samples, strict=True)
     images, truths = zip(*pairs, strict=True)
@@ -177,7 +132,7 @@ def _stack(samples: list[tuple[int, tuple[Tensor, Tensor]]]) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def maps(
-    model: MapModel, images: LabeledImages, accelerator: Accelerator, settings: Dense
+    model: MapModel, images: Any, accelerator: Accelerator, settings: Comparison
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield, for this process's share of the images batch by batch, on its device:
 

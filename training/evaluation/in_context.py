@@ -27,7 +27,7 @@ QUERIES = 1024  # that are compared at a time
 DESCRIPTION = "Segment images by the nearest cells of other images (Hummingbird): nothing is trained."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InContext(Dense):
     """In-context segmentation as of Hummingbird."""
 

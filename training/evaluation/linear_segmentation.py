@@ -24,7 +24,7 @@ __all__ = ["LinearSegmentation", "loss", "train"]
 DESCRIPTION = "Segment images by a linear classifier of the cells of frozen maps, a convolution of 1 x 1."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearSegmentation(Dense):
     """A linear classifier of cells."""
 

@@ -29,7 +29,7 @@ DESCRIPTION = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Overclustering(Dense):
     """k-means on cells."""
 

@@ -1,1 +1,1 @@
-"""What pre-training of SlotCon adds to the engine."""
+"""Pre-training of SlotCon on the engine."""

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint in a new run: weights and place in the schedule."""
+"""Start a new run from a checkpoint: its weights and its epoch of the schedule."""
 
 import json
 from pathlib import Path
@@ -13,21 +13,20 @@ __all__ = ["load"]
 
 
 def load(path: Path, slotcon: SlotCon, *, epoch: int | None, epochs: int) -> int:
-    """Load student, teacher, predictor and centre, strictly, and find the place in the schedule.
+    """Load student, teacher, predictor and centre strictly, and find the epoch of the schedule.
 
-    The rates of a step and the teacher's momentum follow from the epoch. The state of the authors' optimiser is
-    left out: it names parameters by their number in their model, and the momentum that it holds is one of about
-    ten steps.
+    The state of the authors' optimiser is not loaded: it refers to parameters by their index in their model, and
+    its momentum covers about ten steps.
 
     Args:
-        path: an authors' full checkpoint; or the folder of a run, whose newest good checkpoint is taken, a
-            checkpoint's folder, or its ``model.safetensors``.
-        slotcon: the model that is to train on.
-        epoch: to go on at; None for the one that the checkpoint names, 0 if it names none.
+        path: an authors' full checkpoint; the folder of a run, for its newest intact checkpoint; the folder of a
+            checkpoint, or its ``model.safetensors``.
+        slotcon: the model to load into.
+        epoch: of the schedule to start at; by default that of the checkpoint, or 0 if it has none.
         epochs: of the schedule.
 
     Returns:
-        Epochs behind the run.
+        Epochs already trained.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -38,8 +37,8 @@ def load(path: Path, slotcon: SlotCon, *, epoch: int | None, epochs: int) -> int
     kind = recognise(checkpoint)
     if kind not in ("official", "slotcon"):
         raise ValueError(
-            f"{path} holds {kind} alone, from which training cannot go on: give --continue-from a full checkpoint, "
-            "with student, teacher, predictor and centre"
+            f"{path} holds {kind} only, from which training cannot continue: give --continue-from a full "
+            "checkpoint, with student, teacher, predictor and centre"
         )
     state = from_official(checkpoint) if kind == "official" else unwrap_state_dict(checkpoint)
     try:
@@ -47,13 +46,13 @@ def load(path: Path, slotcon: SlotCon, *, epoch: int | None, epochs: int) -> int
             state, {k: tuple(v.shape) for k, v in slotcon.state_dict().items()}, "the model of this run"
         )
     except ValueError as error:
-        raise ValueError(f"{error}: go on from {path} with the backbone and the options that it has") from None
+        raise ValueError(f"{error}: continue from {path} with its backbone and options") from None
     if epoch is None:
-        named = checkpoint.get("epoch")  # of the authors' files; they count it when it is over
+        named = checkpoint.get("epoch")  # of the authors' files: completed epochs
         epoch = named if isinstance(named, int) else _whole_epochs(path.with_name(STATE))
     if epoch >= epochs:
         raise ValueError(
-            f"{path} has {epoch} epochs behind it, and this schedule ends at {epochs}: give more, with --epochs, "
+            f"{path} was trained for {epoch} epochs, and this schedule ends at {epochs}: give more --epochs, "
             "or start a new schedule with its weights, with --continue-at 0"
         )
     slotcon.load_state_dict(state)
@@ -61,7 +60,7 @@ def load(path: Path, slotcon: SlotCon, *, epoch: int | None, epochs: int) -> int
 
 
 def _file(path: Path) -> Path:
-    """The file of the weights that a path stands for."""
+    """The weights file of a path."""
     if not path.is_dir() or (path / MODEL).is_file():
         return path / MODEL if path.is_dir() else path
     found, _ = newest(path)
@@ -73,7 +72,7 @@ def _file(path: Path) -> Path:
 
 
 def _whole_epochs(state: Path) -> int:
-    """Epochs behind the checkpoint of a run, by the state beside its weights; 0 where there is none."""
+    """Epochs of a run's checkpoint, from the state beside its weights; 0 if there is none."""
     try:
         facts = json.loads(state.read_text())
         return facts["step"] // (facts["settings"]["images"] // facts["settings"]["batch_size"])

@@ -1,4 +1,4 @@
-"""What was measured over the steps of a run, read and drawn."""
+"""Read and plot the metrics of a run."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from training.pretraining.words import words
+from training.pretraining.metric_names import words
 
 __all__ = ["draw_curves", "read_metrics"]
 
@@ -18,7 +18,7 @@ PANELS = {
     "Loss": ("loss", "group_loss", "slot_loss", "image_loss"),
     "Slots of an image": ("active_slots", "positive_pairs"),
     "Dead prototypes": ("dead_slots",),
-    "Entropy of prototype usage (1: all alike)": ("usage_entropy",),
+    "Entropy of prototype usage (1: uniform)": ("usage_entropy",),
     "Learning rate": ("lr",),
     "Teacher momentum": ("teacher_momentum",),
     "Gradient norm": ("grad_norm",),
@@ -27,11 +27,11 @@ PANELS = {
     "Share of time waiting for data": ("data_wait",),
     "Memory, GB": ("memory_gb",),
 }
-"""Title of a panel to what is drawn in it; one without values is left out."""
+"""Panel titles with their metrics; panels without values are left out."""
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; a last one that is still being written is left out.
+    """Lines of a ``metrics.jsonl``, without an incomplete last line.
 
     Raises:
         ValueError: there is none.
@@ -46,10 +46,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(metrics: Path, target: Path) -> None:
-    """Draw what was measured over the steps of a run into a PNG.
+    """Plot the metrics of a run as PNG.
 
     Raises:
-        ValueError: nothing was.
+        ValueError: there are none.
     """
     lines = read_metrics(metrics)
     panels = {title: [n for n in names if any(n in line for line in lines)] for title, names in PANELS.items()}

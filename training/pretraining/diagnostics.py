@@ -1,4 +1,4 @@
-"""Whether a pre-training goes well, by its metrics: dead prototypes, entropy of their use, collapse."""
+"""Diagnostics of a pre-training: dead prototypes, entropy of their usage, collapse."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from training.engine.metrics import Check
 __all__ = ["SHOWN", "diagnose", "metrics"]
 
 SHOWN = {"loss": ".3f", "active_slots": ".1f", "dead_slots": ".0f"}
-"""What stands beside the progress bar, with its format."""
+"""Metrics beside the progress bar, with their format."""
 
 
 def metrics(out: SlotConOutput) -> dict[str, Tensor]:
@@ -22,7 +22,7 @@ def metrics(out: SlotConOutput) -> dict[str, Tensor]:
 
 
 def diagnose(means: Mapping[str, float], totals: Mapping[str, Tensor]) -> tuple[dict[str, float], list[Check]]:
-    """Derive ``dead_slots`` and ``usage_entropy`` (in [0, 1], 1 where all prototypes are used alike), and warn.
+    """Derive ``dead_slots`` and ``usage_entropy`` (in [0, 1], 1 for uniform usage), and warn.
 
     Args:
         means: scalars of a line of metrics.
@@ -34,12 +34,11 @@ def diagnose(means: Mapping[str, float], totals: Mapping[str, Tensor]) -> tuple[
     most, number = (float(value) for value in share.max(0))
     active = means["active_slots"]
     one_prototype = (
-        f"prototype {number:.0f} takes {most:.0%} of all uses: the run has collapsed onto it; sharpen the targets "
+        f"prototype {number:.0f} has {most:.0%} of all usage: the run has collapsed onto it; sharpen the targets "
         "(--teacher-temp) or slow the teacher (--teacher-momentum)"
     )
     one_group = (
-        f"a view has {active:.2f} active slots: every image is one group, so that nothing is told apart; lower "
-        "--base-lr or --teacher-temp"
+        f"a view has {active:.2f} active slots: every image is a single group; lower --base-lr or --teacher-temp"
     )
     checks = [
         ("collapse onto one prototype", most > 0.9, one_prototype),

@@ -1,4 +1,4 @@
-"""The network of a recipe, made ready to train: pretrained, compiled, with gradient checkpointing."""
+"""Build the network of a recipe: pretrained weights, compilation, gradient checkpointing."""
 
 from typing import Any
 
@@ -18,15 +18,15 @@ __all__ = ["build"]
 
 
 def build(recipe: Recipe, processes: PartialState, *, pretrained: bool = False) -> SlotCon:
-    """Build the model of a recipe, and make sure that it can be trained on its views and exported.
+    """Build the model of a recipe, and check that it can be trained on its views and exported.
 
     Args:
         recipe: of the run.
         processes: of the run.
-        pretrained: load the weights that the backbone's name stands for, into student and teacher.
+        pretrained: load the pretrained weights of the backbone's name into student and teacher.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it cannot be trained or exported.
     """
     set_seed(recipe.seed)
     slotcon = SlotCon(create_backbone(recipe.backbone, recipe.view_size, pretrained=pretrained), recipe.slotcon)
@@ -52,7 +52,7 @@ def build(recipe: Recipe, processes: PartialState, *, pretrained: bool = False) 
 
 
 def _recompute(backbone: Any, name: str) -> None:
-    """Make a student's backbone keep few of its activations, and compute them again in the backward."""
+    """Turn on gradient checkpointing in a student's backbone."""
     try:
         backbone.set_grad_checkpointing(True)
     except (AttributeError, AssertionError):
@@ -63,13 +63,15 @@ def _recompute(backbone: Any, name: str) -> None:
 
 
 def _compile(slotcon: SlotCon, device: torch.device) -> None:
-    """Compile student and teacher when they are first called, in place: the names of the parameters stay.
+    """Compile student and teacher in place at their first call; names of parameters are unchanged.
 
-    The slots are left as they are, since every batch has another number of them.
+    The slot loss is not compiled, since every batch has another number of slots.
     """
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
-    except Exception as error:  # of whatever torch compiles with
-        raise ValueError(f"torch cannot compile here ({first_line(error)}): drop --compile, or mend that") from None
+    except Exception as error:  # any error of torch's compiler backends
+        raise ValueError(
+            f"torch cannot compile here ({first_line(error)}): drop --compile, or fix the compiler"
+        ) from None
     slotcon.student.compile()
     slotcon.teacher.compile()

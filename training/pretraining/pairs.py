@@ -1,7 +1,7 @@
-"""Batches of view pairs: a run's plan of which images come when, and the loader that follows it.
+"""Batches of view pairs, and their loader.
 
-Every sample is drawn from (seed, epoch, index) and every order from (seed, epoch), whatever the number of
-processes, workers or interruptions.
+Every sample is drawn from (seed, epoch, index) and every order from (seed, epoch), for any number of processes,
+workers or interruptions.
 """
 
 import itertools
@@ -25,21 +25,21 @@ from training.engine.signals import loading
 
 __all__ = ["TooManyUnreadable", "Unreadable", "ViewPairs", "collate", "make_loader"]
 
-SUBSTITUTES = 100  # images tried in the place of an unreadable one
+SUBSTITUTES = 100  # images tried instead of an unreadable one
 PAUSES = (0.1, 0.5, 2)  # seconds between attempts to read an image
 LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 @dataclass
 class _Draft:
-    """A sample that is being made."""
+    """A sample in preparation."""
 
     rng: np.random.Generator
     index: int
     unreadable: dict[int, str] = field(default_factory=dict)
-    """By index, why they cannot be read."""
+    """Reasons of unreadable images, by index."""
     tried: int = 0
-    """Images that could not be read, an image as often as it was met."""
+    """Number of failed reads, repeated images included."""
     image: EncodedImage = field(init=False)
     views: TwoCrops = field(init=False)
 
@@ -48,27 +48,26 @@ class ViewPairs(Dataset[tuple[Pair, dict[int, str]]]):
     """Pairs of views of images, by (epoch, index)."""
 
     def __init__(self, images: Images, views: TwoViews, seed: int) -> None:
-        """Take the images, how views are made of them, and the seed of all draws."""
         self.images, self.views, self.seed = images, views, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Pair, dict[int, str]]:
-        """The sample of an epoch and an image: its two views, and why images could not be read, by index.
+        """Sample of (epoch, index): two views, and the reasons of unreadable images by index.
 
-        In the place of an unreadable image comes another one, drawn from the same numbers; after a hundred of
-        them a black one, since such data end the run at its next line of metrics.
+        An unreadable image is replaced by another one, drawn from the same seed; after a hundred of them by a black
+        one, since such data end the run at its next line of metrics.
         """
         (sample,) = self.__getitems__([key])
         return sample
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Pair, dict[int, str]]]:
-        """The samples of a batch: first all is drawn, then made, so that either code stays in the caches."""
+        """Samples of a batch: all draws come before all decoding, which keeps the code of each in the caches."""
         drafts = [_Draft(np.random.default_rng([self.seed, SAMPLES, *key]), key[1]) for key in keys]
         for draft in drafts:
             self._draw(draft)
         return [self._make(draft) for draft in drafts]
 
     def _draw(self, draft: _Draft) -> None:
-        """Draw the views of an image whose header can be read, or of none."""
+        """Draw the views of an image whose header can be read."""
         while draft.tried < SUBSTITUTES:
             try:
                 draft.image = EncodedImage(self._read(draft.index))
@@ -78,7 +77,7 @@ class ViewPairs(Dataset[tuple[Pair, dict[int, str]]]):
                 self._substitute(draft, error)
 
     def _read(self, index: int) -> bytes:
-        """Read an image's bytes, again where that may help: a server of files may be away for a moment."""
+        """Read an image's bytes, with retries on errors that may be temporary, as of a file server."""
         for pause in PAUSES:
             try:
                 return self.images.read(index)
@@ -86,7 +85,7 @@ class ViewPairs(Dataset[tuple[Pair, dict[int, str]]]):
                 raise
             except OSError as error:
                 if error.errno is None and not isinstance(error, TimeoutError):
-                    raise  # it is not of the system: there is no image
+                    raise  # not a system error: there is no image
                 time.sleep(pause)
         return self.images.read(index)
 
@@ -109,31 +108,31 @@ class ViewPairs(Dataset[tuple[Pair, dict[int, str]]]):
 
 
 class TooManyUnreadable(RunError):
-    """So many images cannot be read that the data must be mended first."""
+    """Too many images cannot be read."""
 
 
 class Unreadable:
-    """The images that a run could not read: named once, counted over all processes."""
+    """Unreadable images of a run: reported once, counted over all processes."""
 
     def __init__(self, images: Images, accelerator: Accelerator, known: list[int]) -> None:
-        """Start with the indices that are known already; new ones join that list."""
+        """``known`` has the indices known already; new ones are appended to it."""
         self.images, self.accelerator, self.known = images, accelerator, known
         self.mine: dict[int, str] = {}
 
     def __len__(self) -> int:
-        """Unreadable images found so far, of all processes."""
+        """Number of unreadable images found so far by all processes."""
         return len(self.known)
 
     def add(self, reasons: dict[int, str]) -> None:
-        """Note images that this process met, with the reasons."""
+        """Add unreadable images of this process, with their reasons."""
         self.mine.update(reasons)
 
     def check(self) -> None:
-        """Name the new ones; all processes must call this together.
+        """Report the new ones; a collective call of all processes.
 
         Raises:
-            TooManyUnreadable: they are more than one, and more than 1 % of the images; or all. On all processes
-                alike.
+            TooManyUnreadable: they are more than one and more than 1 % of the images, or all; raised on all
+                processes.
         """
         met = dict(gather_object(sorted(self.mine.items())))
         for index in sorted(met.keys() - set(self.known)):
@@ -149,13 +148,13 @@ class Unreadable:
 
 
 def collate(samples: list[tuple[Pair, dict[int, str]]]) -> dict[str, Any]:
-    """Stack pairs of views, and join what is ``unreadable``: reasons by index."""
+    """Stack pairs of views, and merge ``unreadable``: reasons by index."""
     pairs, unreadable = zip(*samples, strict=True)
     return {**stack(pairs), "unreadable": dict(itertools.chain(*(reasons.items() for reasons in unreadable)))}
 
 
 def make_loader(pairs: ViewPairs, steps: Steps, workers: int) -> DataLoader[Any]:
-    """Load the micro-batches of a run; the workers live as long as it does."""
+    """Create the loader of a run's micro-batches, with persistent workers."""
     return DataLoader(
         pairs,
         batch_sampler=steps,

@@ -1,4 +1,4 @@
-"""A recipe made ready: its run, images, network, and the checkpoint that it starts from."""
+"""Prepare a recipe: its run, images, network, and the checkpoint to start from."""
 
 import sys
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def prepare(name: str, recipe: Recipe) -> Pretraining:
     """Open the data, build the model, and load the checkpoint to resume from; nothing is written.
 
     Raises:
-        ValueError: something that the user can mend, in one sentence.
+        ValueError: a user error, in one sentence.
     """
     run = Run(name, recipe)
     images, digest, showcase = _data(recipe, run.processes)
@@ -55,7 +55,9 @@ def prepare(name: str, recipe: Recipe) -> Pretraining:
     if recipe.continue_from and run.fresh:
         behind = continuing.load(recipe.continue_from, slotcon, epoch=recipe.continue_at, epochs=recipe.epochs)
         run.step = run.updates = behind * recipe.steps_per_epoch(len(images))
-    workers = recipe.workers if isinstance(images, ParquetStream) else None  # whose turns order a stream's images
+    workers = (
+        recipe.workers if isinstance(images, ParquetStream) else None
+    )  # the workers' turns determine the order of a stream
     run.attach(
         slotcon,
         optimizer,
@@ -87,7 +89,7 @@ def _refusal(folder: Path, data: str | None, images: int) -> Callable[[str, Any,
 
 
 def _data(recipe: Recipe, processes: PartialState) -> tuple[Images, str, Showcase]:
-    """The images, their digest, and what is shown of them."""
+    """The images, their digest, and the showcase."""
     with processes.main_process_first():
         held_out = scenes.prepare() if recipe.data == SCENES else None
     source = str(held_out.train) if held_out else str(recipe.data)
@@ -98,16 +100,16 @@ def _data(recipe: Recipe, processes: PartialState) -> tuple[Images, str, Showcas
     recipe.steps_per_epoch(len(images))
     if held_out:
         return images, digest, Showcase.of_scenes(held_out)
-    # Others than the main process need not read any image for it.
+    # Only the main process reads images for it.
     main = processes.is_main_process
     return images, digest, Showcase.of_images(images, recipe.view_size) if main else Showcase([])
 
 
 def _open(source: str, recipe: Recipe) -> tuple[Images, str]:
-    """Open the images, and make sure that all processes see the same ones.
+    """Open the images, and check that all processes find the same ones.
 
     Raises:
-        ValueError: a process cannot open them, or sees others; on all processes alike.
+        ValueError: a process cannot open them, or finds others; raised on all processes.
     """
     images, problem, seen = None, None, (0, "")
     try:
@@ -122,7 +124,7 @@ def _open(source: str, recipe: Recipe) -> tuple[Images, str]:
             raise ValueError(trouble)
         if others != found[0][1]:
             raise ValueError(
-                f"process {process} sees other images than process 0, {others[0]:,} and {found[0][1][0]:,} of "
+                f"process {process} finds other images than process 0, {others[0]:,} and {found[0][1][0]:,} of "
                 f"them: put the same files below {source} of every machine"
             )
     assert images is not None

@@ -1,4 +1,4 @@
-"""What a run shows for itself: the groups that its prototypes find in images, and how well they fit masks."""
+"""Preview of a run: groups of pixels found by its prototypes, and their agreement with masks."""
 
 import itertools
 from dataclasses import dataclass
@@ -28,32 +28,32 @@ __all__ = ["Showcase"]
 
 SHOWN = 8
 DRAWN = 384  # pixels of an image's shorter side, at most
-LONGEST = 2  # times its shorter side that an image is cut to
+LONGEST = 2  # largest aspect ratio; longer images are cropped
 NAMED = 24  # prototypes in a legend, at most
 
 
 @dataclass(frozen=True)
 class Showcase:
-    """Images to show, and where there are masks, held-out images to measure on."""
+    """Images to show, and if there are masks, held-out images for evaluation."""
 
     images: list[Tensor]
     """uint8 3 x H x W each."""
     size: int | None = None
-    """Short side in pixels that the network sees them with; None takes them as they are."""
+    """Short side in pixels for the network; None for the original size."""
     masks: list[Tensor] | None = None
     """uint8 H x W each."""
     held_out: scenes.Scenes | None = None
 
     @classmethod
     def of_scenes(cls, held_out: scenes.Scenes) -> "Showcase":
-        """Show and measure the validation part of the embedded scenes."""
+        """Show and evaluate the validation part of the embedded scenes."""
         pairs = itertools.islice(LabeledImages(held_out.val_images, held_out.val_masks), SHOWN)
         images, masks = zip(*pairs, strict=True)
         return cls(list(images), None, list(masks), held_out)
 
     @classmethod
     def of_images(cls, images: Images, size: int) -> "Showcase":
-        """Show some readable images of the data, whole unless they are very long; measure nothing.
+        """Show some readable images of the data, whole unless they are very long, without evaluation.
 
         Args:
             images: of the run.
@@ -72,7 +72,7 @@ class Showcase:
         return cls(shown[:: max(len(shown) // SHOWN, 1)][:SHOWN], size)
 
     def measure(self, slotcon: SlotCon) -> Segmentation | None:
-        """Segment the held-out images with the teacher's prototypes, and match them with the classes."""
+        """Segment the held-out images by the teacher's prototypes, and match these with the classes."""
         if self.held_out is None:
             return None
         pairs = LabeledImages(self.held_out.val_images, self.held_out.val_masks)
@@ -80,7 +80,7 @@ class Showcase:
         return evaluate(prototype_model(slotcon, global_pool=""), pairs, groups, len(scenes.CLASSES))
 
     def draw(self, slotcon: SlotCon, found: Segmentation | None, target: Path) -> None:
-        """Draw images, true masks and discovered groups; a group matched with a class takes its colour."""
+        """Draw images, true masks and discovered groups; a group has the colour of its matched class."""
         if not self.images:
             return
         images = [image.permute(1, 2, 0).numpy() for image in self.images]
@@ -94,7 +94,7 @@ class Showcase:
             shown |= {c for mask in self.masks for c in mask.unique().tolist()}
             legend = {name: classes[c] for c, name in enumerate(scenes.CLASSES) if c in shown}
             legend |= {"no class": NO_CLASS} if -1 in shown else {}
-            title = "discovered groups, in the colours of the classes that they match"
+            title = "discovered groups, in the colours of their matched classes"
         else:
             palette = matched_colors(range(slotcon.config.num_prototypes), colors(slotcon.config.num_prototypes))
             counts = np.bincount(np.concatenate([group.ravel() for group in groups]), minlength=len(palette))

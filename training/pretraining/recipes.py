@@ -1,7 +1,7 @@
-"""What a pre-training run is, as frozen values; one entry of ``RECIPES`` for each published run, and the demo.
+"""Recipes of pre-training: ``RECIPES`` has every published run, and the demo.
 
-The arithmetic that the paper does by hand stands here beside the numbers: the learning rate follows the global
-batch (linear scaling, section 4.1), the steps follow the data.
+Derived numbers: the learning rate follows from the global batch (linear scaling, section 4.1), the steps from the
+data.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,14 +24,14 @@ SCENES = "scenes"
 
 @dataclass(frozen=True)
 class Recipe(RunSettings):
-    """A pre-training run: data, model, objective, optimisation, and what is kept of it.
+    """Settings of a pre-training run: data, model, objective, optimisation, and evaluation.
 
     Raises:
-        ValueError: for values that cannot work, naming the fix.
+        ValueError: a value is invalid; the message names the fix.
     """
 
     RESUMABLE: ClassVar[frozenset[str]] = RunSettings.RESUMABLE | {
-        "data",  # where the images are; which they are may not change
+        "data",  # the location; the images themselves may not change
         "split",
         "layout",
         "save_every",
@@ -47,18 +47,18 @@ class Recipe(RunSettings):
     """Folder of images (searched at any depth), Parquet file, URL or folder of them, hf:<name> for a data set of
     the Hugging Face Hub, or hf:<name>:<configuration>, or "scenes" for the embedded synthetic ones."""
     split: str = "train"
-    """Split of a Hub data set, or of Parquet files named after theirs."""
+    """Split of a Hub data set or of Parquet files."""
     image_column: str = "image"
-    """Column of a table that holds the images, of --data and of --probe."""
+    """Column of a table with the images, for --data and --probe."""
     streaming: bool = False
-    """Read a data set of the Hub, or Parquet files, as they are needed, and keep nothing of them on the disk."""
+    """Stream a data set of the Hub or Parquet files, without a copy on disk."""
     layout: LayoutName | None = None
-    """Data set that --data may be the folder of: its training images are then found below it, and counted. Any
-    other folder is taken whole, and so is every folder with None."""
+    """Known data set: if --data is its folder, its training images are found and their number is checked. All
+    images of other folders are used; None never looks for a known layout."""
 
     backbone: str = "slotcon_r50"
-    """Any timm model that has a map: convolutional, or a transformer, which is made for the size of the views. With
-    a tag, resnet18.a1_in1k, the run starts from these pretrained weights; without one, from random weights."""
+    """Any timm model with a feature map: convolutional, or a transformer (created for the size of the views). With
+    a tag, such as resnet18.a1_in1k, training starts from these pretrained weights, else from random ones."""
     slotcon: Annotated[SlotConConfig, tyro.conf.arg(name="")] = field(default_factory=SlotConConfig)
 
     view_size: int = 224
@@ -66,48 +66,47 @@ class Recipe(RunSettings):
     min_crop: float = 0.08
     """Smallest area of a crop, as a fraction of the image."""
     geometric: bool = True
-    """Crop and flip the views independently; without it, both are one crop in two colours (ablation)."""
+    """Crop and flip the views independently; without it, both views are the same crop in two colours (ablation)."""
 
     epochs: int = 800
     """Passes over the data."""
     accumulation_steps: int = 1
-    """Micro-batches that a process makes of its share of the batch; the contrast sees one of them at a time, and
-    centre and BatchNorm move with each."""
+    """Micro-batches per process and step; the slot loss contrasts within one, and centre and BatchNorm are updated
+    by each."""
     optimizer: OptimizerName = "lars"
     """LARS with trust coefficient 0.001, or SGD; momentum 0.9."""
     base_lr: float = 1.0
     """Peak learning rate for a batch of 256; the peak used is base_lr * batch_size / 256."""
     weight_decay: float = 1e-5
-    """Of all parameters but biases and norms."""
+    """Weight decay of all parameters except biases and norms."""
     warmup_epochs: float = 5
-    """Epochs in which the learning rate rises to its peak."""
+    """Epochs of linear learning-rate warm-up."""
     channels_last: bool = True
     """Memory format of the network, where it works: on the CPU not with the stems of FastViT, MobileOne and RepVGG,
     whose strided 1 x 1 convolutions of the image crash in it; the numbers stay the same."""
     grad_checkpointing: bool = False
-    """Compute the student's activations again in the backward, in place of keeping them: less memory, more time,
-    the same numbers."""
+    """Recompute the student's activations in the backward: less memory, more time, the same numbers."""
     compile: bool = False
-    """Compile student and teacher with torch.compile: a slow start, faster steps, slightly other rounding."""
+    """Compile student and teacher with torch.compile: slow start, faster steps, slightly different rounding."""
 
     continue_from: Path | None = None
-    """What to go on from in a new run: the folder of a run, one of its checkpoints, or an authors' full checkpoint.
-    Student, teacher, predictor and centre are its own; the optimiser's momentum starts anew."""
+    """Start a new run from the folder of a run, one of its checkpoints, or an authors' full checkpoint: student,
+    teacher, predictor and centre are loaded, but not the optimiser's momentum."""
     continue_at: int | None = None
-    """Epoch of the schedule to go on at: 0 starts a new one with these weights; None takes the checkpoint's, and 0
-    where it names none."""
+    """Epoch of the schedule to start at with --continue-from: 0 starts a new schedule; by default that of the
+    checkpoint, or 0 if it has none."""
 
     save_every: int = 5
-    """Epochs between two checkpoints; there is always one at the end."""
+    """Epochs between checkpoints; there is always one at the end."""
     keep_every: int = 0
-    """Epochs between two checkpoints that are kept for good, besides; a multiple of --save-every, or 0 for none."""
+    """Checkpoints at multiples of this epoch are never removed; a multiple of --save-every, or 0 for none."""
     show_every: int = 5
-    """Epochs between two images of the groups in the same images, slots/epoch-*.png; 0 draws none."""
+    """Epochs between drawings of the groups, slots/epoch-*.png; 0 for none."""
     probe: str | None = None
-    """Labelled images to classify by nearest neighbours at the same epochs: a folder with train and validation
-    parts of class folders, or of Parquet files, each of at most 100,000 images."""
+    """Labelled images for a nearest-neighbour probe at the same epochs: a folder with train and validation splits
+    of class folders or Parquet files, each of at most 100,000 images."""
     label_column: str = "label"
-    """Column of a table that holds the labels of --probe: integers from 0, text or booleans."""
+    """Column of a table with the labels of --probe: integers from 0, text or booleans."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,8 +119,7 @@ class Recipe(RunSettings):
             raise ValueError(f"weight_decay={self.weight_decay} must not be negative")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
-                f"warmup_epochs={self.warmup_epochs} does not fit into epochs={self.epochs}: "
-                "shorten the warm-up, with --warmup-epochs"
+                f"warmup_epochs={self.warmup_epochs} is longer than epochs={self.epochs}: use fewer --warmup-epochs"
             )
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop={self.min_crop} must be a fraction in (0, 1]")
@@ -130,16 +128,16 @@ class Recipe(RunSettings):
         if self.probe and not self.show_every:
             raise ValueError("--probe is measured every --show-every epochs: make that at least 1")
         if self.keep_every < 0:
-            raise ValueError(f"keep_every={self.keep_every} must not be negative; 0 keeps none for good")
+            raise ValueError(f"keep_every={self.keep_every} must not be negative; 0 for none")
         if self.keep_every % self.save_every:
             raise ValueError(
-                f"keep_every={self.keep_every} is no multiple of save_every={self.save_every}: no checkpoint is "
-                "written at some of these epochs; change one of them"
+                f"keep_every={self.keep_every} must be a multiple of save_every={self.save_every}, "
+                "since checkpoints are only written then: change one of them"
             )
         if self.continue_at is not None and not 0 <= self.continue_at < self.epochs:
             raise ValueError(f"continue_at={self.continue_at} must be an epoch from 0 to {self.epochs - 1}")
         if self.continue_at is not None and self.continue_from is None:
-            raise ValueError("--continue-at needs --continue-from, the checkpoint to go on from")
+            raise ValueError("--continue-at needs --continue-from, the checkpoint to start from")
 
     @property
     def peak_lr(self) -> float:
@@ -147,10 +145,10 @@ class Recipe(RunSettings):
         return self.base_lr * self.batch_size / 256
 
     def steps_per_epoch(self, images: int) -> int:
-        """Optimisation steps in a pass over so many images; the rest of the last batch is left out.
+        """Optimisation steps per epoch of this many images; an incomplete last batch is dropped.
 
         Raises:
-            ValueError: there are fewer images than a batch takes.
+            ValueError: there are fewer images than a batch.
         """
         if images < self.batch_size:
             raise ValueError(
@@ -161,7 +159,7 @@ class Recipe(RunSettings):
         return images // self.batch_size
 
     def schedule(self, images: int) -> Schedule:
-        """The steps of a run over so many images, and those at which it is saved."""
+        """Schedule of a run over this many images."""
         epoch = self.steps_per_epoch(images)
         return Schedule(self.epochs * epoch, self.save_every * epoch, self.keep_every * epoch)
 
@@ -173,7 +171,7 @@ DEMO = Recipe(
     data=SCENES,
     backbone="slotcon_nano",
     show_every=1,
-    # Some hundred steps in place of 180,000: sharper targets, a teacher that follows sooner, a higher rate.
+    # For some hundred steps instead of 180,000: sharper targets, a faster teacher, a higher learning rate.
     slotcon=SlotConConfig(num_prototypes=16, hidden_dim=512, out_dim=128, teacher_temp=0.04, teacher_momentum=0.95),
     view_size=96,
     epochs=3,
@@ -240,10 +238,10 @@ Recipes, each with its own --help:
 
 
 def parse(argv: list[str]) -> tuple[str, Recipe]:
-    """Read the name of a recipe, the demo if there is none, and the options that override it.
+    """Parse the name of a recipe (by default the demo) and the options that override it.
 
     Raises:
-        ValueError: an unknown recipe, or values that cannot work.
+        ValueError: the recipe is unknown, or a value is invalid.
     """
     if argv[:1] in (["-h"], ["--help"]):
         print(HELP + "".join(f"\n  {name}\n      {text}" for name, (text, _) in RECIPES.items()))

@@ -1,4 +1,4 @@
-"""What a run ends with: export, figures, numbers before and after, and the commands that come next."""
+"""Results of a finished run: export, figures, numbers before and after training, and next commands."""
 
 import json
 import shlex
@@ -19,21 +19,21 @@ from training.engine.errors import first_line
 from training.engine.words import show
 from training.evaluation.command import finite
 from training.pretraining.curves import draw_curves, read_metrics
+from training.pretraining.metric_names import words
 from training.pretraining.preview import Showcase
 from training.pretraining.recipes import SCENES, Recipe
-from training.pretraining.words import words
 
 __all__ = ["as_rows", "by_class", "finish", "next_commands", "print_result", "save_baseline", "summarize"]
 
 
 def save_baseline(folder: Path, slotcon: SlotCon, showcase: Showcase) -> None:
-    """Measure the random-init baseline where there are labels, and keep it as ``before.json``."""
+    """Measure the random-init baseline if there are labels, and write it to ``before.json``."""
     if found := showcase.measure(slotcon):
         (folder / "before.json").write_text(json.dumps(finite(asdict(found)), indent=2) + "\n")
 
 
 def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, name: str) -> None:
-    """Write export, images and ``summary.json``, and print what a person wants to see."""
+    """Write export, figures and ``summary.json``, and print a summary."""
     trained = f"Recipe {name}, {recipe.epochs} epochs, batch {recipe.batch_size}, views of {recipe.view_size} px."
     if names_weights(recipe.backbone):
         trained += f" It started from the weights {recipe.backbone}."
@@ -41,7 +41,7 @@ def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, n
     found = showcase.measure(slotcon)
     try:
         showcase.draw(slotcon, found, folder / "groups.png")
-    except Exception as error:  # the run is over: what is drawn of it must not end it
+    except Exception as error:  # a failed drawing must not fail a finished run
         print(f"warning: groups.png could not be drawn: {first_line(error)}", file=sys.stderr)
     draw_curves(folder / "metrics.jsonl", folder / "curves.png")
 
@@ -56,12 +56,12 @@ def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, n
 def summarize(
     lines: list[dict[str, Any]], before: dict[str, Any] | None, after: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """The numbers that a run ends with, as its ``summary.json`` holds them.
+    """The final numbers of a run, for ``summary.json``.
 
     Args:
         lines: of metrics.
-        before: :class:`Segmentation` of the random initialisation, as JSON; None where nothing was measured.
-        after: that of the trained model.
+        before: :class:`Segmentation` of the random-init baseline, as JSON; None if not measured.
+        after: of the trained model.
     """
     summary = {key: lines[-1][key] for key in ("loss", "active_slots")}
     if probed := [line for line in lines if "knn" in line]:
@@ -72,7 +72,7 @@ def summarize(
 
 
 def as_rows(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """The numbers of a summary: words to what was before and what is after, "" where that is unknown."""
+    """Rows of a summary: label to values before and after training, "" if unknown."""
     rows = {words(key): ("", f"{summary[key]:.{digits}f}") for key, digits in (("loss", 3), ("active_slots", 1))}
     if probe := summary.get("probe"):
         rows[f"{words('knn')}, %, epoch {probe['epoch']:g}"] = ("", _percent(probe["knn"]))
@@ -83,7 +83,7 @@ def as_rows(summary: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def by_class(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """The IoU of each class before and after, in per cent, and its prototype; "" where there is none."""
+    """IoU of each class before and after training, in per cent, and its prototype; "" if there is none."""
     if "after" not in summary:
         return []
     before, after = summary["before"] or {}, summary["after"]
@@ -100,7 +100,7 @@ def by_class(summary: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def print_result(folder: Path, summary: dict[str, Any], commands: dict[str, str]) -> None:
-    """Print the numbers, where the files are, and what to do next."""
+    """Print the numbers, the files, and the next commands."""
     table = Table("", *(Column(side, justify="right") for side in ("before", "after")), title="\nresult")
     table.title_justify = "left"
     for title, (start, end) in as_rows(summary).items():
@@ -121,12 +121,12 @@ def print_result(folder: Path, summary: dict[str, Any], commands: dict[str, str]
 
 
 def next_commands(folder: Path, recipe: Recipe, held_out: Path | None) -> dict[str, str]:
-    """Commands for a run that has ended, each with what it does.
+    """Next commands for a finished run, each with its purpose.
 
     Args:
         folder: of the run.
         recipe: of the run.
-        held_out: images to show what the prototypes found in; None takes those of the recipe.
+        held_out: images for ``slotcon-hub concepts``; None for those of the recipe.
     """
     run, data = shlex.quote(str(folder)), "FOLDER"
     if held_out or (recipe.data and recipe.data != SCENES and Path(recipe.data).is_dir()):

@@ -1,4 +1,4 @@
-"""Evaluation between epochs: the groups in the same images, and a probe where there are labels."""
+"""Evaluation between epochs: drawings of the groups, and a probe if there are labels."""
 
 import functools
 from typing import Any
@@ -16,17 +16,17 @@ from training.pretraining.prepare import Pretraining
 __all__ = ["Watch"]
 
 NEIGHBOURS = 20
-PROBED = 100_000  # images of a part: more take too long between epochs, and too much memory beside a training
+PROBED = 100_000  # images per split: more take too much time and memory during a training
 
 
 class Watch:
-    """Draws and probes the teacher every few epochs; nothing of the training depends on it."""
+    """Evaluates the teacher every few epochs, without effect on the training."""
 
     def __init__(self, job: Pretraining) -> None:
-        """Open the labelled images, if the recipe names some.
+        """Open the labelled images of the recipe's ``probe``, if set.
 
         Raises:
-            ValueError: they cannot be opened, are too many, or the classes of the two splits differ.
+            ValueError: they cannot be opened or are too many, or the classes of the two splits differ.
         """
         self.job, self.run, self.recipe = job, job.run, job.recipe
         probe, columns = self.recipe.probe, (self.recipe.image_column, self.recipe.label_column)
@@ -35,8 +35,8 @@ class Watch:
             self.parts = open_parts(probe, "train", "validation", *columns, kind) if probe else ()
         if (most := max(map(len, self.parts), default=0)) > PROBED:
             raise ValueError(
-                f"--probe {probe} has {most:,} images in a split, and all are looked at every few epochs: give "
-                f"a selection of at most {PROBED:,}, and the whole to training.evaluation.knn when the run is done"
+                f"--probe {probe} has {most:,} images in a split, too many to evaluate every few epochs: give "
+                f"a selection of at most {PROBED:,}, and use training.evaluation.knn on all of them after the run"
             )
 
     def due(self, step: int) -> bool:
@@ -45,50 +45,50 @@ class Watch:
         return every > 0 and step % every == 0
 
     def evaluate(self) -> dict[str, float]:
-        """Draw the groups into ``slots/`` of the run's folder, and measure; all processes together.
+        """Draw the groups into ``slots/`` of the run's folder, and run the probe; a collective call.
 
-        What fails is left out, and the run warns of it.
+        A failure is a warning only.
 
         Returns:
-            What was measured: ``knn``, accuracy in [0, 1] of 20 neighbours, where there are labels.
+            ``knn``, the accuracy in [0, 1] of 20 nearest neighbours, if there are labels.
         """
         problem = self._draw() if self.run.is_main else None
         self.run.warn("drawing", problem is not None, f"the groups could not be drawn: {problem}")
         if not self.parts:
             return {}
         accuracy, problem = self._knn()
-        self.run.warn("probe", problem is not None, f"no accuracy of the probe: {problem}")
+        self.run.warn("probe", problem is not None, f"the probe failed: {problem}")
         return {} if accuracy is None else {"knn": accuracy}
 
     def _draw(self) -> str | None:
-        """Draw, and return what went wrong."""
+        """Draw, and return the error, if any."""
         target = self.run.folder / "slots" / f"epoch-{self.run.step // self.job.steps_per_epoch:04d}.png"
         try:
             target.parent.mkdir(exist_ok=True)
             self.job.showcase.draw(self.job.slotcon, None, target)
-        except Exception as error:  # of the disk, or of a GPU that is full
+        except Exception as error:  # such as a full disk or GPU
             return first_line(error)
         return None
 
     def _knn(self) -> tuple[float | None, str | None]:
-        """Measure, and return the accuracy or what went wrong."""
+        """Measure, and return the accuracy or the error."""
         accelerator, workers = self.run.accelerator, self.recipe.workers
         try:
-            model = _Spared(backbone_model(self.job.slotcon).to(accelerator.device), self.recipe.view_size)
+            model = _NanOnFailure(backbone_model(self.job.slotcon).to(accelerator.device), self.recipe.view_size)
             features = [extract(model, part, accelerator, workers=workers) for part in self.parts]
             for part, found in zip(self.parts, features, strict=True):
-                if problem := _lacking(part, found):  # on all processes alike
+                if problem := _missing_features(part, found):  # equal on all processes
                     return None, model.problem or problem
             bank, queries = map(_present, features)
             return knn(bank, queries, accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS], None
         except Exception as error:
             if accelerator.num_processes > 1:
-                raise  # the others wait for this process in the middle of it
+                raise  # other processes wait in a collective
             return None, first_line(error)
 
 
 class _Probed(Labeled):
-    """Labelled images; one that cannot be read is of no numbers, so that all processes see it in its features."""
+    """Labelled images; an unreadable one is NaN, so that all processes see it in its features."""
 
     def __init__(self, *where: str, side: int) -> None:
         super().__init__(*where)
@@ -101,8 +101,8 @@ class _Probed(Labeled):
             return index, torch.full((3, self.side, self.side), torch.nan)
 
 
-class _Spared(nn.Module):
-    """A backbone whose features are no numbers where it fails, so that no process waits for one that failed."""
+class _NanOnFailure(nn.Module):
+    """A backbone that returns NaN features if it fails, so that no process waits for a failed one."""
 
     def __init__(self, model: Any, side: int) -> None:
         super().__init__()
@@ -113,13 +113,13 @@ class _Spared(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         try:
             return self.model(images)
-        except RuntimeError as error:  # a full GPU is one
+        except RuntimeError as error:  # such as out of memory
             self.problem = first_line(error)
             return images.new_full((len(images), self.head_hidden_size), torch.nan)
 
 
-def _lacking(part: Labeled, found: Features) -> str | None:
-    """Say so where more images have no features than are tolerated; on all processes alike."""
+def _missing_features(part: Labeled, found: Features) -> str | None:
+    """Return an error if too many images have no features; equal on all processes."""
     none = (~_finite(found)).nonzero().flatten().tolist()
     if not are_too_many(len(none), len(part)):
         return None
@@ -133,5 +133,5 @@ def _finite(found: Features) -> Tensor:
 
 
 def _present(found: Features) -> Features:
-    """Those of the images that have some."""
+    """Features of the images that have them."""
     return Features(found.values[_finite(found)], found.labels[_finite(found)])

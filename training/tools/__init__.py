@@ -1,1 +1,1 @@
-"""Commands beside training: benchmarks, reliability, reports."""
+"""Tools: benchmarks, reliability, communication, reports."""

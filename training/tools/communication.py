@@ -1,8 +1,8 @@
-"""What the processes of a run send each other: ``python -m training.tools.communication``.
+"""Communication between the processes of a run: ``python -m training.tools.communication``.
 
-Collectives are counted as rings: of an all-reduce of S bytes a process sends 2 (N - 1) / N S, of an all-gather of S
-bytes from each it sends (N - 1) S. Sizes are facts of the network. Times are estimates: bandwidths are assumed, and
-a latency of each collective that grows with log2 N.
+Collectives are counted as rings: a process sends 2 (N - 1) / N S in an all-reduce of S bytes, and (N - 1) S in an
+all-gather of S bytes from each. Sizes are exact. Times are estimates from assumed bandwidths, and a latency of each
+collective that grows with log2 N.
 
 Dimensions: B images a process, K prototypes, D embedding channels, N processes.
 """
@@ -29,7 +29,7 @@ FLOAT = 4  # bytes
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one process sends in one step, and the collectives that it takes part in."""
+    """Bytes that one process sends in one step, and its number of collectives."""
 
     gradients: float
     """All-reduce of the student's and the predictor's gradients, float32."""
@@ -40,13 +40,13 @@ class Traffic:
     rest: float
     """Counts of active slots, and the centre."""
     dense_keys: float
-    """What all slots would take in place of the active ones; not sent."""
+    """Bytes of all slots instead of the active ones; not sent."""
     collectives: int
     """A gradient bucket of 25 MiB counts as one."""
 
     @property
     def total(self) -> float:
-        """All that is sent."""
+        """Sum of all sent bytes."""
         return self.gradients + self.keys + self.batchnorm + self.rest
 
 
@@ -54,7 +54,7 @@ def traffic(slotcon: SlotCon, *, batch: int, active: float, processes: int) -> T
     """Compute the traffic of a step.
 
     Args:
-        slotcon: the model; one on the meta device will do.
+        slotcon: the model; the meta device suffices.
         batch: B.
         active: slots that are active in a view, at most one for each cell of the map.
         processes: N.
@@ -89,17 +89,17 @@ def _norms(module: nn.Module) -> list[_BatchNorm]:
 
 @dataclass(frozen=True)
 class Machine:
-    """How a run grows with the number of GPUs, each with the same number of images."""
+    """Weak scaling of a run: each GPU has the same number of images."""
 
     backbone: str = "slotcon_r50"
     """Any timm model that SlotCon takes."""
     slotcon: Annotated[SlotConConfig, tyro.conf.arg(name="")] = field(default_factory=SlotConConfig)
     batch: int = 128
-    """Images a GPU."""
+    """Images per GPU."""
     active: float = 7.0
-    """Slots active in a view; 7 is the paper's figure for COCO."""
+    """Active slots per view; 7 is the paper's figure for COCO."""
     image_seconds: float = 143 * 8 / COCO
-    """Time that a GPU computes for an image; as the paper's 143 s an epoch of COCO on 8 x RTX 3090."""
+    """Seconds of computation per image; the default is from the paper's 143 s per epoch of COCO on 8 x RTX 3090."""
     gpus_per_node: int = 8
     """GPUs that share the faster links."""
     node_bandwidth: float = 20.0
@@ -107,7 +107,7 @@ class Machine:
     network_bandwidth: float = 10.0
     """GB/s that a node sends to the next."""
     latency: float = 20.0
-    """Microseconds of a collective, for each doubling of the processes."""
+    """Microseconds per collective and doubling of the processes."""
 
     def seconds(self, sent: Traffic, processes: int) -> float:
         """Time of the communication, if none of it overlaps with computation."""
@@ -138,12 +138,12 @@ def main() -> None:
         )
     show(table)
     show(
-        "Keys: the active slots, in place of all; an epoch: of COCO. "
+        "Keys: the active slots, instead of all; an epoch: of COCO. "
         f"Assumed: {machine.batch} images a GPU, {machine.active:g} active slots a view, "
         f"{1000 * machine.image_seconds:.1f} ms of computation an image, {machine.node_bandwidth:g} GB/s a GPU "
         f"inside a node of {machine.gpus_per_node} and {machine.network_bandwidth:g} GB/s between nodes, "
         f"{machine.latency:g} us a collective and doubling of the GPUs, nothing overlapped with computation. "
-        "The paper tried batches of 256 to 1024."
+        "The paper used batches of 256 to 1024."
     )
 
 

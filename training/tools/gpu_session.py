@@ -1,7 +1,7 @@
-"""All that a CUDA device should be asked, in one command: ``python -m training.tools.gpu_session FOLDER``.
+"""All tests and benchmarks for a CUDA device in one command: ``python -m training.tools.gpu_session FOLDER``.
 
-Each part is a command of its own, with a limit of its own. Parts that ended well are not repeated when the command
-is given again with the same folder, so a session may be cut off. It leaves ``session.json`` and ``session.md``.
+Each part is a command with a time limit. Successful parts are not repeated when the command is run again with the
+same folder, so a session may be interrupted. It writes ``session.json`` and ``session.md``.
 """
 
 import contextlib
@@ -33,23 +33,23 @@ PYTHON = (sys.executable, "-m")
 
 @dataclass(frozen=True)
 class Part:
-    """A command whose output is kept."""
+    """A command with its output."""
 
     name: str
     command: tuple[str, ...]
     limit: int
     """Seconds."""
     kill_at: Path | None = None
-    """Folder whose first checkpoint ends the part, by SIGKILL: of the run that is resumed later."""
+    """Folder of a run that is killed by SIGKILL at its first checkpoint, to be resumed later."""
     read: Callable[[], dict[str, Any]] = dict
-    """What the command left behind, as named values."""
+    """Reads results of the command as named values."""
 
 
 def parts(folder: Path) -> Iterator[Part]:
-    """Yield all parts, the most wanted first.
+    """Yield all parts, the most important first.
 
     Args:
-        folder: of the session, where made images are and commands write.
+        folder: of the session, with generated images and results.
     """
     yield Part("tests", (*PYTHON, "pytest", "-q", "-n0", "-m", "gpu", "-p", "no:cacheprovider"), 150)
     for precision, batches, prototypes, extra in (
@@ -83,11 +83,11 @@ def parts(folder: Path) -> Iterator[Part]:
 
 
 def main(folder: tyro.conf.Positional[Path], minutes: float = 9.0, only: tuple[str, ...] = ()) -> None:
-    """Run the parts that FOLDER lacks, one after the other, and write what is there as JSON and as Markdown.
+    """Run the parts missing in FOLDER in sequence, and write all results as JSON and Markdown.
 
     Args:
-        folder: of the session; given again, parts that ended well are not repeated.
-        minutes: after which no further part begins, and the running one is ended.
+        folder: of the session; its successful parts are not repeated.
+        minutes: time limit, at which the running part is killed.
         only: names of the parts to run; all by default.
     """
     folder = folder.absolute()
@@ -112,7 +112,7 @@ def main(folder: tyro.conf.Positional[Path], minutes: float = 9.0, only: tuple[s
 
 
 def _run(part: Part, folder: Path, limit: int) -> dict[str, Any]:
-    """Run a part within its limit; what is left of its process group then is killed."""
+    """Run a part within its limit, then kill its remaining process group."""
     killed, start, log = False, time.monotonic(), folder / f"{part.name}.log"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("w") as output:
@@ -150,7 +150,7 @@ def _load(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _make_images(folder: Path, side: int = 320, count: int = 64) -> None:
-    """Two splits of two classes; the same images, since speed is asked and not accuracy."""
+    """Two splits of two classes with the same images, since only speed is measured."""
     if folder.is_dir():
         return
     staging = folder.with_name(".images")

@@ -1,7 +1,7 @@
 """Put the export of a run into the wheel: ``python -m training.tools.package RUN slotcon_nano.<tag>``.
 
-The whole teacher goes in, in half precision; the backbone is read from the same file. The SHA-256 that is printed
-belongs into the rows of ``slotcon_hub/weights/table.py``.
+The file has the whole teacher in half precision; the backbone is read from it too. Copy the printed SHA-256 into
+the rows of ``slotcon_hub/weights/table.py``.
 """
 
 import sys
@@ -22,7 +22,7 @@ def package(run: Path, name: str, folder: Path) -> Path:
     Args:
         run: folder of a finished run.
         name: ``<architecture>.<tag>`` of the backbone.
-        folder: that the file is written into.
+        folder: for the file.
 
     Raises:
         FileNotFoundError: the run has no export.

@@ -1,4 +1,4 @@
-"""Images of a run: its curves, the groups it discovered, and ``python -m training.report RUN``, a page of all."""
+"""``python -m training.report RUN``: one HTML page with curves, groups, settings and warnings of a run."""
 
 import base64
 import json
@@ -14,22 +14,22 @@ from slotcon_hub.cli.table import shorten
 from slotcon_hub.templates import render_template
 from training.engine.words import as_facts, as_options
 from training.pretraining.curves import draw_curves, read_metrics
+from training.pretraining.metric_names import as_metrics
 from training.pretraining.result import as_rows, by_class
-from training.pretraining.words import as_metrics
 
 __all__ = ["main", "write_page"]
 
-SHOWN = 4  # images of groups, the last ones
+SHOWN = 4  # newest drawings of groups
 
 
 def write_page(folder: Path) -> Path:
-    """Write ``report.html`` into the folder of a run, finished or not: one file, which needs no other.
+    """Write a self-contained ``report.html`` into the folder of a run, finished or not.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        ValueError: it is no folder of a run, or nothing was measured yet.
+        ValueError: it is no folder of a run, or has no metrics yet.
     """
     lines = read_metrics(folder / "metrics.jsonl")
     draw_curves(folder / "metrics.jsonl", folder / "curves.png")
@@ -66,7 +66,7 @@ def _state(run: dict[str, Any], last: dict[str, Any]) -> str:
 
 
 def _start(start: dict[str, Any]) -> dict[str, Any]:
-    """A later start of a run: its step, what it had, and the options that were others."""
+    """A later start of a run: its step, facts, and changed options."""
     facts = {key: value for key, value in start.items() if key not in ("step", "settings")}
     return {"step": f"{start['step']:,}", "facts": as_facts(facts) | as_options(start.get("settings", {}))}
 
@@ -85,16 +85,14 @@ def _pngs(folder: Path) -> list[Path]:
 
 
 def _image(path: Path) -> str:
-    """A PNG as an address that holds it."""
+    """A PNG as data URI."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def main() -> None:
-    """Write the page of the run that the command line names."""
+    """Write the page of the run given on the command line."""
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
-        print(
-            "usage: python -m training.report RUN\n\nWrite RUN/report.html, curves, groups and settings on a page."
-        )
+        print("usage: python -m training.report RUN\n\nWrite RUN/report.html with curves, groups and settings.")
         raise SystemExit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
     try:
         print(write_page(Path(sys.argv[1])))

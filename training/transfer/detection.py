@@ -65,7 +65,7 @@ def end(job: Detection) -> None:
         if run.is_main:
             finish(job, results)
     elif run.is_main:
-        command = f"the same command with --output {shlex.quote(str(run.folder))} --resume goes on from there"
+        command = f"the same command with --output {shlex.quote(str(run.folder))} --resume continues from there"
         print(f"stopped at step {run.step} of {run.schedule.total_steps}, and saved: {command}")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from training.engine.batchnorm import keeping_buffers
+from training.engine.batchnorm import restore_buffers
 
 __all__ = ["recompute_first_stage", "run_recomputing_norms"]
 
@@ -61,7 +61,7 @@ def _checkpointed(forward: Callable[[Tensor], Any], module: nn.Module, x: Tensor
         forward,
         x,
         use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), keeping_buffers(module)),
+        context_fn=lambda: (contextlib.nullcontext(), restore_buffers(module)),
     )
 
 

@@ -34,7 +34,7 @@ def test_another_sample_comes_in_the_place_of_an_unreadable_one(workers, capfd):
 
 
 def test_those_that_can_be_read_one_by_one():
-    assert list(Tolerant(Numbers(4, 1))) == [[0, 0], [2, 20], [3, 30]]
+    assert list(Tolerant(Numbers(4, 1))) == [(0, 0), (2, 20), (3, 30)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

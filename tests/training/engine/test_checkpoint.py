@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from training.engine import checkpoint
-from training.engine.errors import naming_lost_workers
+from training.engine.errors import explain_lost_workers
 
 FILES = ["model.safetensors", "optimizer.pt", "state.json", "SHA256SUMS"]
 
@@ -83,7 +83,9 @@ def test_a_full_disk_is_one_sentence_and_the_one_before_stays(tmp_path):
         limit = (before / file).stat().st_size - 1
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
-            with pytest.raises(OSError, match=r"step-00000010 could not be written \(.+\): make room") as raised:
+            with pytest.raises(
+                OSError, match=r"step-00000010 could not be written \(.+\): free disk space"
+            ) as raised:
                 save(tmp_path, 10, nn.Linear(3, 2), keep=1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -139,7 +141,7 @@ def test_when_all_are_damaged_nothing_is_removed(tmp_path):
     for step in (5, 10):
         cut(save(tmp_path, step, nn.Linear(3, 2))[0] / "optimizer.pt")
     with pytest.raises(
-        ValueError, match=r"step-00000010 is damaged: optimizer.pt does .*step-00000005 is .*start anew"
+        ValueError, match=r"step-00000010 is damaged: optimizer.pt does .*step-00000005 is .*start a new run"
     ):
         checkpoint.newest(tmp_path)
     assert names(tmp_path) == [name(5), name(10)]
@@ -186,7 +188,7 @@ def test_a_machine_that_cannot_see_it_is_told_to_share_the_folder(tmp_path, file
 def test_no_code_is_run(tmp_path):
     path, _ = save(tmp_path, 5, nn.Linear(3, 2))
     torch.save({"optimizer": Malicious(tmp_path / "marker")}, path / "optimizer.pt")
-    with pytest.raises(ValueError, match=r"cannot be read \(.+\), though it is as it was written: resume with the"):
+    with pytest.raises(ValueError, match=r"cannot be read \(.+\), though its SHA-256 is right: resume with the"):
         checkpoint.load(path, nn.Linear(3, 2))
     assert not (tmp_path / "marker").exists()
 
@@ -208,11 +210,11 @@ def test_a_worker_that_is_killed_during_a_save_is_not_taken_for_a_full_disk(tmp_
     monkeypatch.setattr(checkpoint, "save_file", killed)
     with (
         pytest.raises(
-            OSError, match=r"^a process that loads images has ended .*by signal: Killed\).*: start again$"
+            OSError, match=r"^a worker that loads images was killed .*by signal: Killed\).*: start again$"
         ),
-        naming_lost_workers("start again"),
+        explain_lost_workers("start again"),
     ):
         save(tmp_path, 10, nn.Linear(3, 2))
     assert names(tmp_path) == [before.name]
-    with pytest.raises(RuntimeError, match="another"), naming_lost_workers("start again"):
+    with pytest.raises(RuntimeError, match="another"), explain_lost_workers("start again"):
         raise RuntimeError("another")

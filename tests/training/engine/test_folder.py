@@ -97,7 +97,7 @@ def test_a_locked_run_says_how_long_it_waits(tmp_path, capsys):
     other.start()
     ready.wait()
     with pytest.raises(ValueError, match=r"is still training in .*, after 1 seconds: stop it first, or choose"):
-        run_folder.claim(tmp_path, patience=1)
+        run_folder.lock(tmp_path, patience=1)
     end.set()
     other.join()
     assert f"waiting up to 1 seconds for the process that is training in {tmp_path}" in capsys.readouterr().err
@@ -108,9 +108,11 @@ def test_folders_above_an_output_are_made_unless_something_prevents_it(tmp_path,
     assert unwritable(tmp_path / "a/b/c", "--output") is None
     assert unwritable(tmp_path / "file", "--output") is None
     words = unwritable(tmp_path / "file/b", "--output")
-    assert words == f"{tmp_path}/file is a file, so that {tmp_path}/file/b cannot be in it: choose another --output"
+    assert (
+        words == f"{tmp_path}/file is a file, so {tmp_path}/file/b cannot be created in it: choose another --output"
+    )
     monkeypatch.setattr(outputs.os, "access", lambda *_: False)
-    assert "without the permission: choose another --figures" in str(unwritable(tmp_path / "a/b", "--figures"))
+    assert ": choose another --figures" in str(unwritable(tmp_path / "a/b", "--figures"))
 
 
 def test_a_run_makes_the_folders_above_its_own(run, images, tmp_path):

@@ -93,9 +93,9 @@ def test_what_goes_wrong_is_said_once(monitor, capsys):
         monitor.add(metrics(out), step)
         monitor.step(step, {}, saving=False)
     said = (monitor.path.with_name("warnings.txt")).read_text().splitlines()
-    collapsed = [line for line in said if "prototype 0 takes 99% of all uses" in line]
+    collapsed = [line for line in said if "prototype 0 has 99% of all usage" in line]
     assert [line.split(":")[0] for line in collapsed] == ["step 2", "step 8"]
-    assert sum("every image is one group" in line for line in said) == 2
+    assert sum("every image is a single group" in line for line in said) == 2
     assert not any("waiting" in line for line in said)
     assert "warning: step 2: prototype 0" in capsys.readouterr().out.replace("\n", " ")
 

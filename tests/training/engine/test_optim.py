@@ -105,7 +105,7 @@ def test_lars_resumes():
 def test_a_state_of_timms_lars_is_refused():
     layer = nn.Linear(3, 2)
     theirs = timm.optim.Lars(layer.parameters(), lr=0.1).state_dict()
-    with pytest.raises(ValueError, match=r"shorter steps.: begin a new run from its weights, with --continue-from"):
+    with pytest.raises(ValueError, match=r"shorter steps.: start a new run from its weights, with --continue-from"):
         Lars(layer.parameters()).load_state_dict(theirs)
 
 

@@ -47,5 +47,5 @@ def test_processes_wait_for_the_main_one_and_show_who_waits_for_images(tmp_path)
 def test_a_model_is_not_divided_over_processes(monkeypatch, variable):
     monkeypatch.setenv(variable, "true")
     _, recipe = parse([*TINY.split(), "--data", os.devnull])
-    with pytest.raises(ValueError, match="but here every process has the whole model: launch with --multi_gpu"):
+    with pytest.raises(ValueError, match="but every process must have the whole model: launch with --multi_gpu"):
         processes.init_distributed(recipe)

@@ -74,7 +74,7 @@ def test_a_killed_run_of_anything_resumes_bit_for_bit(tmp_path, processes):
     assert [path.name for path in sorted((part / "checkpoints").iterdir())] == ["step-00000010", "step-00000020"]
     resumed = Launch([*options, "--output", part, "--resume"], tmp_path / "log-resumed", processes, main=train)
     assert not any(resumed.end()), resumed.log.read_text()
-    assert "goes on from step-00000020" in resumed.log.read_text()
+    assert "resumes from step-00000020" in resumed.log.read_text()
     assert differences(whole, part) == []
     first, last = (json.loads(lines(whole)[place]) for place in (0, -1))
     assert (first["step"], last["step"], len(lines(whole))) == (5, 40, 8)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -16,7 +17,7 @@ from training.data.plan import Steps
 from training.data.views import TwoViews
 from training.engine import signals as stop
 from training.engine.launcher import Launcher, find_launcher
-from training.engine.signals import LEAVE, SIGNALS, Stop, loading
+from training.engine.signals import EXIT_SIGNAL, SIGNALS, Stop, loading
 from training.evaluation.command import stream
 from training.pretraining.pairs import ViewPairs, make_loader
 from training.tools.reliability.launch import Launch
@@ -34,11 +35,11 @@ def accelerator(monkeypatch):
 def test_a_signal_is_a_wish_and_python_gets_its_handlers_back(accelerator, number, capfd):
     before = signal.getsignal(number)
     with Stop(accelerator) as wish:
-        assert not wish.agreed()
+        assert not wish.should_stop()
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # again at once: the launcher has passed it on
-        assert wish.agreed()
-        assert wish.agreed()
+        assert wish.should_stop()
+        assert wish.should_stop()
     assert signal.getsignal(number) is before
     assert capfd.readouterr().err.count("stopping at the next line of metrics") == 1
 
@@ -60,9 +61,9 @@ def test_the_end_of_the_launcher_is_a_wish_too_but_not_that_of_a_shell(accelerat
     parent = Launcher(os.getppid(), ("accelerate", "launch"), {})
     monkeypatch.setattr(stop, "launcher", lambda: parent if launched else find_launcher(os.getppid()))
     wish = Stop(accelerator)
-    assert not wish.agreed()
+    assert not wish.should_stop()
     monkeypatch.setattr(os, "getppid", lambda: -1)
-    assert wish.agreed() == launched
+    assert wish.should_stop() == launched
 
 
 def work(pipe) -> None:
@@ -85,7 +86,7 @@ def test_a_worker_heeds_its_parent_alone():
     worker.terminate()
     worker.join(timeout=60)
     assert worker.exitcode == 0
-    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {*SIGNALS, LEAVE}
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {*SIGNALS, EXIT_SIGNAL}
 
 
 @LINUX
@@ -127,7 +128,7 @@ def read_all(method: list[str]) -> None:
             probed = stream(slow, list, accelerator, batch_size=1, workers=2)
             views = ViewPairs(slow, TwoViews(32, (0.2, 1.0)), 0)
             trained = make_loader(views, Steps(12, 2, range(6), seed=0), 2)
-            print("read", len(list(probed)), len(list(trained)), wish.agreed(), flush=True)
+            print("read", len(list(probed)), len(list(trained)), wish.should_stop(), flush=True)
         os._exit(0)  # without the context, the next signal would end it otherwise
 
 
@@ -143,3 +144,20 @@ def test_workers_of_every_loader_outlive_signals_to_their_group_at_any_moment(tm
         time.sleep(0.003)
     assert launch.end() == [0], launch.log.read_text()
     assert launch.log.read_text().count("read 12 6 True") == 3
+
+
+def prints(error: Exception) -> None:
+    threading.Thread(target=sys.excepthook, args=(type(error), error, None)).start()
+
+
+@LINUX
+@pytest.mark.parametrize(
+    ("error", "said"), [(ConnectionResetError(104, "reset"), ""), (OSError(28, "full"), "full")]
+)
+def test_a_worker_that_is_cut_off_prints_no_traceback(error, said, capfd):
+    """multiprocessing's threads print what they raise; a training process that ends cuts off a batch."""
+    worker = stop._Worker(target=prints, args=(error,))
+    worker.start()
+    worker.join()
+    printed = capfd.readouterr().err
+    assert (said in printed) if said else not printed

@@ -7,7 +7,7 @@ from rich.table import Column, Table
 
 from slotcon_hub.cli.table import shorten
 from training.engine.words import as_facts, as_options, show
-from training.pretraining.words import as_metrics
+from training.pretraining.metric_names import as_metrics
 
 
 def test_names_are_shown_letter_for_letter(capsys):

@@ -20,7 +20,9 @@ CLASSES, SIZE = 5, 64
 
 
 def settings(backbone: Path, masked: Path, **others: object) -> InContext:
-    wanted = InContext((str(backbone),), masked / "images", masked / "masks", size=SIZE, batch_size=2, workers=0)
+    wanted = InContext(
+        models=(str(backbone),), data=masked / "images", masks=masked / "masks", size=SIZE, batch_size=2, workers=0
+    )
     return dataclasses.replace(wanted, **{"memory": (14, 7 * 16), "neighbors": 4, **others})
 
 
@@ -30,7 +32,7 @@ def command(here, chosen: InContext) -> dict:
 
 
 def read(masked: Path, split: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    images = dense.open_parts(InContext(("x",), masked / "images", masked / "masks", size=SIZE))
+    images = dense.open_parts(InContext(models=("x",), data=masked / "images", masks=masked / "masks", size=SIZE))
     return list(images.train if split == "train" else images.test)
 
 

@@ -19,8 +19,8 @@ SIZE = 64
 
 
 def settings(backbone: Path, masked: Path, **others: object) -> LinearSegmentation:
-    paths = masked / "images", masked / "masks"
-    wanted = LinearSegmentation((str(backbone),), *paths, size=SIZE, batch_size=2, workers=0)
+    paths = {"data": masked / "images", "masks": masked / "masks"}
+    wanted = LinearSegmentation(models=(str(backbone),), **paths, size=SIZE, batch_size=2, workers=0)
     return dataclasses.replace(wanted, **{"epochs": 20, "train_batch_size": 16, "lr": 0.01, **others})
 
 
@@ -46,7 +46,7 @@ def test_what_a_line_can_separate_is_separated():
     features[:, 7] *= 1000
     counts = F.one_hot(labels + labels // 2, 5).float() * 9  # classes 0, 1 and 3 of five
     before = features.clone()
-    chosen = LinearSegmentation(("x",), Path(), Path(), epochs=30, train_batch_size=64, lr=0.01)
+    chosen = LinearSegmentation(models=("x",), data=Path(), masks=Path(), epochs=30, train_batch_size=64, lr=0.01)
     convolution, seen = train(Cells(features, counts, (400,)), chosen, quiet=True)
     assert seen == [0, 1, 3]
     scores = convolution(before.T[None, :, :, None])[0, :, :, 0]

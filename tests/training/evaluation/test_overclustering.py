@@ -18,8 +18,8 @@ SIZE, CLASSES = 64, 5
 
 
 def settings(backbone: Path, masked: Path, **others: object) -> Overclustering:
-    paths = masked / "images", masked / "masks"
-    wanted = Overclustering((str(backbone),), *paths, size=SIZE, batch_size=2, workers=0)
+    paths = {"data": masked / "images", "masks": masked / "masks"}
+    wanted = Overclustering(models=(str(backbone),), **paths, size=SIZE, batch_size=2, workers=0)
     return dataclasses.replace(wanted, **{"clusters": 12, "seeds": 3, **others})
 
 

@@ -266,7 +266,7 @@ def test_the_linear_command_augments_when_asked_to(data, model, tmp_path):
         ({"--models": "slotcon_r99"}, "slotcon_r99 could not be loaded"),
         ({"--models": "resnet10t.nothing"}, "resnet10t.nothing could not be loaded"),
         ({"--test-split": "dev"}, "no folder for the split 'dev'"),
-        ({"--output": f"{__file__}/found.json"}, "found.json cannot be in it: choose another --output"),
+        ({"--output": f"{__file__}/found.json"}, "found.json cannot be created in it: choose another --output"),
         ({"--output": "/"}, "/ is a folder: name a JSON file in it, --output /results.json"),
     ],
 )

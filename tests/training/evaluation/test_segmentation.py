@@ -218,8 +218,11 @@ def test_the_embedded_scenes(prototypes, here, tmp_path, monkeypatch):
     [
         ({"model": "slotcon_r50"}, "slotcon_r50 is a backbone without prototypes"),
         ({"model": "slotcon_nope"}, "there are no weights 'slotcon_nope'"),
-        ({"output": Path(__file__, "deep/found.json")}, r"\.py is a file, so that \S*found.json cannot be in it"),
-        ({"figures": Path(__file__, "figures")}, "figures cannot be in it: choose another --figures"),
+        (
+            {"output": Path(__file__, "deep/found.json")},
+            r"\.py is a file, so \S*found.json cannot be created in it",
+        ),
+        ({"figures": Path(__file__, "figures")}, "figures cannot be created in it: choose another --figures"),
         ({"output": Path("/tmp")}, r"/tmp is a folder: name a JSON file in it, --output /tmp/results\.json"),
         ({"figures": Path(__file__)}, r"test_segmentation\.py is a file: choose another --figures, a folder"),
         ({"classes": Path("/nowhere/names.txt")}, "No such file or directory: '/nowhere/names.txt'"),
@@ -241,9 +244,7 @@ def test_a_folder_without_permission_is_refused_before_the_work(
 ):
     asked = []
     monkeypatch.setattr("os.access", lambda path, mode: asked.append((path, mode)))  # root may write anywhere
-    with pytest.raises(
-        ValueError, match=rf"x cannot be written, without the permission: choose another --{option}"
-    ):
+    with pytest.raises(ValueError, match=rf"no permission to write \S*x: choose another --{option}"):
         here(main, settings(prototypes, folder, **{option: tmp_path / "x"}))
     assert asked == [(tmp_path, os.W_OK)]
 

@@ -59,7 +59,7 @@ def test_the_folder_of_a_run_and_its_checkpoints_name_their_epoch(tmp_path, slot
         assert load(path, slotcon, epoch=None, epochs=5) == epoch
         assert all((part == value).all() for part in slotcon.state_dict().values())
     assert load(tmp_path, slotcon, epoch=0, epochs=5) == 0
-    with pytest.raises(ValueError, match="has 3 epochs behind it, and this schedule ends at 3: give more"):
+    with pytest.raises(ValueError, match="was trained for 3 epochs, and this schedule ends at 3: give more"):
         load(tmp_path, slotcon, epoch=None, epochs=3)
 
 
@@ -109,12 +109,12 @@ def code(folder):
     [
         (
             official,
-            "has 800 epochs behind it, and this schedule ends at 800: give more, with --epochs",
+            "was trained for 800 epochs, and this schedule ends at 800: give more --epochs",
         ),
-        (backbone_only, "holds backbone alone, from which training cannot go on"),
+        (backbone_only, "holds backbone only, from which training cannot continue"),
         (
             other_prototypes,
-            r"center is \(1, 6\) instead of \(1, 5\): go on from .* with the backbone",
+            r"center is \(1, 6\) instead of \(1, 5\): continue from .* with its backbone",
         ),
         (not_finite, "center has NaN or Inf"),
         (cut, "is not a checkpoint .*download it again"),

@@ -95,7 +95,7 @@ def test_resumed_is_uninterrupted(run, images, tmp_path, monkeypatch, capsys, dr
     run("demo", "--data", images, *TINY.split(), "--output", part, "--resume")
     said = capsys.readouterr().err
     assert f"warning: the checkpoint {newest} is damaged: optimizer.pt does not match SHA256SUMS\n" in said
-    assert f"{part} goes on from step-00000002\n" in said
+    assert f"{part} resumes from step-00000002\n" in said
     assert differences(whole, part) == []
     assert said.count("skipped") < lines(part)[2]["unreadable"] == lines(whole)[2]["unreadable"]  # named once
     events = EventAccumulator(str(part / "slotcon")).Reload()
@@ -124,11 +124,11 @@ def test_resuming_what_has_no_checkpoint_starts_and_says_so(run, images, tmp_pat
     argv = ["demo", "--data", images, *TINY.split(), "--resume"]
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "fit", interrupt)
-        with pytest.raises(SystemExit, match="error: interrupted: --resume goes on from the last checkpoint"):
+        with pytest.raises(SystemExit, match="error: interrupted: --resume continues from the last checkpoint"):
             run(*argv)  # no folder yet
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "loss": 7.0}\n')
     folder = run(*argv)  # no checkpoint yet
-    assert capsys.readouterr().err.count("goes on from the beginning, since it has no checkpoint yet\n") == 2
+    assert capsys.readouterr().err.count("resumes from the start, since it has no checkpoint yet\n") == 2
     assert [line["step"] for line in lines(folder)] == [1, 2, 3, 4]
     assert lines(folder)[0]["loss"] != 7
 
@@ -409,11 +409,14 @@ def test_launched_as_a_module_and_the_errors_of_a_launch(tmp_path):
         ),
         (
             ["demo", "--data", "{images}", *TINY.split(), "--resume", "--output", "{images}"],
-            "holds something else than a run",
+            "has other files than a run",
         ),
         (["demo", "--data", "{images}", *TINY.split(), "--mixed-precision", "fp16"], "fp16 needs a GPU"),
         (["demo", "--data", "{images}", *TINY.split(), "--output", "{images}/0.jpg"], r"0\.jpg is a file"),
-        (["demo", "--data", "{images}", *TINY.split(), "--output", "{images}/0.jpg/run"], "run cannot be in it"),
+        (
+            ["demo", "--data", "{images}", *TINY.split(), "--output", "{images}/0.jpg/run"],
+            "run cannot be created in it",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(run, images, tmp_path, args, words):
@@ -518,8 +521,8 @@ def test_a_killed_worker_is_one_sentence(images, tmp_path):
     worker.kill()
     assert launch.end() == [1]
     said = launch.log.read_text()
-    assert "error: a process that loads images has ended (" in said
-    assert "use fewer --workers: --resume goes on from the last checkpoint\n" in said
+    assert "error: a worker that loads images was killed (" in said
+    assert "use fewer --workers: --resume continues from the last checkpoint\n" in said
     assert "Traceback" not in said
 
 
@@ -575,7 +578,7 @@ def test_all_processes_must_see_the_same_images(images, tmp_path):
     launch = Launch(argv, tmp_path / "log", 2, main=on_a_disk_of_its_own)
     assert launch.end() == [1, 1]
     said = launch.log.read_text()
-    assert said.count("error: process 1 sees other images than process 0, 9 and 10 of them: put the same") == 2
+    assert said.count("error: process 1 finds other images than process 0, 9 and 10 of them: put the same") == 2
     shutil.rmtree(tmp_path / "1")
     launch = Launch(argv, tmp_path / "log-2", 2, main=on_a_disk_of_its_own)
     assert launch.end() == [1, 1]

@@ -73,7 +73,7 @@ def test_looking_never_ends_a_run(run, images, labeled, tmp_path, monkeypatch):
     assert (folder / "checkpoints/step-00000004").is_dir()
     drawing, probe = (folder / "warnings.txt").read_text().splitlines()  # once each
     assert drawing == "step 2: the groups could not be drawn: [Errno 28] No space left on device"
-    assert probe.startswith("step 2: no accuracy of the probe: 2 of 6 images have no features, the first of them ")
+    assert probe.startswith("step 2: the probe failed: 2 of 6 images have no features, the first of them ")
     assert str(image) in probe
 
 
@@ -84,7 +84,7 @@ def test_a_full_gpu_leaves_the_probe_out(run, images, labeled, monkeypatch, part
 
     monkeypatch.setattr(f"training.pretraining.watch.{part}", full)
     folder = run("coco_800ep", "--data", images, *TINY.split(), "--show-every", 2, "--probe", labeled)
-    assert (folder / "warnings.txt").read_text() == "step 4: no accuracy of the probe: CUDA out of memory.\n"
+    assert (folder / "warnings.txt").read_text() == "step 4: the probe failed: CUDA out of memory.\n"
     assert len(lines(folder)) == 4
 
 
@@ -112,7 +112,7 @@ def test_one_process_without_memory_keeps_no_other_waiting(images, labeled, tmp_
     launch = Launch(argv, tmp_path / "log", 2, main=short_of_memory)
     assert not any(launch.end()), launch.log.read_text()
     assert [line["step"] for line in lines(tmp_path / "run") if "knn" in line] == [4]
-    assert "step 2: no accuracy of the probe: " in (tmp_path / "run/warnings.txt").read_text()
+    assert "step 2: the probe failed: " in (tmp_path / "run/warnings.txt").read_text()
 
 
 def test_a_probe_of_too_many_images_is_refused(run, images, tmp_path, monkeypatch):

@@ -29,8 +29,8 @@ def test_data_prints_every_contender(tmp_path, capsys):
 
 
 def test_both_pipelines_make_the_same_kind_of_views():
-    contenders = data._contenders(data.InMemory(data.make_images(96, 32)))
-    ours, theirs = contenders["the whole, with the colours on the CPU"](), contenders[data.ORDINARY]()
+    contenders = data._candidates(data.InMemory(data.make_images(96, 32)))
+    ours, theirs = contenders["a worker and colour augmentation on the CPU"](), contenders[data.ORDINARY]()
     assert ours.shape == theirs.shape == (64, 3, 224, 224)
     assert ours.dtype == theirs.dtype == torch.float32
     for statistic in (torch.mean, torch.std):
@@ -92,10 +92,10 @@ def test_step_prints_every_part(capsys):
     plain = gflop(out)
     networks = [plain.pop(f"{name}, forward") for name in ("student", "teacher")]
     assert networks[0] == networks[1] > 1
-    backward, whole = plain.pop("backward"), plain.pop("whole, not stopped")
+    backward, whole = plain.pop("backward"), plain.pop("whole step, without stops")
     assert backward / networks[0] == pytest.approx(2, rel=0.1)
     assert whole == pytest.approx(sum(networks) + backward + sum(plain.values()), abs=0.5)
-    assert plain["teacher follows the student"] == plain["optimiser"] == 0
+    assert plain["EMA update of the teacher"] == plain["optimiser"] == 0
 
     main([*STEP, "--batch-sizes", "8", "--grad-checkpointing"])
     out = capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_step_goes_through_the_settings_beside_what_was_reported(capsys, monkeyp
 
 @pytest.mark.parametrize("options", [["--recipe", "unknown"], ["--steps", "0"], ["--batch-sizes", "1"]])
 def test_what_cannot_be_measured_is_one_sentence(options):
-    with pytest.raises(SystemExit, match=r"^error: [^\n]*(choose one of|measure 1 step or more)"):
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*(choose one of|steps must be at least 1)"):
         main(["step", *options])
 
 

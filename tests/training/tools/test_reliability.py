@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from training.engine.folder import claim
+from training.engine.folder import lock
 from training.tools.reliability import __main__
-from training.tools.reliability.bad_images import ODD, UNREADABLE, meet_bad_images
-from training.tools.reliability.kills import MOMENTS, differences, storm
+from training.tools.reliability.bad_images import ODD, UNREADABLE, train_on_bad_images
+from training.tools.reliability.kills import MOMENTS, differences, kill_runs
 from training.tools.reliability.launch import TINY, Launch, images
 
 ROOT = Path(__file__).parents[3]
@@ -67,7 +67,7 @@ def wait_for_a_line(launch, folder):
 )
 def test_killed_at_any_moment(options, whole, tmp_path, processes, workers, moments):
     argv = [*options, "--workers", workers]
-    result = storm(argv, whole(processes), tmp_path, moments, processes=processes)
+    result = kill_runs(argv, whole(processes), tmp_path, moments, processes=processes)
     assert result.lost == []
     assert result.kills.total() == len(moments)
 
@@ -77,7 +77,7 @@ def test_killed_at_any_moment(options, whole, tmp_path, processes, workers, mome
 @pytest.mark.parametrize("workers", [0, 1])
 def test_killed_many_times(options, whole, tmp_path, processes, workers):
     argv = [*options, "--workers", workers]
-    result = storm(argv, whole(processes), tmp_path, [*MOMENTS] * 5, processes=processes, seed=workers)
+    result = kill_runs(argv, whole(processes), tmp_path, [*MOMENTS] * 5, processes=processes, seed=workers)
     assert result.lost == []
     assert result.half_saves > 0
 
@@ -85,7 +85,7 @@ def test_killed_many_times(options, whole, tmp_path, processes, workers):
 @pytest.mark.slow
 def test_killed_on_more_than_two_processes(options, whole, tmp_path):
     """Where the order of sums over processes shows."""
-    result = storm([*options, "--workers", 0], whole(4), tmp_path, ["in a save", "in a step"], processes=4)
+    result = kill_runs([*options, "--workers", 0], whole(4), tmp_path, ["in a save", "in a step"], processes=4)
     assert result.lost == []
 
 
@@ -101,7 +101,7 @@ def test_sigterm_saves_and_ends_every_process(options, whole, tmp_path, processe
     stopped.signal(signal.SIGTERM, *ranks)
     assert stopped.end() == [0] * processes
     said = stopped.log.read_text()
-    assert f"--output {run} --resume goes on from there" in said
+    assert f"--output {run} --resume continues from there" in said
     assert "Traceback" not in said
     step = int(checkpoints(run)[-1].removeprefix("step-"))
     assert f"stopped at step {step} of 12, and saved" in said
@@ -153,10 +153,10 @@ def test_a_run_is_kept_from_others_until_it_ends_however_it_ends(options, tmp_pa
     launch = Launch(argv, tmp_path / "log")
     wait_for_a_line(launch, run)
     with pytest.raises(ValueError, match=r"still training in .*run, after 1 seconds: stop it first"):
-        claim(run, patience=1)
+        lock(run, patience=1)
     os.kill(launch.ranks[0].pid, signal.SIGKILL)  # its worker lives on for a while
     launch.ranks[0].join()
-    claim(run, patience=0)
+    lock(run, patience=0)
 
 
 def test_the_lock_of_a_machine_that_is_gone_is_waited_for(tmp_path, monkeypatch):
@@ -169,7 +169,7 @@ def test_the_lock_of_a_machine_that_is_gone_is_waited_for(tmp_path, monkeypatch)
 
     monkeypatch.setattr(fcntl, "lockf", lock)
     monkeypatch.setattr(time, "sleep", waited.append)
-    claim(tmp_path)
+    lock(tmp_path)
     assert sum(waited) == 100
 
 
@@ -178,12 +178,12 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    claim(tmp_path)
+    lock(tmp_path)
     assert "cannot be locked (No locks available): make sure that no other process" in capsys.readouterr().err
 
 
 def test_bad_images_are_named_and_odd_ones_are_taken(tmp_path):
-    tried, wrong = meet_bad_images(tmp_path)
+    tried, wrong = train_on_bad_images(tmp_path)
     assert wrong == []
     assert tried == len(UNREADABLE) + len(ODD)
 
@@ -199,9 +199,7 @@ def test_a_run_that_fails_ends_although_its_workers_wait(options, tmp_path):
 
 def test_a_run_that_fails_undisturbed_is_one_sentence(monkeypatch):
     monkeypatch.setattr(__main__, "TINY", f"{TINY} --backbone nonsense")
-    with pytest.raises(
-        SystemExit, match=r"the run that nobody disturbs ended with an error: see the end of"
-    ) as stop:
+    with pytest.raises(SystemExit, match=r"the undisturbed run failed: see the end of") as stop:
         __main__.main(kills=1)
     log = Path(str(stop.value).rpartition(" ")[2])
     assert "timm cannot make" in log.read_text()

@@ -1,1 +1,1 @@
-"""How fast the parts of a training are, measured beside what they replace: ``python -m training.benchmark``."""
+"""Benchmarks of the parts of a training against their alternatives: ``python -m training.benchmark``."""

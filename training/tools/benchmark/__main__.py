@@ -17,7 +17,7 @@ SUBJECTS: dict[str, Any] = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure a subject; what a user can cause ends in one sentence."""
+    """Run a benchmark; user errors end in one sentence."""
     try:
         tyro.extras.subcommand_cli_from_dict(SUBJECTS, args=argv, prog="python -m training.benchmark")
     except (ValueError, OSError) as error:

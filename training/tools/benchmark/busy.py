@@ -1,4 +1,4 @@
-"""Training and evaluation on a CPU that others use too, with threads that sleep while they wait, or spin."""
+"""Training and evaluation on a busy CPU, with waiting threads that sleep or spin."""
 
 import contextlib
 import json
@@ -20,28 +20,28 @@ from training.tools.benchmark.step import _Trained
 
 __all__ = ["benchmark"]
 
-SPINS = 300_000  # times that a thread looks before it sleeps, where libgomp is told nothing
+SPINS = 300_000  # libgomp's default spin count before a thread sleeps
 WAITING = {"sleep": {"OMP_WAIT_POLICY": "passive"}, "spin": {"GOMP_SPINCOUNT": str(SPINS)}}
 WORK = ("training step", "evaluation, 4 batches")
 BATCH = 64
 
 
 def benchmark(others: int = 2, rounds: int = 5, steps: int = 3) -> None:
-    """Print the seconds of a step of the demo, and of an evaluation, alone and beside busy processes.
+    """Print the seconds of a training step of the demo and of an evaluation, alone and beside busy processes.
 
-    Two processes take turns. In the first, threads sleep while they wait for each other, as our commands tell them;
-    in the second they spin, as they do by default. Medians of all rounds.
+    Two processes alternate: in the first, waiting threads sleep, as in our commands; in the second they spin, as by
+    default. Medians of all rounds.
 
     Args:
-        others: processes that keep a core busy each.
-        rounds: in each of which everything is measured once.
-        steps: and as many evaluations, of each measurement.
+        others: processes that each keep a core busy.
+        rounds: of all measurements.
+        steps: training steps, and evaluations, per measurement.
 
     Raises:
         ValueError: a number is too small.
     """
     if min(others, rounds, steps) < 1:
-        raise ValueError("measure 1 round or more, of 1 step or more, beside 1 process or more")
+        raise ValueError("rounds, steps and others must be at least 1")
     times: dict[tuple[str, str, bool], list[float]] = {}
     with contextlib.ExitStack() as stack:
         workers = {waiting: stack.enter_context(_worker(waiting, steps)) for waiting in WAITING}
@@ -56,7 +56,7 @@ def benchmark(others: int = 2, rounds: int = 5, steps: int = 3) -> None:
 
 @contextlib.contextmanager
 def _worker(waiting: str, steps: int) -> Iterator[Callable[[], list[float]]]:
-    """A process that measures whenever it is asked to; how its threads wait is read when it loads torch."""
+    """A process that measures on request; its wait policy is read when it loads torch."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_WAIT", "GOMP_"))} | WAITING[waiting]
     env["ACCELERATE_USE_CPU"] = "true"
     command = [sys.executable, "-c", f"from training.tools.benchmark.busy import serve; serve({steps})"]
@@ -89,7 +89,7 @@ def _busy(count: int) -> Iterator[None]:
 
 
 def serve(steps: int) -> None:
-    """Answer every line of the input by the median seconds of each kind of work."""
+    """For every line of input, print the median seconds of each kind of work."""
     recipe = replace(RECIPES["demo"][1], trackers=(), mixed_precision="no")
     trained = _Trained(recipe, init_distributed(recipe), BATCH)
     network, images = trained.slotcon.teacher.backbone, torch.randn(BATCH, 3, recipe.view_size, recipe.view_size)
@@ -99,7 +99,7 @@ def serve(steps: int) -> None:
             for _ in range(4):
                 network(images)
 
-    for work in (trained.step, evaluate):  # warmed up
+    for work in (trained.step, evaluate):  # warm-up
         work()
     for _ in sys.stdin:
         print(json.dumps([_median(work, steps) for work in (trained.step, evaluate)]), flush=True)

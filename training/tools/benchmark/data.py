@@ -1,4 +1,4 @@
-"""The input pipeline on one core, beside the ordinary one of torchvision and Pillow."""
+"""The input pipeline on one core, compared with the standard one of torchvision and Pillow."""
 
 import hashlib
 import io
@@ -22,22 +22,20 @@ from training.pretraining.pairs import ViewPairs, collate
 
 __all__ = ["InMemory", "benchmark", "make_images"]
 
-ORDINARY = "the ordinary pipeline: Pillow, image by image"
+ORDINARY = "the standard pipeline: Pillow, image by image"
 
 
 class InMemory:
     """Encoded images in memory."""
 
     def __init__(self, files: list[bytes]) -> None:
-        """Take the files."""
         self.files = files
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self.files)
 
     def name(self, index: int) -> str:
-        """Number of an image."""
+        """Index of an image as text."""
         return f"image {index}"
 
     def read(self, index: int) -> bytes:
@@ -50,16 +48,16 @@ class InMemory:
 
 
 def benchmark(data: Path | None = None, side: int = 640, images: int = 16, rounds: int = 30) -> None:
-    """Print how many images a second one core decodes, cuts into two views of 224 pixels, and colours.
+    """Print how many images per second one core decodes, crops to two views of 224 pixels, and colour-augments.
 
-    Reading from the disk is left out. The contenders take turns in every round, so that whatever else the machine
-    does meets them alike; the time is that of the core, and the median of the rounds counts.
+    Disk reads are excluded. The pipelines alternate in every round, so that other load affects all equally; CPU
+    time, median of the rounds.
 
     Args:
-        data: Folder of images; None makes some with the spectrum of photographs.
-        side: Longer side in pixels that they are resized to, and saved as JPEG of quality 90.
-        images: How many.
-        rounds: Of measurement.
+        data: folder of images; None generates some with the spectrum of natural images.
+        side: longer side in pixels after resizing; saved as JPEG of quality 90.
+        images: number of images.
+        rounds: of measurement.
 
     Raises:
         ValueError: the folder holds no image.
@@ -67,7 +65,7 @@ def benchmark(data: Path | None = None, side: int = 640, images: int = 16, round
     files = InMemory(_photographs(data, side, images) if data else make_images(side, images))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    seconds = _measure(_contenders(files), rounds)
+    seconds = _measure(_candidates(files), rounds)
     torch.set_num_threads(threads)
 
     size = sum(map(len, files.files)) / len(files) / 1000
@@ -80,8 +78,8 @@ def benchmark(data: Path | None = None, side: int = 640, images: int = 16, round
     show(table)
 
 
-def _contenders(files: InMemory) -> dict[str, Callable[[], object]]:
-    """Name what is measured; each goes through all images."""
+def _candidates(files: InMemory) -> dict[str, Callable[[], object]]:
+    """Pipelines by name; each processes all images."""
     pairs = ViewPairs(files, TwoViews(), seed=0)
     ordinary = [_ordinary_view(view) for view in (1, 2)]
 
@@ -97,16 +95,16 @@ def _contenders(files: InMemory) -> dict[str, Callable[[], object]]:
         return torch.stack([view(image) for view in ordinary for image in opened])
 
     return {
-        "decoding alone, torchvision: the ceiling": lambda: [decode(file) for file in files.files],
-        "decoding alone, Pillow": lambda: [Image.open(io.BytesIO(file)).convert("RGB") for file in files.files],
-        "what a worker does: decode, crop, resize, flip": worker,
-        "the whole, with the colours on the CPU": whole,
+        "decoding only, torchvision: upper bound": lambda: [decode(file) for file in files.files],
+        "decoding only, Pillow": lambda: [Image.open(io.BytesIO(file)).convert("RGB") for file in files.files],
+        "a worker: decode, crop, resize, flip": worker,
+        "a worker and colour augmentation on the CPU": whole,
         ORDINARY: usual,
     }
 
 
 def _measure(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median of the seconds of CPU time that each takes, after one round to warm up."""
+    """Median CPU seconds of each, after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     torch.manual_seed(0)
     for _ in range(rounds + 1):
@@ -118,7 +116,7 @@ def _measure(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[s
 
 
 def _ordinary_view(view: int) -> Callable[[Image.Image], Tensor]:
-    """Return the augmentation of view 1 or 2 as it is usually written, for one Pillow image at a time."""
+    """The standard augmentation of view 1 or 2, for one Pillow image."""
     return transforms.Compose(
         [
             transforms.RandomResizedCrop(224, SCALE, RATIO, transforms.InterpolationMode.BICUBIC),
@@ -151,9 +149,9 @@ def _photographs(folder: Path, side: int, count: int) -> list[bytes]:
 
 
 def make_images(side: int, count: int) -> list[bytes]:
-    """Make images of 4:3 whose amplitudes fall with the frequency.
+    """Generate 4:3 images with amplitudes that fall with frequency.
 
-    They take 2.3 bits a pixel at 640 pixels, as much as photographs (those of BSDS500, resized likewise: 2.2).
+    As JPEG they take 2.3 bits per pixel at 640 pixels, similar to natural images (BSDS500, resized likewise: 2.2).
     """
     rng = np.random.default_rng(0)
     height, width = side * 3 // 4, side

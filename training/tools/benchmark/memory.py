@@ -1,4 +1,4 @@
-"""How many bytes of tensors live at the peak of a computation, on any device and the same at every run."""
+"""Peak bytes of live tensors during a computation: deterministic, on any device."""
 
 import weakref
 from typing import Any
@@ -12,17 +12,17 @@ __all__ = ["LiveBytes"]
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations inside make, and those of modules and tensors that were there before.
+    """Counts the storages created by operations in the block, and those of given modules and tensors.
 
-    What a kernel allocates and frees within one operation is not seen, nor how an allocator rounds and fragments:
-    a GPU needs some per cent more than this.
+    Temporary buffers inside kernels, and rounding and fragmentation of the allocator, are not counted: a GPU needs
+    some per cent more.
     """
 
     def __init__(self, *held: nn.Module | Tensor) -> None:
         """Start with the parameters, gradients and buffers of ``held``."""
         super().__init__()
         self.live = self.peak = 0
-        """Bytes, now and at the most so far."""
+        """Current and peak bytes."""
         self._known: Any = WeakIdKeyDictionary()
         for thing in held:
             tensors = [thing] if isinstance(thing, Tensor) else [*thing.parameters(), *thing.buffers()]

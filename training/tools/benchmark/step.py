@@ -1,4 +1,4 @@
-"""A training step, part by part: milliseconds, arithmetic, memory, and what processes would send each other."""
+"""The parts of a training step: milliseconds, FLOPs, memory, and communication."""
 
 import gc
 import itertools
@@ -38,9 +38,9 @@ from training.tools.communication import COCO, traffic
 
 __all__ = ["benchmark"]
 
-WARMUP = 3  # steps that are not measured
+WARMUP = 3  # steps before the measurement
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
-REPORTED = (  # supplementary A.1: global batch, seconds an epoch of COCO, GB a GPU
+REPORTED = (  # supplementary A.1: global batch, seconds per epoch of COCO, GB per GPU
     ("SlotCon, 8 x RTX 3090, as reported", 1024, 143, 16.0),
     ("PixPro, likewise", 1024, 139, 15.1),
     ("DenseCL, likewise", 256, 166, 7.9),
@@ -58,23 +58,22 @@ def benchmark(
     gpus: int | None = None,
     output: Path | None = None,
 ) -> None:
-    """Print what each part of a training step costs, and how long an epoch of COCO takes at this speed.
+    """Print the cost of each part of a training step, and the time of a COCO epoch at this speed.
 
-    A part ends when the device has done it, so that the parts together may take longer than the step, which is
-    measured without stopping. "GB of tensors" counts all storages that live at the peak of a step; beside it stands
-    what the process has used, with all that its allocator rounds and keeps. Loading images is left out. Launched
-    by accelerate, all processes take the step together.
+    The device is synchronised after each part, so their sum may exceed the step, which is measured without
+    synchronisation. "GB of tensors" counts all live storages at the peak of a step; "GB a process" includes the
+    allocator's overhead. Data loading is excluded. Launched by accelerate, all processes run the step.
 
     Args:
-        recipe: whose network and views are measured, by its name.
-        batch_sizes: images on each process; each is measured.
+        recipe: name of the recipe with the network and views.
+        batch_sizes: images per process; each is measured.
         num_prototypes: likewise.
-        mixed_precision: None takes bf16 on a GPU, and no on a CPU.
-        grad_checkpointing: compute the student's activations again in the backward.
+        mixed_precision: by default bf16 on a GPU, and no on a CPU.
+        grad_checkpointing: recompute the student's activations in the backward.
         compile: with torch.compile.
-        steps: that are measured, of each.
-        gpus: of the run whose traffic is computed; None takes the processes that there are, or 8 for one alone.
-        output: JSON file for the numbers of the tables.
+        steps: number of measured steps.
+        gpus: for the communication; by default the number of processes, or 8 for a single process.
+        output: JSON file for the tables.
 
     Raises:
         ValueError: a number is too small, or there is no such recipe.
@@ -84,7 +83,7 @@ def benchmark(
     launched = int(os.environ.get("WORLD_SIZE", 1))
     gpus = gpus or (launched if launched > 1 else 8)
     if min(*batch_sizes, *num_prototypes, gpus) < 2 or steps < 1:
-        raise ValueError("measure 1 step or more, of 2 images, 2 prototypes and the traffic of 2 GPUs or more")
+        raise ValueError("steps must be at least 1; batch sizes, numbers of prototypes and GPUs at least 2")
     results: list[Result] = []
     published = RECIPES[recipe][1]
     for prototypes, batch in itertools.product(num_prototypes, batch_sizes):
@@ -101,7 +100,7 @@ def benchmark(
         try:
             results.append(_measure(setting, processes, batch, steps, gpus))
         except torch.OutOfMemoryError:
-            show(f"{batch} images with K = {prototypes} do not fit into the memory of the GPU")
+            show(f"{batch} images with K = {prototypes} do not fit into the GPU's memory")
             continue
         if processes.is_main_process:
             _show_parts(results[-1])
@@ -113,25 +112,25 @@ def benchmark(
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a recipe."""
+    """Measurements of a recipe."""
 
     recipe: Recipe
     batch: int
-    """Images on a process."""
+    """Images per process."""
     parts: dict[str, float]
-    """Milliseconds of each part, the device waited for at its end."""
+    """Milliseconds of each part, with the device synchronised at its end."""
     step: float
-    """Milliseconds of a step, not waited for."""
+    """Milliseconds of a step, without synchronisation between parts."""
     arithmetic: dict[str, float]
-    """FLOPs of each part: of convolutions and products of matrices."""
+    """FLOPs of the convolutions and matrix products of each part."""
     rate: float
-    """FLOP/s of a large product of matrices."""
+    """FLOP/s of a large matrix product."""
     memory: float
-    """GB that the process has used at the most."""
+    """Peak GB of the process."""
     live: float
-    """GB of all tensors at the peak of a step, the same on any device."""
+    """Peak GB of live tensors in a step, equal on any device."""
     active: float
-    """Active slots a view."""
+    """Active slots per view."""
     sent: float
     """Bytes that a process sends in a step."""
     keys: tuple[float, float]
@@ -182,7 +181,7 @@ def _measure(recipe: Recipe, processes: PartialState, batch: int, steps: int, gp
 
 
 class _Trained:
-    """A model, and a batch that it is trained on again and again, as in pre-training."""
+    """A model that is trained on one batch repeatedly, as in pre-training."""
 
     def __init__(self, recipe: Recipe, processes: PartialState, batch: int) -> None:
         self.recipe = recipe
@@ -192,31 +191,31 @@ class _Trained:
         self.model, self.optimizer = wrap(self.accelerator, self.slotcon, optimizer)
         pairs = ViewPairs(InMemory(make_images(2 * recipe.view_size, 16)), TwoViews(recipe.view_size), seed=0)
         views = collate([pairs[0, index % 16] for index in range(batch)])
-        cuda = processes.device.type == "cuda"  # where the loader hands over pinned memory
+        cuda = processes.device.type == "cuda"  # where the loader returns pinned memory
         self.views = {key: v.pin_memory() if cuda else v for key, v in views.items() if isinstance(v, Tensor)}
 
     def step(self, lap: Callable[[str], None] = lambda part: None) -> Tensor:
-        """Take a step, and name each part when it is over; return the active slots a view."""
+        """Run a step, and call ``lap`` with the name of each part at its end; return the active slots per view."""
         inputs = to_device(self.views, self.accelerator, memory_format(self.slotcon))
         lap("views to the device, colours")
         self.slotcon.update_teacher(0.99)
-        lap("teacher follows the student")
+        lap("EMA update of the teacher")
         recompute = self.recipe.grad_checkpointing
         out = forward_backward(self.accelerator, self.model, self.slotcon, inputs, recompute=recompute, lap=lap)
         get_total_norm([p.grad for p in self.slotcon.parameters() if p.grad is not None])
-        lap("norm of the gradients")
+        lap("gradient norm")
         self.optimizer.step()
         self.optimizer.zero_grad()
         lap("optimiser")
         return out.active_slots
 
     def momentum(self) -> list[Tensor]:
-        """The tensors of the optimiser's state."""
+        """Tensors of the optimiser's state."""
         state = self.optimizer.optimizer.state.values()
         return [value for values in state for value in values.values() if isinstance(value, Tensor)]
 
     def parts(self, read: Callable[[], float]) -> dict[str, float]:
-        """Take a step, and say by how much a meter rose in each part of it."""
+        """Run a step, and return by how much a meter rose in each part."""
         laps = _Laps(read)
         networks: dict[str, nn.Module] = {"student": self.slotcon.student, "teacher": self.slotcon.teacher}
         hooks = [n.register_forward_pre_hook(partial(laps.lap, "slots and losses")) for n in networks.values()]
@@ -228,7 +227,7 @@ class _Trained:
 
 
 class _Laps:
-    """How much a meter rose, by the part that it rose in."""
+    """Differences of a meter, by part."""
 
     def __init__(self, read: Callable[[], float]) -> None:
         self.read = read
@@ -243,7 +242,7 @@ class _Laps:
 
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype, clock: Callable[[], float], rounds: int = 30) -> float:
-    """FLOP/s of the product of two large square matrices, the fastest of some."""
+    """FLOP/s of the product of two large square matrices, the fastest of several."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     taken = []
@@ -255,7 +254,7 @@ def _matrix_rate(device: torch.device, dtype: torch.dtype, clock: Callable[[], f
 
 
 def _row(result: Result, processes: int) -> dict[str, Any]:
-    """The numbers of the tables, for other programs: milliseconds, GB, FLOP/s."""
+    """Numbers of the tables for JSON: milliseconds, GB, FLOP/s."""
     images_per_second = 1000 * processes * result.batch / result.step
     return {
         "machine": result.machine,
@@ -287,13 +286,13 @@ def _show_parts(result: Result) -> None:
         f"precision {recipe.mixed_precision}{''.join(extras)}"
     )
     table.caption = (
-        f"{result.machine}, torch {torch.__version__}; its rate for products of matrices: {result.rate / 1e12:.2f} "
-        f"TFLOP/s; {result.active:.1f} active slots a view"
+        f"{result.machine}, torch {torch.__version__}; matrix-product rate: {result.rate / 1e12:.2f} "
+        f"TFLOP/s; {result.active:.1f} active slots per view"
     )
     waited = sum(result.parts.values())
     parts = sorted(result.parts, key=lambda part: -result.parts[part])
     rows = [(part, result.parts[part], result.arithmetic[part]) for part in parts]
-    for name, ms, flops in [*rows, ("whole, not stopped", result.step, sum(result.arithmetic.values()))]:
+    for name, ms, flops in [*rows, ("whole step, without stops", result.step, sum(result.arithmetic.values()))]:
         rate = flops / ms * 1000
         of_rate = f"{rate / result.rate:.0%}"
         table.add_row(name, f"{ms:.1f}", f"{ms / waited:.0%}", f"{flops / 1e9:.1f}", f"{rate / 1e12:.2f}", of_rate)
@@ -303,7 +302,7 @@ def _show_parts(result: Result) -> None:
 def _show_all(results: list[Result], processes: int, gpus: int) -> None:
     speed = Table("", "K", "batch", "ms a step", "images/s", "s a COCO epoch", "GB of tensors", "GB a process")
     sent = Table("K", "batch", "MB sent", "MB of keys", "in place of MB", "one part in", title_justify="left")
-    sent.title = f"what each of {gpus} GPUs would send in a step; keys: the active slots in place of all"
+    sent.title = f"what each of {gpus} GPUs would send in a step; keys: the active slots instead of all"
     for result in results:
         prototypes, batch = str(result.recipe.slotcon.num_prototypes), processes * result.batch
         rate = 1000 * batch / result.step

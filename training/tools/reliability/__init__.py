@@ -1,1 +1,1 @@
-"""What a run survives, tried out with real processes, signals and files: ``python -m training.reliability``."""
+"""Reliability tests of a run with real processes, signals and files: ``python -m training.reliability``."""

@@ -1,4 +1,4 @@
-"""The command: kills and bad images, counted."""
+"""The command: kills and bad images."""
 
 import itertools
 import random
@@ -10,24 +10,24 @@ import tyro
 from rich.table import Table
 
 from training.engine.words import show
-from training.tools.reliability.bad_images import meet_bad_images
-from training.tools.reliability.kills import MOMENTS, Storm, storm
+from training.tools.reliability.bad_images import train_on_bad_images
+from training.tools.reliability.kills import MOMENTS, KillResult, kill_runs
 from training.tools.reliability.launch import TINY, Launch, images
 
 
 def main(kills: int = 20, seed: int = 0) -> None:
-    """Kill trainings and resume them, show others bad images, and count what they survive.
+    """Kill and resume trainings, train on bad images, and count the results.
 
     Args:
-        kills: with SIGKILL, shared out over trainings on one and on two processes, without and with a worker.
-        seed: of the moments.
+        kills: number of SIGKILLs, divided over trainings on one and two processes, without and with a worker.
+        seed: of the moments of the kills.
     """
     place = Path(tempfile.mkdtemp(prefix="reliability-"))
     data = images(place / "images")
     moments = list(itertools.islice(itertools.cycle(MOMENTS), kills))
     random.Random(seed).shuffle(moments)
     kinds = [(processes, workers) for processes in (1, 2) for workers in (0, 1)]
-    results: dict[str, Storm] = {}
+    results: dict[str, KillResult] = {}
     for number, (processes, workers) in enumerate(kinds):
         title = f"{_count(processes, 'process')}, {_count(workers, 'worker')}"
         print(f"killing runs on {title} ...", flush=True)
@@ -36,27 +36,27 @@ def main(kills: int = 20, seed: int = 0) -> None:
         argv = [*TINY.split(), "--data", data, "--workers", workers]
         log = folder / "whole.log"
         if any(Launch([*argv, "--output", folder / "whole"], log, processes).end()):
-            raise SystemExit(f"the run that nobody disturbs ended with an error: see the end of {log}")
+            raise SystemExit(f"the undisturbed run failed: see the end of {log}")
         here = moments[number :: len(kinds)]
-        results[title] = storm(argv, folder / "whole", folder, here, processes=processes, seed=seed)
-    print("showing a run bad images ...", flush=True)
-    tried, wrong = meet_bad_images(place / "bad")
+        results[title] = kill_runs(argv, folder / "whole", folder, here, processes=processes, seed=seed)
+    print("training on bad images ...", flush=True)
+    tried, wrong = train_on_bad_images(place / "bad")
     show(_table(results))
     trouble = [what for result in results.values() for what in result.lost] + wrong
     if trouble:
-        raise SystemExit("\n".join([*trouble, f"all is kept in {place}"]))
+        raise SystemExit("\n".join([*trouble, f"all files are in {place}"]))
     shutil.rmtree(place)
-    print(f"{kills} kills: every run ended with the losses and weights, bit for bit, of one that nobody disturbed")
-    print(f"{tried} bad or odd images: the run ended well, and named those that cannot be read, and no other")
+    print(f"{kills} kills: every run has the losses and weights of an undisturbed one, bit for bit")
+    print(f"{tried} bad or unusual images: the run finished, and reported exactly the unreadable ones")
 
 
-def _table(results: dict[str, Storm]) -> Table:
+def _table(results: dict[str, KillResult]) -> Table:
     table = Table("killed", *results)
     for moment in MOMENTS:
         table.add_row(moment, *(str(result.kills[moment]) for result in results.values()))
     table.add_section()
-    table.add_row("half a checkpoint left behind", *(str(result.half_saves) for result in results.values()))
-    table.add_row("runs brought to their end", *(str(result.runs) for result in results.values()))
+    table.add_row("partial checkpoints left", *(str(result.half_saves) for result in results.values()))
+    table.add_row("finished runs", *(str(result.runs) for result in results.values()))
     table.add_row("of these not exact", *(str(result.differing) for result in results.values()))
     return table
 

@@ -1,4 +1,4 @@
-"""Images that are bad in every way, and a run that meets them."""
+"""Train on damaged and unusual images."""
 
 import io
 import itertools
@@ -12,11 +12,11 @@ from PIL import Image
 
 from training.tools.reliability.launch import TINY, Launch, images
 
-__all__ = ["ODD", "UNREADABLE", "meet_bad_images"]
+__all__ = ["ODD", "UNREADABLE", "train_on_bad_images"]
 
 
 def _bad() -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Files that no decoder can read, and files that are only odd, by name."""
+    """Unreadable files, and unusual readable files, by name."""
     image = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
 
     def encoded(kind: str, drawn: Image.Image = image, **options: object) -> bytes:
@@ -60,11 +60,11 @@ def _bad() -> tuple[dict[str, bytes], dict[str, bytes]]:
 UNREADABLE, ODD = _bad()
 
 
-def meet_bad_images(folder: Path) -> tuple[int, list[str]]:
-    """Train an epoch on a folder that holds as many unreadable images as a run tolerates, and as many odd ones.
+def train_on_bad_images(folder: Path) -> tuple[int, list[str]]:
+    """Train an epoch on a folder with as many unreadable images as a run tolerates, and unusual ones.
 
     Returns:
-        The number of bad and odd images, and what went wrong.
+        The number of bad and unusual images, and the problems.
     """
     data = images(folder / "images", 8)
     for name, content in (UNREADABLE | ODD).items():

@@ -1,4 +1,4 @@
-"""Kill a run, resume it, and compare what comes out in the end with a run that nobody disturbed."""
+"""Kill and resume a run, and compare its result with an undisturbed run."""
 
 import json
 import random
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from training.tools.reliability.launch import Launch
 
-__all__ = ["MOMENTS", "Storm", "differences", "storm"]
+__all__ = ["MOMENTS", "KillResult", "differences", "kill_runs"]
 
 MEASURED = ("images_per_second", "data_wait", "memory_gb")
-"""What of a line of metrics is never the same twice."""
+"""Metrics that differ between equal runs."""
 
 MOMENTS: dict[str, tuple[Callable[[Path], Iterable[Path]], float]] = {
     "while it sets up": (lambda folder: [], 2.0),
@@ -23,11 +23,11 @@ MOMENTS: dict[str, tuple[Callable[[Path], Iterable[Path]], float]] = {
     "at the end of an epoch": (lambda folder: folder.glob("checkpoints/step-*"), 0.01),
     "in the export": (lambda folder: folder.glob(".export-*"), 0.3),
 }
-"""When to kill: once such a path is new or changed (the first: at once), and then up to so many seconds later."""
+"""When to kill: after one of these paths appears or changes (the first: at once), plus up to this many seconds."""
 
 
 def _wait(launch: Launch, folder: Path, moment: str, pause: float) -> bool:
-    """Wait for a moment; False if the run ends before it."""
+    """Wait for a moment; False if the run ends first."""
     paths, longest = MOMENTS[moment]
     while launch.running():
         if moment == "while it sets up" or _new(paths(folder), launch.started):
@@ -40,40 +40,40 @@ def _wait(launch: Launch, folder: Path, moment: str, pause: float) -> bool:
 def _new(paths: Iterable[Path], since: float) -> bool:
     try:
         return any(path.stat().st_mtime > since for path in paths)
-    except FileNotFoundError:  # it vanished just now
+    except FileNotFoundError:  # removed meanwhile
         return True
 
 
 @dataclass
-class Storm:
-    """What was done to runs, and what became of them."""
+class KillResult:
+    """Counts of kills and their results."""
 
     kills: Counter[str] = field(default_factory=Counter)
     """By moment."""
     half_saves: int = 0
-    """Kills that left a checkpoint half written, or half removed."""
+    """Kills that left a partly written or removed checkpoint."""
     runs: int = 0
-    """Brought to their end."""
+    """Finished runs."""
     differing: int = 0
-    """Those of them that were not the undisturbed run."""
+    """Finished runs that differ from the undisturbed run."""
     lost: list[str] = field(default_factory=list)
-    """What differed, in words."""
+    """Descriptions of the differences."""
 
 
-def storm(
+def kill_runs(
     argv: Sequence[object], whole: Path, folder: Path, moments: Sequence[str], *, processes: int = 1, seed: int = 0
-) -> Storm:
-    """Kill and resume runs at one moment after the other, and compare each finished one.
+) -> KillResult:
+    """Kill and resume runs at each moment in turn, and compare each finished run.
 
     Args:
         argv: of the training, without ``--output``.
         whole: the folder of an undisturbed run with these arguments.
-        folder: where the runs go.
-        moments: names of ``MOMENTS``; a run that ends before its moment has come is followed by another.
-        processes: that train; one of them is killed a little before the others.
-        seed: of the pauses.
+        folder: for the runs.
+        moments: names of ``MOMENTS``; if a run ends before its moment, another is started.
+        processes: number of training processes; one is killed shortly before the others.
+        seed: of the delays.
     """
-    rng, result, left = random.Random(seed), Storm(), list(moments)
+    rng, result, left = random.Random(seed), KillResult(), list(moments)
     number = -1
     while True:
         number += 1
@@ -98,7 +98,7 @@ def storm(
 
 
 def differences(whole: Path, run: Path) -> list[str]:
-    """What two finished runs do not share of their metrics, final states and exports; clock and memory aside."""
+    """Differences of metrics, final states and exports of two finished runs, except time and memory."""
     found = [] if _lines(whole) == _lines(run) else ["metrics.jsonl"]
     last = sorted((whole / "checkpoints").glob("step-*"))[-1].relative_to(whole)
     files = [last / "model.safetensors", last / "optimizer.pt"]

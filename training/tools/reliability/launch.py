@@ -1,4 +1,4 @@
-"""Small runs in processes of their own, to be treated badly."""
+"""Small runs in separate processes, for tests with kills."""
 
 import multiprocessing
 import os
@@ -17,9 +17,9 @@ TINY = (
     "demo --backbone slotcon_nano --view-size 32 --num-prototypes 5 --hidden-dim 16 --out-dim 8 --batch-size 8 "
     "--epochs 3 --warmup-epochs 1 --base-lr 1 --save-every 1 --log-every 3 --show-every 2 --threads 1"
 )
-"""12 steps on 32 images; lines of metrics end within epochs and with them."""
+"""12 steps on 32 images; lines of metrics are written within epochs and at their ends."""
 
-PROCESSES = multiprocessing.get_context("forkserver")  # which imports torch once, for all
+PROCESSES = multiprocessing.get_context("forkserver")  # imports torch once for all runs
 PROCESSES.set_forkserver_preload(["training.pretrain", "torch.utils.tensorboard"])
 
 
@@ -31,7 +31,7 @@ def pretrain(argv: list[str]) -> None:
 
 
 class Launch:
-    """A run in processes of its own, as torchrun would start them."""
+    """A run in separate processes, started as by torchrun."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Launch:
         processes: int = 1,
         main: Callable[[list[str]], None] = pretrain,
     ) -> None:
-        """Start ``main`` with these arguments on so many processes; ``log`` gets what they say."""
+        """Start ``main`` with these arguments on several processes; their output goes to ``log``."""
         self.log, self.started = log, time.time()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -54,20 +54,20 @@ class Launch:
             process.start()
 
     def running(self) -> bool:
-        """Whether any process is."""
+        """Whether any process is running."""
         return any(process.is_alive() for process in self.ranks)
 
     def signal(self, number: int, *ranks: int) -> None:
-        """Send a signal to some ranks, or to all, with the workers that load their images."""
+        """Send a signal to some or all ranks and their data-loading workers."""
         for process in [self.ranks[rank] for rank in ranks] or self.ranks:
             if process.is_alive():
                 os.killpg(process.pid or 0, number)
 
     def end(self, patience: float = 300) -> list[int]:
-        """Wait for the end, and return the exit codes.
+        """Wait for all processes, and return their exit codes.
 
         Raises:
-            TimeoutError: it does not come; the processes are killed then.
+            TimeoutError: they did not end in time, and were killed.
         """
         limit = time.time() + patience
         for process in self.ranks:
@@ -82,7 +82,7 @@ def _start(
     main: Callable[[list[str]], None], argv: list[str], log: Path, rank: int, processes: int, port: int
 ) -> None:
     os.setsid()
-    multiprocessing.set_start_method(None, force=True)  # the training's workers start as they do elsewhere
+    multiprocessing.set_start_method(None, force=True)  # the training's workers use the default start method
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -45,8 +45,9 @@ class Predictor:
     def __call__(self, image: Tensor) -> Tensor:
         """The class of each pixel, int64 H x W on the network's device, of a uint8 image 3 x H x W."""
         size = (image.shape[1], image.shape[2])
+        image = image.to(next(self.net.parameters()).device)
         shown = crop_pixels(image, fit(*size, self.scale)) if self.scale else image
-        x = normalize(shown.to(next(self.net.parameters()).device)[None], self.cfg)
+        x = normalize(shown[None], self.cfg)
         scores = self._whole(x) if self.window is None else self._sliding(x)
         return self._classes(scores, size)
 

@@ -108,18 +108,19 @@ def crop_pixels(image: Tensor, size: tuple[int, int], box: Box | None = None) ->
     if tuple(image.shape[1:]) == tuple(size):
         return image[:, box.top : box.top + box.height, box.left : box.left + box.width]
     (above, below, down), (left, right, across) = (
-        _neighbours(first, count, old, new)
+        _neighbours(first, count, old, new, image.device)
         for first, count, old, new in zip(box[:2], box[2:], image.shape[1:], size, strict=True)
     )
     rows = torch.lerp(image[:, above].float(), image[:, below].float(), down[:, None])
     return torch.lerp(rows[:, :, left], rows[:, :, right], across).round_().byte()
 
 
-def _neighbours(first: int, count: int, old: int, new: int) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbours(first: int, count: int, old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The two old pixels between whose centres each new one's lies, and the weight of the second."""
     place = ((torch.arange(first, first + count, dtype=torch.float64) + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
-    lower = place.floor().long()
-    return lower, (lower + 1).clamp(max=old - 1), (place - lower).float()
+    lower = place.floor()
+    parts = lower.long(), (lower + 1).clamp(max=old - 1).long(), (place - lower).float()
+    return parts[0].to(device), parts[1].to(device), parts[2].to(device)
 
 
 def crop_labels(truth: Tensor, size: tuple[int, int], box: Box) -> Tensor:

@@ -1,4 +1,4 @@
-"""The metrics of pre-training in words, with the format of their numbers."""
+"""Readable names of the metrics of pre-training, with number formats."""
 
 import math
 from collections.abc import Mapping
@@ -14,29 +14,29 @@ _METRICS = {
     "slot_loss": ("slot loss", ".3f"),
     "image_loss": ("image loss", ".3f"),
     "active_slots": ("active slots of a view", ".1f"),
-    "positive_pairs": ("slots that are active in both views", ".1f"),
-    "excluded_terms": ("slots that are active in one view or none", ".1f"),
+    "positive_pairs": ("slots active in both views", ".1f"),
+    "excluded_terms": ("slots active in one view or none", ".1f"),
     "dead_slots": ("prototypes that no image uses", ",.0f"),
-    "usage_entropy": ("entropy of the use of prototypes (1: all alike)", ".3f"),
+    "usage_entropy": ("entropy of prototype usage (1: uniform)", ".3f"),
     "lr": ("learning rate", ".3g"),
     "teacher_momentum": ("momentum of the teacher", ".6f"),
-    "grad_norm": ("norm of the gradients", ".3g"),
+    "grad_norm": ("gradient norm", ".3g"),
     "knn": ("accuracy of 20 nearest neighbours", ".1%"),
     "unreadable": ("images that cannot be read", ",.0f"),
-    "images_per_second": ("images a second", ",.0f"),
+    "images_per_second": ("images per second", ",.0f"),
     "data_wait": ("share of time waiting for data", ".1%"),
     "memory_gb": ("memory, GB", ".1f"),
 }
-"""Of a line of metrics: words and format, in the order that they are shown in."""
+"""Key to name and format, in display order."""
 
 
 def words(key: str) -> str:
-    """The words for the key of a metric."""
+    """Readable name of a metric."""
     return _METRICS[key][0] if key in _METRICS else key.replace("_", " ")
 
 
 def as_metrics(line: Mapping[str, Any]) -> dict[str, str]:
-    """A line of metrics: words to rounded numbers; NaN and Inf are left out."""
+    """A line of metrics as names and rounded numbers, without NaN and Inf."""
     known = [key for key in _METRICS if key in line]
     return {
         words(key): format(line[key], _METRICS[key][1] if key in known else ".4g")

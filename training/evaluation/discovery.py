@@ -1,0 +1,222 @@
+"""Object discovery: how well groups of pixels cover objects, ``python -m training.evaluation.discovery``.
+
+Dimensions: B images, K groups, n objects, S side of an image in pixels, h x w cells of a map.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from rich.table import Column, Table
+from torch import Tensor
+
+from slotcon_hub.cli.table import shorten
+from slotcon_hub.concepts.segments import group_map
+from slotcon_hub.models.loading import name_for_timm
+from slotcon_hub.models.maps import MapModel, load_map
+from training.data.objects import CocoObjects, Objects, VocObjects
+from training.engine.words import show
+from training.evaluation import command
+from training.evaluation.cells import collect
+from training.evaluation.comparison import Comparison, compare
+from training.evaluation.kmeans import kmeans
+from training.evaluation.models import load_prototypes
+from training.evaluation.overclustering import cluster_scores
+
+__all__ = ["Discovery", "best_jaccards", "main", "summarize"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discovery(Comparison):
+    """Groups of pixels, compared with annotated objects."""
+
+    data: Path
+    """Folder of images."""
+    objects: Path
+    """JSON file of COCO's format, or VOC's folder SegmentationObject, which has SegmentationClass beside it."""
+    names: Path | None = None
+    """Text file of the images to take of VOC, one a line, such as ImageSets/Segmentation/val.txt."""
+    groups: Literal["prototypes", "clusters"] = "prototypes"
+    """prototypes: of prototype models, a pixel is in the group of the most similar one. clusters: of any model, by
+    k-means of the cells of these images."""
+    clusters: int = 256
+    """Of k-means."""
+    cells: int = 102_400
+    """Cells that k-means takes at most, the same number of every image."""
+    size: int = 224
+    """Pixels that the short side of images and objects is resized to; the central square of this side is taken,
+    and objects are what is left of them in it."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers."""
+        super().__post_init__()
+        command.check_positive(self, "clusters", "cells")
+
+
+def best_jaccards(groups: Tensor, masks: Tensor, void: Tensor) -> list[float]:
+    """Find for each object the group that covers it best, by intersection over union.
+
+    Args:
+        groups: integers S x S.
+        masks: bool n x S x S, the objects; each has a pixel outside the void.
+        void: bool S x S: pixels that are of neither object nor group.
+
+    Returns:
+        n IoUs in (0, 1].
+    """
+    groups, masks = groups[~void], masks[:, ~void]
+    sizes = groups.bincount()
+    found = []
+    for mask in masks:
+        intersection = groups[mask].bincount(minlength=len(sizes))
+        union = sizes + mask.sum() - intersection
+        found.append(float((intersection.double() / union).max()))
+    return found
+
+
+def summarize(found: Sequence[tuple[int, float]], names: Sequence[str]) -> dict[str, Any]:
+    """Average over objects, and over classes the averages of their objects; classes without objects do not count.
+
+    Args:
+        found: class and best IoU of each object.
+        names: of the classes.
+    """
+    of_class: list[list[float]] = [[] for _ in names]
+    for label, iou in found:
+        of_class[label].append(iou)
+    means = [statistics.fmean(ious) if ious else float("nan") for ious in of_class]
+    return {
+        "objects": len(found),
+        "by_object": statistics.fmean(iou for _, iou in found),
+        "by_class": statistics.fmean(mean for mean, ious in zip(means, of_class, strict=True) if ious),
+        "per_class": [
+            {"name": name, "objects": len(ious), "jaccard": mean}
+            for name, ious, mean in zip(names, of_class, means, strict=True)
+        ],
+    }
+
+
+def _load_scores(name: str, size: int, *, pretrained: bool = True) -> MapModel:
+    """A prototype model whose map is that of the similarities."""
+    model: Any = load_prototypes(name)
+    if not pretrained:
+        model = timm.create_model(name_for_timm(name, "prototypes"), global_pool="").eval()
+    return MapModel(model)
+
+
+def _stack(samples: list[tuple[int, Objects]]) -> tuple[Tensor, list[tuple[int, Objects]]]:
+    return torch.stack([sample.image for _, sample in samples]), samples
+
+
+@torch.no_grad()
+def _discover(
+    model: MapModel,
+    images: Any,
+    accelerator: Accelerator,
+    settings: Discovery,
+    score: Callable[[Tensor], Tensor],
+) -> list[tuple[int, float]]:
+    """Class and best IoU of the objects of all processes, in the order of the images."""
+    found = []
+    size = settings.size, settings.size
+    batches = command.stream(images, _stack, accelerator, batch_size=settings.batch_size, workers=settings.workers)
+    for batch, samples in batches:
+        with accelerator.autocast():
+            maps = model(batch)
+        groups = group_map(score(maps), size)[0].cpu()
+        for one, (number, sample) in zip(groups, samples, strict=True):
+            ious = best_jaccards(one, sample.masks, sample.void)
+            found.append((number, list(zip(sample.labels, ious, strict=True))))
+    return [pair for _, pairs in sorted(gather_object(found)) for pair in pairs]
+
+
+class _Blank:
+    """The images, each with one label for all of its pixels."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image = self.images[index].image
+        return image, image.new_zeros(image.shape[1:])
+
+
+def _measure(model: MapModel, images: Any, accelerator: Accelerator, settings: Discovery) -> dict[str, Any]:
+    if settings.groups == "prototypes":
+        groups, found = model.channels, _discover(model, images, accelerator, settings, lambda maps: maps)
+    else:
+        cells = collect(model, _Blank(images), 1, accelerator, settings, "--cells", [settings.cells])
+        centers = kmeans(F.normalize(cells.features, dim=1), settings.clusters, settings.seed)
+        groups = len(centers)
+        found = _discover(model, images, accelerator, settings, lambda maps: cluster_scores(maps, [centers])[0])
+    if not found:
+        raise ValueError(
+            f"{settings.objects} has no object in the central squares of the images: there is nothing to find"
+        )
+    names = images.classes or tuple(map(str, range(max(label for label, _ in found) + 1)))
+    return {"groups": groups, **summarize(found, names)}
+
+
+def _open(settings: Discovery) -> CocoObjects | VocObjects:
+    if not settings.objects.is_dir():
+        if settings.names:
+            raise ValueError("--names is of VOC's folders: a JSON file lists its images itself")
+        return CocoObjects(settings.data, settings.objects, settings.size)
+    names = settings.names.read_text().split() if settings.names else None
+    return VocObjects(settings.data, settings.objects, names, settings.size)
+
+
+def main(settings: Discovery) -> None:
+    """Measure each model, and print and write the numbers."""
+    command.check_outputs(settings.output, None)
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    with accelerator.main_process_first():
+        images = _open(settings)
+    load = _load_scores if settings.groups == "prototypes" else load_map
+    results, features = compare(
+        settings, accelerator, images, load, lambda model: _measure(model, images, accelerator, settings)
+    )
+    if accelerator.is_main_process:
+        _report(settings, len(images), results, features)
+
+
+def _report(settings: Discovery, images: int, results: dict[str, dict[str, Any]], features: dict[str, Any]) -> None:
+    size = settings.size
+    objects = next(iter(results.values()))["objects"]
+    print(
+        f"discovery on {settings.data}: {images:,} images, {objects:,} objects in them, at {size} x {size} pixels"
+    )
+    columns = ("stride", "groups", "by object", "by class")
+    table = Table("best Jaccard, %", *(Column(title, justify="right") for title in columns))
+    for title, found in results.items():
+        numbers = f"{100 * found['by_object']:.2f}", f"{100 * found['by_class']:.2f}"
+        stride = features[title.removesuffix(", random")]["stride"]
+        table.add_row(shorten(title), f"{stride:g}", str(found["groups"]), *numbers)
+    show(table)
+    protocol = {
+        "images": images,
+        "pixels": f"short side {size} (bilinear; objects nearest), central {size} x {size}",
+        "resolution_of_comparison": [size, size],
+        "groups": "most similar prototype"
+        if settings.groups == "prototypes"
+        else f"k-means, K = {settings.clusters}, of cells of these images, of length 1",
+        "prediction": "argmax of similarities, resized bilinearly to the pixels (align_corners=False)",
+        "jaccard": "of the best group of the image, over its pixels but the void; crowds are left out",
+        "seed": settings.seed,
+        "features": features,
+    }
+    command.write(settings.output, "discovery", settings, protocol=protocol, results=results)
+
+
+if __name__ == "__main__":
+    command.run("discovery", "Compare the groups that frozen models find with annotated objects.", Discovery, main)
