@@ -14,7 +14,6 @@ import timm
 import torch
 import yaml
 from checkpoint_files import one_sentence
-from hub_server import HubServer
 from PIL import Image
 from torch import nn
 
@@ -267,24 +266,23 @@ def zeros(name: str) -> nn.Module:
     return net
 
 
-def test_every_line_of_code_runs(tmp_path):
+def test_every_line_of_code_runs(hub, tmp_path):
     """On a stand-in Hub with a repository for each backbone and each of its prototype models."""
     pytest.importorskip("transformers")
     Image.effect_noise((320, 240), 50).convert("RGB").save(tmp_path / "image.jpg")
     names = ["slotcon_r50.coco_800ep", "slotcon_r50_proto.coco_800ep"]
     names += ["slotcon_nano.imagenette_20ep", "slotcon_nano_proto.imagenette_20ep"]
-    with HubServer() as hub:
-        for name in names:
-            hub.add_repo(table.repository(name), saved(zeros(name), tmp_path / name))
-        env = {**hub.environment(tmp_path / "home"), "SLOTCON_HUB_HOME": str(tmp_path / "store")}
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, str(ROOT), *(str(ROOT / "model_cards" / f"{name}.md") for name in names)],
-            cwd=tmp_path,
-            env={**env, "SLOTCON_HUB_ORG": table.ORGANISATION},  # vouches for them
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
+    for name in names:
+        hub.add_repo(table.repository(name), saved(zeros(name), tmp_path / name))
+    env = {**hub.environment(tmp_path / "home"), "SLOTCON_HUB_HOME": str(tmp_path / "store")}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(ROOT), *(str(ROOT / "model_cards" / f"{name}.md") for name in names)],
+        cwd=tmp_path,
+        env={**env, "SLOTCON_HUB_ORG": table.ORGANISATION},  # vouches for them
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert [line.split(".md ")[1] for line in done.stdout.splitlines()] == ["5 5", "4 5"] * 2

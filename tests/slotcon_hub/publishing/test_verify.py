@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_files import flip
-from hub_server import HubServer
-from huggingface_hub import close_session
 from safetensors.torch import load_file, save_file
 from tiny import fill_store
 
@@ -39,14 +37,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def folder(built: dict[str, Path], tmp_path: Path) -> Path:
     return shutil.copytree(built[NAME], tmp_path / "model")
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with HubServer(tokens={"hf_test"}) as hub:
-        hub.adopt(monkeypatch, tmp_path / "home")
-        yield hub
-        close_session()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -189,7 +179,7 @@ def test_a_folder_of_something_else_is_one_sentence(tmp_path, built, capsys):
 
 def test_a_repository_passes_at_any_revision(hub, built, capsys):
     repo = hub.add_repo(REPO, contents(built[NAME]))
-    repo.tag("v1")
+    repo.tags["v1"] = repo.at().oid
     repo.commit({}, [store.WEIGHTS])
     assert main(["verify", f"{REPO}@v1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(CHECKS)
@@ -207,7 +197,7 @@ def test_only_what_is_ours_is_downloaded(hub, built):
 
 def test_a_damaged_download_is_noticed_and_can_be_had_again(hub, built, capsys):
     hub.add_repo(REPO, contents(built[NAME]))
-    hub.corrupt(REPO, store.WEIGHTS)
+    hub.corrupted.add((REPO, store.WEIGHTS))
     for _ in range(2):
         assert main(["verify", REPO]) == 1
         out = capsys.readouterr().out
@@ -253,7 +243,7 @@ def test_what_cannot_be_had_is_one_sentence(hub, built, monkeypatch, capsys, sta
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", lambda _: None)  # between the client's tries
     if state == "dropped":
-        hub.drop("GET /api/models")
+        hub.fail("GET /api/models", status=None)
     if state.startswith("failing"):
         hub.fail("GET /cdn/" if "download" in state else "GET /api/models", times=9)
     if state == "busy":

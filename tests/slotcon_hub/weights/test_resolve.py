@@ -1,7 +1,6 @@
 """``pretrained=True`` by name: from the store, from the Hub, and the one error where neither has the weights."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import timm
 import torch
 from checkpoint_files import Malicious, flip, one_sentence
 from hub_server import HubServer
-from huggingface_hub import close_session
 from safetensors.torch import load_file, save, save_file
 from tiny import shaken
 from torch import nn
@@ -46,14 +44,11 @@ def offline(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+def hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubServer:
     """An empty store and an empty Hub, of an organisation that the user has named."""
     monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
     monkeypatch.setattr(table, "_CHOSEN", table.ORGANISATION)
-    with HubServer(tokens={"hf_test"}) as hub:
-        hub.adopt(monkeypatch, tmp_path / "home")
-        yield hub
-        close_session()
+    return hub
 
 
 def test_the_rows_are_timms():
@@ -172,7 +167,7 @@ def test_a_backbone_takes_its_part_of_a_prototype_model(kwargs):
 
 def test_a_byte_that_changed_on_the_way_is_noticed(r50, hub):
     hub.add_repo(table.repository(NAME), {store.WEIGHTS: save(r50.state_dict())})
-    hub.corrupt(table.repository(NAME), store.WEIGHTS)
+    hub.corrupted.add((table.repository(NAME), store.WEIGHTS))
     for _ in range(2):
         with pytest.raises(ValueError, match=r"is not the published slotcon_r50.*remove it") as error:
             timm.create_model(NAME, pretrained=True)
