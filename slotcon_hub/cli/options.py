@@ -13,10 +13,12 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MODEL = "prototype model by name, such as slotcon_r50_proto.coco_800ep, or the folder of a run or of its export"
 
 
-def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
+def add_model_options(
+    parser: argparse.ArgumentParser, output: str, model: str = _MODEL, result: str = "folder of the results"
+) -> None:
     """Add the options of a command that applies a model: model, output, device and precision."""
-    parser.add_argument("--model", required=True, help=_MODEL)
-    parser.add_argument("--output", type=Path, default=Path(output), help=f"folder of the results ({output})")
+    parser.add_argument("--model", required=True, help=model)
+    parser.add_argument("--output", type=Path, default=Path(output), help=f"{result} ({output})")
     parser.add_argument("--device", type=_device, default="auto", help="cpu or cuda (default: cuda if available)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the network (float32)")
 

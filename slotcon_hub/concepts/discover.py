@@ -5,7 +5,7 @@ Dimensions: B images, K prototypes, S side of a crop in pixels.
 
 import functools
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -157,16 +157,24 @@ def _collate(samples: list[tuple[int, Any]], size: int, side: int) -> Batch:
     return Batch([index for index, _ in read], crops, unreadable)
 
 
-def crops(files: ImageFiles, crop: CenterCrop, *, batch_size: int, workers: int) -> DataLoader[Batch]:
+def crops(
+    files: ImageFiles,
+    crop: CenterCrop,
+    *,
+    batch_size: int,
+    workers: int,
+    pending: Callable[[list[range]], list[range]] | None = None,
+) -> DataLoader[Batch]:
     """Read, decode and crop images in their order, in ``workers`` processes, or in this one for 0.
 
-    In a process group each process reads its :func:`shard_batches`. All batches have one size, since the last
-    digits of a network's output may depend on it.
+    In a process group each process reads its :func:`shard_batches`, or those of them that ``pending`` returns. All
+    batches have one size, since the last digits of a network's output may depend on it.
     """
     dataset: Any = _Crops(files, crop)
     collate = functools.partial(_collate, size=min(batch_size, len(files)), side=crop.side)
-    batches: Any = shard_batches(len(files), batch_size, rank(), world_size())
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate)
+    batches = shard_batches(len(files), batch_size, rank(), world_size())
+    sampler: Any = pending(batches) if pending else batches
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
 
 
 @torch.inference_mode()

@@ -190,4 +190,8 @@ class CenterSquare:
     def __call__(self, image: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """3 x H x W and H x W to 3 x size x size and size x size, the same part of both."""
         image = resize_and_center_crop(image, self.size, self.size, InterpolationMode.BILINEAR)
-        return image, resize_and_center_crop(truth[None], self.size, self.size, InterpolationMode.NEAREST_EXACT)[0]
+        return image, self.labels(truth)
+
+    def labels(self, truth: Tensor) -> Tensor:
+        """H x W to size x size: the part of the mask alone."""
+        return resize_and_center_crop(truth[None], self.size, self.size, InterpolationMode.NEAREST_EXACT)[0]

@@ -30,6 +30,8 @@ class Comparison:
 
     models: tuple[str, ...]
     """timm models with weights, or folders that runs exported; of a prototype model the projections are taken."""
+    data: Path
+    """Folder of images."""
     size: int = 448
     """Pixels that the short side of images and masks is resized to; the central square of this side is taken, and
     all numbers are of its pixels."""

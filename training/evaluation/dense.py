@@ -13,13 +13,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from slotcon_hub.concepts.segments import group_map
-from slotcon_hub.models.maps import MapModel, load_map
+from slotcon_hub.models.maps import MapModel
 from training.data.masks import IGNORE, CenterSquare, LabeledImages
 from training.evaluation import command
 from training.evaluation.benchmarks import read_names
 from training.evaluation.comparison import Comparison, compare
 from training.evaluation.dense_report import report
 from training.evaluation.metrics import confusion_matrix
+from training.evaluation.stored import StoredMaps, StoredSamples, load_maps
 
 __all__ = ["Dense", "Parts", "count", "evaluate", "maps", "open_parts", "run"]
 
@@ -28,6 +29,9 @@ __all__ = ["Dense", "Parts", "count", "evaluate", "maps", "open_parts", "run"]
 class Dense(Comparison):
     """A comparison of the frozen maps of timm models on images with masks."""
 
+    models: tuple[str, ...]
+    """timm models with weights, or folders that runs exported; of a prototype model the projections are taken. Or
+    files of `slotcon-hub embed --dense --size SIZE --images DATA`."""
     data: Path
     """Folder with a folder of images for each split."""
     masks: Path
@@ -103,7 +107,7 @@ def evaluate(name: str, settings: Dense, measure: Measure, protocol: Callable[[A
     with accelerator.main_process_first():
         parts = open_parts(settings)
     results, features = compare(
-        settings, accelerator, parts.train, load_map, lambda model: measure(model, parts, accelerator, settings)
+        settings, accelerator, parts.train, load_maps, lambda model: measure(model, parts, accelerator, settings)
     )
     if accelerator.is_main_process:
         facts = _facts(settings, parts) | {"features": features} | protocol(settings)
@@ -132,16 +136,17 @@ def _stack(samples: list[tuple[int, tuple[Tensor, Tensor]]]) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def maps(
-    model: MapModel, images: Any, accelerator: Accelerator, settings: Comparison
+    model: Any, images: Any, accelerator: Accelerator, settings: Comparison
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield, for this process's share of the images batch by batch, on its device:
 
     their numbers (B), the model's maps (float32 B x C x h x w) and the masks (uint8 B x S x S).
     """
-    batches = command.stream(images, _stack, accelerator, batch_size=settings.batch_size, workers=settings.workers)
+    data = StoredSamples(images, model, settings.data) if isinstance(model, StoredMaps) else images
+    batches = command.stream(data, _stack, accelerator, batch_size=settings.batch_size, workers=settings.workers)
     for numbers, batch, truths in batches:
         with accelerator.autocast():
-            found = model(batch)
+            found = batch.to(accelerator.device) if data is not images else model(batch)
         yield numbers, found, truths.to(accelerator.device)
 
 

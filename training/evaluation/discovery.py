@@ -37,8 +37,6 @@ __all__ = ["Discovery", "best_jaccards", "main", "summarize"]
 class Discovery(Comparison):
     """Groups of pixels, compared with annotated objects."""
 
-    data: Path
-    """Folder of images."""
     objects: Path
     """JSON file of COCO's format, or VOC's folder SegmentationObject, which has SegmentationClass beside it."""
     names: Path | None = None

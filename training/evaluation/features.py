@@ -21,6 +21,7 @@ from training.data.images import UnreadableImage
 from training.data.labels import open_labeled
 from training.engine.batchnorm import recalibrate_batchnorm
 from training.evaluation import command
+from training.evaluation.stored import StoredPooled
 
 __all__ = ["Features", "Labeled", "extract", "open_parts", "recalibrate"]
 
@@ -45,6 +46,7 @@ class Labeled(Dataset[tuple[int, Any]]):
             ValueError: it cannot be opened, or lacks images or labels; no image has been read then.
         """
         opened = open_labeled(data, split, image_column, label_column)
+        self.data = data
         self.images, self.classes = opened.images, opened.classes
         self.labels = torch.tensor(opened.labels)
         self.transform: Any = None
@@ -137,6 +139,13 @@ def extract(
     Raises:
         ValueError: too many images cannot be read.
     """
+    if isinstance(model, StoredPooled):
+        if epoch is not None:
+            raise ValueError(
+                "--augment makes new crops of the images, of which a file has no features: leave it out"
+            )
+        values, kept = model.values(getattr(images.images, "paths", None), images.data)
+        return Features(values, images.labels[kept])
     images.prepare(model, epoch)
     device, processes = accelerator.device, accelerator.num_processes
     shard = sum(map(len, shard_batches(len(images), batch_size, accelerator.process_index, processes)))

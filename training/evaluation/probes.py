@@ -15,6 +15,7 @@ from training.engine.words import show
 from training.evaluation import command
 from training.evaluation.features import Labeled, open_parts, recalibrate
 from training.evaluation.models import load
+from training.evaluation.stored import StoredPooled, is_stored
 
 __all__ = ["Probe", "run"]
 
@@ -28,7 +29,7 @@ class Probe:
     """
 
     models: tuple[str, ...]
-    """timm models with weights, or folders that runs exported."""
+    """timm models with weights, or folders that runs exported; or files of `slotcon-hub embed --images DATA`."""
     data: str
     """Folder of class folders, or of Parquet files, or hf:<name>[:<configuration>]."""
     train_split: str = "train"
@@ -102,13 +103,19 @@ def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, flo
     for name in settings.models:
         for pretrained in (True, False) if settings.baseline else (True,):
             set_seed(0)
-            model = load(name, pretrained=pretrained).to(accelerator.device)
+            stored = is_stored(name)
+            model: Any = StoredPooled(name, pretrained=pretrained) if stored else load(name, pretrained=pretrained)
+            model = model.to(accelerator.device)
             if not pretrained:
                 recalibrate(model, train, accelerator.device)
             results[name if pretrained else f"{name}, random"] = measure(model, train, test, accelerator, settings)
-        features[name] = {"channels": model.head_hidden_size, "preprocessing": resolve_data_config({}, model=model)}
+        features[name] = model.describe() if stored else _describe(model)
     facts = {"train": len(train), "test": len(test), "classes": classes, "features": features}
     return (results if accelerator.is_main_process else {}), facts
+
+
+def _describe(model: Any) -> dict[str, Any]:
+    return {"channels": model.head_hidden_size, "preprocessing": resolve_data_config({}, model=model)}
 
 
 def _report(probe: str, settings: Probe, results: dict[str, dict[str, float]], protocol: dict[str, Any]) -> None:
