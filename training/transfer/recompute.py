@@ -2,11 +2,11 @@
 
 import contextlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from training.engine.batchnorm import restore_buffers
@@ -32,34 +32,44 @@ def recompute_first_stage(backbone: Any) -> None:
             _recompute(stage)
 
 
-def run_recomputing_norms(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+def run_recomputing_norms(layers: Iterable[nn.Module], source: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Run layers after each other, where norms and what follows them are computed again in the backward.
 
-    Kept are the inputs of the norms alone, not those of the convolutions behind them, which are as large. No
-    convolution is computed again: torch ends the recomputing as soon as it has what the backward needs.
+    Kept are the inputs of the norms alone, not those of the convolutions, which are as large. No convolution is
+    computed again: torch ends the recomputing as soon as it has what the backward needs.
 
     Args:
         layers: such as ``Sequential`` of convolutions, norms and activations, in any nesting.
-        x: input of the first.
+        source: makes the input of the first, and is computed again too.
+        inputs: of ``source``.
     """
     flat = (part for layer in layers for part in layer.modules() if not list(part.children()))
-    segment: list[nn.Module] = []
+    segment: list[Any] = [source]
     for part in flat:
         segment.append(part)
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            x, segment = _run_segment(nn.Sequential(*segment), x), []
-    return nn.Sequential(*segment)(x)
+            inputs, segment = (_run_segment(segment, inputs),), []
+    return _run(segment, *inputs)
 
 
-def _run_segment(segment: nn.Sequential, x: Tensor) -> Tensor:
-    has_norm = any(isinstance(part, _BatchNorm) and part.training for part in segment)
-    return _checkpointed(segment, segment, x) if has_norm and torch.is_grad_enabled() else segment(x)
+def _run_segment(segment: list[Any], inputs: tuple[Tensor, ...]) -> Tensor:
+    """Run a part of the layers; what begins with an activation in place cannot be computed again."""
+    forward, again = partial(_run, segment), not isinstance(segment[0], nn.ReLU)
+    if again and segment[-1].training and torch.is_grad_enabled():
+        return _checkpointed(forward, nn.ModuleList(s for s in segment if isinstance(s, nn.Module)), *inputs)
+    return forward(*inputs)
 
 
-def _checkpointed(forward: Callable[[Tensor], Any], module: nn.Module, x: Tensor) -> Any:
+def _run(layers: list[Any], *inputs: Tensor) -> Any:
+    for layer in layers:
+        inputs = (layer(*inputs),)
+    return inputs[0]
+
+
+def _checkpointed(forward: Callable[..., Any], module: nn.Module, *inputs: Tensor) -> Any:
     return checkpoint(
         forward,
-        x,
+        *inputs,
         use_reentrant=False,
         context_fn=lambda: (contextlib.nullcontext(), restore_buffers(module)),
     )

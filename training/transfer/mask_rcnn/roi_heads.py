@@ -3,6 +3,7 @@
 B images, K classes, R regions of all images, F those of objects, M cells of a mask's side (28).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,7 +65,7 @@ class Detections:
         return mask_op.paste(self.masks, self.boxes, size)
 
 
-def pool_regions(maps: list[Tensor], strides: list[int], boxes: list[Tensor], side: int) -> Tensor:
+def pool_regions(maps: Sequence[Tensor], strides: list[int], boxes: list[Tensor], side: int) -> Tensor:
     """R x C x side x side: each region from the level of the pyramid that its area asks for.
 
     Args:
@@ -177,12 +178,16 @@ class RoIHeads(nn.Module):
         return F.binary_cross_entropy_with_logits(logits, torch.cat(wanted).to(logits.dtype))
 
     def _mask_logits(self, maps: list[Tensor], regions: list[Tensor]) -> Tensor:
-        pooled = pool_regions(maps, self.strides, regions, MASK_SIDE)
-        return run_recomputing_norms([self.mask_head, self.mask_predictor], pooled)
+        return self._run([self.mask_head, self.mask_predictor], MASK_SIDE, maps, regions)
 
     def _predict_boxes(self, maps: list[Tensor], regions: list[Tensor]) -> tuple[Tensor, Tensor]:
-        pooled = pool_regions(maps, self.strides, regions, BOX_SIDE)
-        return self.box_predictor(run_recomputing_norms(self.box_head, pooled))
+        return self.box_predictor(self._run([self.box_head], BOX_SIDE, maps, regions))
+
+    def _run(self, layers: list[nn.Module], side: int, maps: list[Tensor], regions: list[Tensor]) -> Tensor:
+        def pool(*maps: Tensor) -> Tensor:
+            return pool_regions(maps, self.strides, regions, side)
+
+        return run_recomputing_norms(layers, pool, *maps)
 
     def detect(self, maps: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
         """Detections in the images as the network sees them.
