@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["PRECISIONS", "add_model_options", "check_output", "number", "report_unreadable"]
+__all__ = ["PRECISIONS", "add_model_options", "check_output", "number", "report_unreadable", "stems"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MODEL = "prototype model by name, such as slotcon_r50_proto.coco_800ep, or the folder of a run or of its export"
@@ -71,3 +71,17 @@ def report_unreadable(unreadable: list[tuple[str, str]], total: int) -> None:
         print(f"skipped, since it cannot be read: {name} ({reason})", file=sys.stderr)
     if len(unreadable) == total:
         raise ValueError(f"none of the {total} images can be read: give other images")
+
+
+def stems(images: list[Path]) -> list[str]:
+    """The stems of the images; repeated ones get a number."""
+    names: list[str] = []
+    taken: set[str] = set()  # some file systems ignore case
+    for path in images:
+        name, count = path.stem, 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{path.stem}-{count}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names

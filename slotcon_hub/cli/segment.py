@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from slotcon_hub.cli.help import Help
-from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_output, number, report_unreadable
+from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_output, number, report_unreadable, stems
 from slotcon_hub.cli.table import print_table, shorten
 from slotcon_hub.concepts.drawing import colors, draw_index, draw_map
 from slotcon_hub.concepts.inference import load_prototypes, segment_image
@@ -53,7 +53,7 @@ def add_commands(commands: Any) -> None:
 def _segment(options: argparse.Namespace) -> None:
     check_output(options.output)
     pixel_limit()
-    names = _names(options.images)
+    names = stems(options.images)
     there = [path for name in names for path in _targets(options.output, name) if path.exists()]
     if there and not options.force:
         raise ValueError(f"{there[0]} exists already: add --force to overwrite it, or choose another --output")
@@ -93,20 +93,6 @@ def _segment(options: argparse.Namespace) -> None:
     if sizes.only:
         print(f"{options.model} takes images {sizes}: all are resized to that")
     print(f"overlays, indices and numbers are in {options.output}")
-
-
-def _names(images: list[Path]) -> list[str]:
-    """The stems of the images; repeated ones get a number."""
-    names: list[str] = []
-    taken: set[str] = set()  # some file systems ignore case
-    for path in images:
-        name, count = path.stem, 1
-        while name.casefold() in taken:
-            count += 1
-            name = f"{path.stem}-{count}"
-        taken.add(name.casefold())
-        names.append(name)
-    return names
 
 
 def _targets(folder: Path, name: str) -> list[Path]:

@@ -7,7 +7,7 @@ import pytest
 
 from slotcon_hub.cli import main
 
-COMMANDS = ["import", "list", "segment", "concepts", "embed", "export", "publish", "verify"]
+COMMANDS = ["import", "list", "segment", "concepts", "embed", "pca", "export", "publish", "verify"]
 
 
 @pytest.mark.parametrize("columns", [72, 80, 93, 120])
