@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_files import ANIMATED, DEEP, KINDS, RGB, encode
+from image_files import ANIMATED, DEEP, KINDS, RGB, encode, refuse_listing
 from PIL import Image, ImageOps
 from torch.nn.functional import avg_pool2d
 
@@ -278,14 +278,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.jpg").write_bytes(b"")
-    scandir = os.scandir
-
-    def refuse(path):
-        if os.path.basename(path) == "b":
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    refuse_listing(monkeypatch, "b")
     with pytest.raises(ValueError, match=r"/b cannot be listed \(Permission denied\): make it readable"):
         ImageFiles(tmp_path)
 

@@ -71,7 +71,7 @@ def measure(spec: dict[str, Any], shapes: dict[str, list[int]], expected: dict[s
 
 
 def filled(name: str, shape: list[int]) -> Tensor:
-    """The tensor that stands in a file of this form under a name."""
+    """The tensor that stands under a name in the files of Detectron2's and of MMSegmentation's numbers."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros(shape, dtype=torch.int64)
     t = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())), dtype=torch.float64)
@@ -81,7 +81,7 @@ def filled(name: str, shape: list[int]) -> Tensor:
         return 1 + 0.1 * t.abs()
     if len(shape) == 1:
         t = 1 + 0.1 * t if name.endswith("weight") else 0.1 * t
-        return t * 0.25 if name.endswith("conv3.norm.weight") else t
+        return t * 0.25 if name.endswith(("conv3.norm.weight", "bn3.weight")) else t
     t = t * math.sqrt(2 / math.prod(shape[1:]))
     return t * 0.3 if "pred" in name or "anchor_deltas" in name else t
 

@@ -1,6 +1,7 @@
 """Encoded images of every kind that data sets hold."""
 
 import io
+import os
 
 import numpy as np
 from PIL import Image
@@ -21,6 +22,18 @@ def with_alpha(image):
     image = image.copy()
     image.putalpha(ALPHA)
     return image
+
+
+def refuse_listing(monkeypatch, name):
+    """Let a folder of this name have no permission to list it."""
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == name:
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
 
 
 def filled(value):

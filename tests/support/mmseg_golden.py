@@ -5,12 +5,12 @@ Nothing is stored: tensors are drawn from their names, images and labels from a 
 
 import json
 import math
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from detectron2_golden import filled
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor
 
@@ -44,7 +44,7 @@ def measure(case: dict[str, Any], train: bool) -> dict[str, Any]:
     """Our numbers: networks and batch are made anew, since training changes BatchNorm's statistics."""
     recipe, classes, (height, width) = RECIPES[case["kind"]][1], case["classes"], case["size"]
     net = FCN(backbone(case["shapes"], recipe.output_stride), classes, *heads(case), recipe.align_corners).double()
-    net.load_state_dict({name: fill(name, shape) for name, shape in case["shapes"].items()})
+    net.load_state_dict({name: filled(name, shape) for name, shape in case["shapes"].items()})
     net.train(train)
     rng = torch.Generator().manual_seed(case["seed"])
     images = torch.randn(2, 3, height, width, generator=rng, dtype=torch.float64)
@@ -96,18 +96,3 @@ def backbone(shapes: dict[str, list[int]], output_stride: int) -> Any:
         "out_indices": (-4, -3, -2, -1),
     }
     return create_backbone("resnet50", output_stride, pretrained=False, **form)
-
-
-def fill(name: str, shape: list[int]) -> Tensor:
-    rng = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    drawn = torch.randn(shape, generator=rng, dtype=torch.float64)
-    if name.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.long)
-    if name.endswith("running_mean"):
-        return 0.05 * drawn
-    if name.endswith("running_var"):
-        return 1 + 0.1 * drawn.abs()
-    if len(shape) == 1:
-        values = 1 + 0.1 * drawn if name.endswith("weight") else 0.1 * drawn
-        return 0.25 * values if name.endswith("bn3.weight") else values
-    return drawn * math.sqrt(2 / math.prod(shape[1:]))

@@ -15,12 +15,7 @@ from checkpoint_files import backbone_only, official
 from slotcon_hub.cli import main
 from slotcon_hub.weights import table
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return tmp_path / "store"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -16,9 +16,8 @@ COMMANDS = {
 
 
 @pytest.fixture(autouse=True)
-def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def here(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
     Path("images").mkdir()
     Image.new("RGB", (64, 64), (200, 50, 30)).save("images/a.png")
 

@@ -19,11 +19,7 @@ from slotcon_hub.images import decode
 from slotcon_hub.models.saving import save_model
 from slotcon_hub.weights import store
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from checkpoint_files import one_sentence
 from tiny import shaken
 from torch import Tensor, nn
 
@@ -38,11 +39,6 @@ def backbone(name: str) -> Any:
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert list(found) == list(expected)
     assert all(found[key] is expected[key] or torch.equal(found[key], expected[key]) for key in expected)
-
-
-def one_sentence(error: BaseException) -> None:
-    assert "\n" not in str(error)
-    assert len(str(error)) < 400
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])

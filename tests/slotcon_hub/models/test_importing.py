@@ -24,13 +24,8 @@ from slotcon_hub.export.teacher import export
 from slotcon_hub.models.importing import import_checkpoint, split_name
 from slotcon_hub.weights import store
 
+pytestmark = pytest.mark.usefixtures("home")
 NAME, PROTO = "slotcon_r18.mine", "slotcon_r18_proto.mine"
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
-    return tmp_path / "store"
 
 
 @cache

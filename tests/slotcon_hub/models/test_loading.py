@@ -31,9 +31,7 @@ def slotcon() -> SlotCon:
 
 
 @pytest.fixture
-def run(slotcon: SlotCon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+def run(slotcon: SlotCon, home: Path, tmp_path: Path) -> Path:
     export(slotcon, tmp_path / "run" / "export", input_size=96, trained="In a test.")
     return tmp_path / "run"
 

@@ -12,13 +12,8 @@ from slotcon_hub.models.importing import import_checkpoint
 from slotcon_hub.weights import store, table
 from training.tools.package import package
 
+pytestmark = pytest.mark.usefixtures("home")
 NANO, PROTO = "slotcon_nano", "slotcon_nano_proto"
-
-
-@pytest.fixture(autouse=True)
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 def the_file() -> Path:

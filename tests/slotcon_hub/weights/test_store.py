@@ -9,13 +9,8 @@ import pytest
 
 from slotcon_hub.weights import store
 
+pytestmark = pytest.mark.usefixtures("home")
 NAME = "slotcon_r18.mine"
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
-    return tmp_path / "store"
 
 
 def content(text: str) -> Callable[[Path], None]:

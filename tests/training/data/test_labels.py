@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from image_files import refuse_listing
 from PIL import Image
 
 from training.data.labels import open_labeled
@@ -68,14 +69,7 @@ def test_names_of_classes_can_be_printed(tmp_path):
 def test_a_split_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     for split in ("train", "val"):
         paint(tmp_path / split / "cat")
-    scandir = os.scandir
-
-    def refuse(path):
-        if os.path.basename(path) == "val":
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    refuse_listing(monkeypatch, "val")
     with pytest.raises(ValueError, match=r"/val cannot be listed \(Permission denied\): make it readable"):
         open_labeled(str(tmp_path), "train")
 
