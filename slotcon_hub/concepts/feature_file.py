@@ -71,11 +71,16 @@ class FeatureWriter:
             return int((self._read_states() != _MISSING).sum())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self.partial.with_name(f"{self.partial.name}.new")
-        with scratch.open("wb") as file:
-            file.write(self._header)
-            file.truncate(self._states + self._number)
-            if hasattr(os, "posix_fallocate"):  # or a full disk is met hours later
-                os.posix_fallocate(file.fileno(), 0, self._states + self._number)
+        try:
+            with scratch.open("wb") as file:
+                file.write(self._header)
+                file.truncate(self._states + self._number)
+                if hasattr(os, "posix_fallocate"):  # or a full disk is met hours later
+                    os.posix_fallocate(file.fileno(), 0, self._states + self._number)
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            wanted = f"{(self._states + self._number) / 1e9:.3f} GB"
+            raise OSError(f"{self.path} cannot be made, of {wanted} ({error.strerror or error})") from None
         scratch.replace(self.partial)
         return 0
 

@@ -1,6 +1,8 @@
 """``slotcon-hub embed`` as people type it: what the file holds, of an interrupted command and of processes."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +121,16 @@ def test_an_interrupted_command_goes_on(model, images, tmp_path, monkeypatch, ca
     readable = [i for i, name in enumerate(FeatureFile(whole).names) if name != "04b.jpg"]
     assert sorted(number for batch in batches for number in batch) == readable  # each once
     assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_a_full_disk_is_met_before_the_work(model, images, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    assert run(model, images, tmp_path / "x.safetensors") == 1
+    assert "x.safetensors cannot be made, of 0.000 GB (No space left on device)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_processes_write_the_same_file(model, images, tmp_path):
