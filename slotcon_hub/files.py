@@ -1,13 +1,14 @@
-"""Atomic writes of files and folders, and SHA-256."""
+"""Atomic writes of files and folders, the folder of caches, and SHA-256."""
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_write", "sha256"]
+__all__ = ["atomic_write", "cache_folder", "sha256"]
 
 
 @contextmanager
@@ -33,6 +34,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """The folder of what is made once: ``SLOTCON_HUB_CACHE``, or one in the user's cache. It need not exist.
+
+    Raises:
+        ValueError: neither is set, and the user has no home folder.
+    """
+    if chosen := os.environ.get("SLOTCON_HUB_CACHE"):
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slotcon_hub"
+    except RuntimeError:
+        raise ValueError(
+            "this user has no home folder: set SLOTCON_HUB_CACHE to one for what is made once"
+        ) from None
 
 
 def sha256(path: Path) -> str:

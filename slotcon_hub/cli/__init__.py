@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from slotcon_hub import __version__
-from slotcon_hub.cli import concepts, embed, export, pca, publish, segment, weights
+from slotcon_hub.cli import concepts, embed, explore, export, pca, publish, segment, weights
 from slotcon_hub.cli.help import Help
 from slotcon_hub.cpu import keep_freed_memory, use_cores
 
@@ -55,6 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("slotcon-hub", description=_ALL, epilog=_EXAMPLES, formatter_class=Help)
     parser.add_argument("--version", action="version", version=f"slotcon-hub {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (weights, segment, concepts, embed, pca, export, publish):
+    for module in (weights, segment, concepts, embed, pca, explore, export, publish):
         module.add_commands(commands)
     return parser

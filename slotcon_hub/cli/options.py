@@ -7,7 +7,15 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["PRECISIONS", "add_model_options", "check_output", "number", "report_unreadable", "stems"]
+__all__ = [
+    "PRECISIONS",
+    "add_device_options",
+    "add_model_options",
+    "check_output",
+    "number",
+    "report_unreadable",
+    "stems",
+]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MODEL = "prototype model by name, such as slotcon_r50_proto.coco_800ep, or the folder of a run or of its export"
@@ -19,6 +27,11 @@ def add_model_options(
     """Add the options of a command that applies a model: model, output, device and precision."""
     parser.add_argument("--model", required=True, help=model)
     parser.add_argument("--output", type=Path, default=Path(output), help=f"{result} ({output})")
+    add_device_options(parser)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how a model is applied: device and precision."""
     parser.add_argument("--device", type=_device, default="auto", help="cpu or cuda (default: cuda if available)")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the network (float32)")
 

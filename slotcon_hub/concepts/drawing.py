@@ -13,11 +13,21 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from slotcon_hub.concepts.segments import Segment
 
-__all__ = ["colors", "draw_index", "draw_map", "draw_page", "draw_segment", "overlay_colors"]
+__all__ = [
+    "colors",
+    "cut_row",
+    "draw_index",
+    "draw_map",
+    "draw_page",
+    "draw_segment",
+    "heat",
+    "overlay_colors",
+]
 
 _OPACITY = 0.5
 _MARGIN, _GAP, _THUMB, _TITLE = 24, 6, 128, 148  # of a page, in pixels
 _LABELED = 0.01  # fraction of an image above which a segment is labelled
+_HEAT = np.array([*bytes.fromhex("440154 3b528b 21918c 5ec962 fde725")]).reshape(-1, 3)  # viridis
 
 
 def colors(number: int) -> np.ndarray:
@@ -145,3 +155,22 @@ def draw_page(rows: Sequence[tuple[str, str, Sequence[Image.Image]]], columns: i
         for column, image in enumerate(images):
             page.paste(image, (_MARGIN + _TITLE + column * step, top))
     return page
+
+
+def cut_row(page: Image.Image, row: int, number: int) -> list[Image.Image]:
+    """The first thumbnails in a row of a page that :func:`draw_page` drew.
+
+    Args:
+        page: the page.
+        row: its row, from 0.
+        number: of thumbnails.
+    """
+    step, top = _THUMB + _GAP, _MARGIN + row * (_THUMB + _GAP)
+    lefts = (_MARGIN + _TITLE + column * step for column in range(number))
+    return [page.crop((left, top, left + _THUMB, top + _THUMB)) for left in lefts]
+
+
+def heat(values: np.ndarray) -> Image.Image:
+    """Colours of values in [0, 1], from dark violet to bright yellow: H x W to an RGB image."""
+    table = np.stack([np.interp(np.arange(256), np.linspace(0, 255, len(_HEAT)), c) for c in _HEAT.T], axis=1)
+    return Image.fromarray(table.astype(np.uint8)[(values * 255).astype(np.uint8)])

@@ -15,7 +15,7 @@ from slotcon_hub.concepts.inference import CenterCrop
 from slotcon_hub.images import ImageFiles, decode, printable
 from slotcon_hub.templates import render_template
 
-__all__ = ["INDEX", "NUMBERS", "Gallery", "ranges"]
+__all__ = ["INDEX", "NUMBERS", "Gallery", "page_name", "ranges"]
 
 INDEX, NUMBERS = "index.html", "concepts.json"
 
@@ -43,7 +43,7 @@ class Gallery:
         for number, prototypes in enumerate(self._pages()):
             columns = max(len(self.concepts.nearest(k)) for k in prototypes)
             rows = [(str(k), self._use(k), self._images(k)) for k in prototypes]
-            path = folder / _page_name(number)
+            path = folder / page_name(number)
             draw_page(rows, columns).save(path)
             yield path
         numbers, index = folder / NUMBERS, folder / INDEX
@@ -99,11 +99,12 @@ class Gallery:
         ]
         unreadable = [self._name(image) for image, _ in concepts.unreadable]
         counts = {"prototypes": len(rows), "images": concepts.images, "unreadable": unreadable}
+        counts["per_page"] = self.per_page
         return {**self.facts, **counts, "unused": concepts.unused(), "concepts": rows}
 
     def _index(self) -> str:
         concepts = self.concepts
-        pages = [{"file": _page_name(n), "prototypes": prototypes} for n, prototypes in enumerate(self._pages())]
+        pages = [{"file": page_name(n), "prototypes": prototypes} for n, prototypes in enumerate(self._pages())]
         return render_template(
             Path(__file__).with_suffix(".html"),
             title=f"Concepts of {self.facts['model']}",
@@ -133,5 +134,6 @@ def ranges(numbers: Iterable[int]) -> str:
     return ", ".join("-".join(map(str, run)) for run in runs)
 
 
-def _page_name(number: int) -> str:
+def page_name(number: int) -> str:
+    """Name of a page's file."""
     return f"page-{number:03}.png"

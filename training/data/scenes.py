@@ -21,6 +21,8 @@ from numpy.random import Generator
 from PIL import Image, ImageFilter
 from tqdm import tqdm
 
+from slotcon_hub.files import cache_folder
+
 VERSION = 1  # part of the folder's name: raise it with every change that alters a pixel
 SIZE = (128, 192)  # height and width
 Array = np.ndarray
@@ -325,7 +327,7 @@ def prepare(folder: Path | None = None, *, train: int = 4000, val: int = 200, se
         raise ValueError(f"train={train}, val={val}: both need at least one scene")
     if seed < 0:
         raise ValueError(f"seed={seed}: take one that is not negative")
-    folder = folder or _cache()
+    folder = folder or cache_folder()
     finished = folder / f"scenes-{VERSION}-{train}-{val}-{seed}"
     if not finished.is_dir():
         try:
@@ -342,15 +344,6 @@ def prepare(folder: Path | None = None, *, train: int = 4000, val: int = 200, se
                 if not finished.is_dir():  # else another process was faster, with the same bytes
                     raise
     return _inside(finished)
-
-
-def _cache() -> Path:
-    if chosen := os.environ.get("SLOTCON_HUB_CACHE"):
-        return Path(chosen)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slotcon_hub"
-    except RuntimeError:
-        raise ValueError("this user has no home folder: set SLOTCON_HUB_CACHE to one for the scenes") from None
 
 
 def _inside(root: Path) -> Scenes:

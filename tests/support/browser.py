@@ -1,0 +1,48 @@
+"""A headless Chromium of the system, and the page of ``slotcon-hub explore`` in a process of its own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+WAIT = 30_000  # ms: processors are shared
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Start the browser; without one, the tests are skipped."""
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip(f"no browser: install one of {', '.join(NAMES)}, such as by apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def served(command: list[str], log: Path, **environment: str) -> Iterator[str]:
+    """Start a program that serves the page, and yield the address that it prints."""
+    with log.open("w") as out:
+        env = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"} | environment
+        process = subprocess.Popen(
+            [sys.executable, *command], stdout=subprocess.PIPE, stderr=out, text=True, env=env
+        )
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                if found := re.match(r"open (http://127.0.0.1:\d+/)$", line.strip()):
+                    yield found[1]
+                    return
+            pytest.fail(f"it was not served: {log.read_text()}")
+        finally:
+            process.terminate()
+            process.communicate()
