@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from mmseg_golden import filled
 from torch import Tensor
 
 from training.transfer.mask_rcnn.model import MaskRCNN
@@ -68,22 +68,6 @@ def measure(spec: dict[str, Any], shapes: dict[str, list[int]], expected: dict[s
     found["eval"] = detected(model.eval(), images, spec["original"], expected.get("eval", []))
     found["train"] = trained(model.train(), images, [target(one) for one in spec["polygons"]])
     return found
-
-
-def filled(name: str, shape: list[int]) -> Tensor:
-    """The tensor that stands under a name in the files of Detectron2's and of MMSegmentation's numbers."""
-    if name.endswith("num_batches_tracked"):
-        return torch.zeros(shape, dtype=torch.int64)
-    t = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())), dtype=torch.float64)
-    if name.endswith("running_mean"):
-        return 0.05 * t
-    if name.endswith("running_var"):
-        return 1 + 0.1 * t.abs()
-    if len(shape) == 1:
-        t = 1 + 0.1 * t if name.endswith("weight") else 0.1 * t
-        return t * 0.25 if name.endswith(("conv3.norm.weight", "bn3.weight")) else t
-    t = t * math.sqrt(2 / math.prod(shape[1:]))
-    return t * 0.3 if "pred" in name or "anchor_deltas" in name else t
 
 
 def target(objects: list) -> Target:

@@ -5,12 +5,12 @@ Nothing is stored: tensors are drawn from their names, images and labels from a 
 
 import json
 import math
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2_golden import filled
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor
 
@@ -96,3 +96,19 @@ def backbone(shapes: dict[str, list[int]], output_stride: int) -> Any:
         "out_indices": (-4, -3, -2, -1),
     }
     return create_backbone("resnet50", output_stride, pretrained=False, **form)
+
+
+def filled(name: str, shape: list[int]) -> Tensor:
+    """The tensor that stands under a name in the files of Detectron2's and of MMSegmentation's numbers."""
+    if name.endswith("num_batches_tracked"):
+        return torch.zeros(shape, dtype=torch.int64)
+    t = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())), dtype=torch.float64)
+    if name.endswith("running_mean"):
+        return 0.05 * t
+    if name.endswith("running_var"):
+        return 1 + 0.1 * t.abs()
+    if len(shape) == 1:
+        t = 1 + 0.1 * t if name.endswith("weight") else 0.1 * t
+        return t * 0.25 if name.endswith(("conv3.norm.weight", "bn3.weight")) else t
+    t = t * math.sqrt(2 / math.prod(shape[1:]))
+    return t * 0.3 if "pred" in name or "anchor_deltas" in name else t
