@@ -32,8 +32,7 @@ def load_prototypes(name: str) -> SlotConPrototypes:
         name: as for :func:`slotcon_hub.models.loading.load`, such as ``slotcon_r50_proto.coco_800ep``.
 
     Raises:
-        ValueError: there are no such weights, or they are not of a prototype model.
-        RuntimeError: they cannot be downloaded.
+        ValueError: there are no such weights, they cannot be downloaded, or they are not of a prototype model.
         OSError: a file is missing.
     """
     architecture = name.partition(".")[0]
@@ -41,7 +40,10 @@ def load_prototypes(name: str) -> SlotConPrototypes:
         proto = f"{architecture}_proto"
         other = name.replace(architecture, proto) if timm.is_model(proto) else "such as slotcon_r50_proto"
         raise ValueError(f"{name} is a backbone without prototypes: use a *_proto model, {other}")
-    model: Any = load(name, "prototypes", global_pool="")
+    try:
+        model: Any = load(name, "prototypes", global_pool="")
+    except RuntimeError as error:  # also of timm and torch, in several lines
+        raise ValueError(" ".join(str(error).split())) from None
     if not isinstance(model, SlotConPrototypes) or not model.num_classes:
         raise ValueError(f"{name} holds no prototypes: give the export/prototypes of a run, or a *_proto model")
     config: Any = model.pretrained_cfg

@@ -16,6 +16,7 @@ from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from slotcon_hub.concepts.inference import load_prototypes
 from slotcon_hub.functional import active_slots
 from slotcon_hub.images import decode, limit_aspect_ratio
 from training.data import color
@@ -23,7 +24,7 @@ from training.data.images import Images, UnreadableImage, open_images
 from training.data.views import TwoViews, stack
 from training.evaluation import command
 from training.evaluation.activity_report import report
-from training.evaluation.models import load_prototypes, similarities, standardize
+from training.evaluation.models import similarities, standardize
 
 __all__ = ["Activity", "ImagesAndViews", "Settings", "main", "watch"]
 

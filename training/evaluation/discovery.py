@@ -18,6 +18,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from slotcon_hub.cli.table import shorten
+from slotcon_hub.concepts.inference import load_prototypes
 from slotcon_hub.concepts.segments import group_map
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.maps import MapModel, load_map
@@ -27,7 +28,6 @@ from training.evaluation import command
 from training.evaluation.cells import collect
 from training.evaluation.comparison import Comparison, compare
 from training.evaluation.kmeans import kmeans
-from training.evaluation.models import load_prototypes
 from training.evaluation.overclustering import cluster_scores
 
 __all__ = ["Discovery", "best_jaccards", "main", "summarize"]

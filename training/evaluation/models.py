@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
-from slotcon_hub.concepts import inference
 from slotcon_hub.models.layers import PrototypeNetwork
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.prototype_model import SlotConPrototypes
 from slotcon_hub.models.sizes import resize_to_model
 
-__all__ = ["load", "load_prototypes", "similarities", "standardize"]
+__all__ = ["load", "similarities", "standardize"]
 
 
 def load(name: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
@@ -36,21 +35,6 @@ def load(name: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
         raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
 
 
-def load_prototypes(name: str) -> SlotConPrototypes:
-    """Make a prototype model with its weights that returns the map of similarities, in eval mode.
-
-    Args:
-        name: as for :func:`slotcon_hub.concepts.inference.load_prototypes`.
-
-    Raises:
-        ValueError: there is no such model, or it has no weights or no prototypes.
-    """
-    try:
-        return inference.load_prototypes(name)
-    except (RuntimeError, OSError) as error:
-        raise ValueError(" ".join(str(error).split())) from None
-
-
 def standardize(model: Any, images: Tensor) -> Tensor:
     """uint8 B x 3 x H x W to float32, on the model's device, with its mean and deviation."""
     device = next(model.parameters()).device
@@ -63,7 +47,7 @@ def similarities(model: SlotConPrototypes, images: Tensor) -> Tensor:
     """Cosine similarity of every cell with every prototype, in float32 even where autocast reigns.
 
     Args:
-        model: of :func:`load_prototypes`.
+        model: of :func:`slotcon_hub.concepts.inference.load_prototypes`.
         images: float32 B x 3 x H x W, standardised; resized if the model does not take their size.
 
     Returns:

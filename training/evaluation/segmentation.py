@@ -17,13 +17,14 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from slotcon_hub.concepts.inference import load_prototypes
 from slotcon_hub.concepts.segments import group_map
 from slotcon_hub.models.sizes import resize_to_model
 from training.data.masks import IGNORE, LabeledImages
 from training.evaluation import command
 from training.evaluation.benchmarks import open_benchmark
 from training.evaluation.metrics import Segmentation, confusion_matrix, score
-from training.evaluation.models import load_prototypes, similarities, standardize
+from training.evaluation.models import similarities, standardize
 from training.evaluation.refine import refine
 from training.evaluation.segmentation_report import Example, report
 

@@ -10,11 +10,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from slotcon_hub.concepts.inference import load_prototypes
 from slotcon_hub.images import ImageFiles, decode
 from training.data import color
 from training.data.views import TwoViews, stack
 from training.evaluation.activity import ImagesAndViews, Settings, main, watch
-from training.evaluation.models import load_prototypes
 
 IMAGES, PROTOTYPES = 11, 15
 

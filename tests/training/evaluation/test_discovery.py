@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from launched import launched
 from PIL import Image
 
+from slotcon_hub.concepts.inference import load_prototypes
 from slotcon_hub.models.maps import load_map
 from training.data.objects import CocoObjects, VocObjects
 from training.evaluation import discovery
 from training.evaluation.discovery import Discovery, best_jaccards, summarize
-from training.evaluation.models import load_prototypes
 
 SIZE = 64
 

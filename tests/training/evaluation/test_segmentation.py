@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from slotcon_hub.concepts.inference import load_prototypes
 from slotcon_hub.models.saving import save_model
 from slotcon_hub.models.sizes import resize_to_model
 from training.data import scenes
 from training.data.masks import LabeledImages
 from training.evaluation.benchmarks import coco_stuff_classes, curated
-from training.evaluation.models import load_prototypes
 from training.evaluation.segmentation import Settings, evaluate, main, segment
 
 SIZES = [(40, 50), (40, 50), (33, 65), (1, 1), (5, 3), (64, 41), (40, 50)]
