@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["nearest"]
 
 CHUNK = 2**14  # entries that are compared at a time
-BLOCK = 64  # entries of which the most similar one stands for all
+BLOCK = 32  # entries of which the most similar one stands for all
 
 
 def nearest(

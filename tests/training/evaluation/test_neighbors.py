@@ -14,7 +14,7 @@ def slow(queries: torch.Tensor, memory: torch.Tensor, k: int) -> tuple[list, lis
     return [[row[i] for i in entries] for row, entries in zip(cosines, found, strict=True)], found
 
 
-@pytest.mark.parametrize(("chunk", "block"), [(2**14, 64), (50, 8), (7, 3), (1, 1)])
+@pytest.mark.parametrize(("chunk", "block"), [(2**14, 32), (50, 8), (7, 3), (1, 1)])
 @pytest.mark.parametrize("k", [1, 6, 200])
 def test_of_equally_similar_entries_the_first_are_found(monkeypatch, chunk, block, k):
     monkeypatch.setattr(neighbors, "CHUNK", chunk)
