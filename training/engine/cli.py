@@ -4,14 +4,14 @@ import functools
 import io
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
 import docstring_parser
 import tyro
 
-__all__ = ["cli"]
+__all__ = ["cli", "parse_recipe"]
 
 Settings = TypeVar("Settings")
 
@@ -27,6 +27,45 @@ def cli(settings: type[Settings] | Callable[..., Settings], **options: Any) -> S
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may not be UTF-8, as on stderr
     _explain(settings)  # type: ignore[arg-type]
     return tyro.cli(settings, **options)
+
+
+def parse_recipe(
+    argv: list[str],
+    recipes: Mapping[str, tuple[str, Settings]],
+    usage: str,
+    script: str,
+    default: str | None = None,
+) -> tuple[str, Settings]:
+    """Read the name of a recipe and the options that override it.
+
+    Args:
+        argv: the name of a recipe, and options.
+        recipes: by name, a description and the settings; these have ``data``, None where it must be given.
+        usage: printed before the list of recipes for ``--help``.
+        script: its name.
+        default: recipe taken if ``argv`` names none.
+
+    Raises:
+        ValueError: there is no such recipe, data is missing, or a value is invalid.
+    """
+    if argv[:1] in (["-h"], ["--help"]):
+        print(usage + "".join(f"\n  {name}\n      {text}" for name, (text, _) in recipes.items()))
+        raise SystemExit(0)
+    names = ", ".join(recipes)
+    if not argv or argv[0].startswith("-"):
+        if default is None:
+            raise ValueError(f"a recipe is missing: name one of {names} first, then --data DIR and other options")
+        argv = [default, *argv]
+    name, *options = argv
+    if name not in recipes:
+        raise ValueError(f"there is no recipe {name!r}: choose one of {names}")
+    description, settings = recipes[name]
+    recipe: Any = cli(
+        type(settings), default=settings, args=options, prog=f"{script} {name}", description=description
+    )
+    if recipe.data is None:
+        raise ValueError(f"{name} needs images: add --data DIR. {description}")
+    return name, recipe
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import tyro
 
 from slotcon_hub import SlotConConfig
 from training.data.layouts import LayoutName
-from training.engine.cli import cli
+from training.engine.cli import parse_recipe
 from training.engine.optim import OptimizerName
 from training.engine.run import Schedule
 from training.engine.settings import RunSettings
@@ -238,19 +238,5 @@ Recipes, each with its own --help:
 
 
 def parse(argv: list[str]) -> tuple[str, Recipe]:
-    """Parse the name of a recipe (by default the demo) and the options that override it.
-
-    Raises:
-        ValueError: the recipe is unknown, or a value is invalid.
-    """
-    if argv[:1] in (["-h"], ["--help"]):
-        print(HELP + "".join(f"\n  {name}\n      {text}" for name, (text, _) in RECIPES.items()))
-        raise SystemExit(0)
-    name, options = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("demo", argv)
-    if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}: choose one of {', '.join(RECIPES)}")
-    description, default = RECIPES[name]
-    recipe = cli(Recipe, default=default, args=options, prog=f"pretrain.py {name}", description=description)
-    if recipe.data is None:
-        raise ValueError(f"{name} needs images: add --data <folder>. {description}")
-    return name, recipe
+    """Read the name of a recipe, by default the demo, and the options that override it."""
+    return parse_recipe(argv, RECIPES, HELP, "pretrain.py", default="demo")

@@ -203,7 +203,8 @@ def test_impossible_values_are_refused(values, sentence):
     ("argv", "sentence"),
     [
         ([], "a recipe is missing: name one of coco_1x, coco_2x first"),
-        (["voc"], "there is no recipe 'voc'"),
+        (["--steps", "9"], "a recipe is missing: name one of coco_1x, coco_2x first"),
+        (["voc"], "there is no recipe 'voc': choose one of coco_1x, coco_2x"),
         (["coco_2x"], "coco_2x needs images: add --data DIR"),
     ],
 )

@@ -247,7 +247,8 @@ def test_impossible_values_are_refused(values, sentence):
     ("argv", "sentence"),
     [
         ([], "a recipe is missing: name one of voc, cityscapes, ade20k first"),
-        (["coco"], "there is no recipe 'coco'"),
+        (["--steps", "9"], "a recipe is missing: name one of voc, cityscapes, ade20k first"),
+        (["coco"], "there is no recipe 'coco': choose one of voc, cityscapes, ade20k"),
         (["voc"], "voc needs images: add --data DIR"),
     ],
 )

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from training.engine.cli import cli
+from training.engine.cli import parse_recipe
 from training.engine.run import Schedule
 from training.engine.settings import RunSettings
 
@@ -115,19 +115,5 @@ Recipes, each with its own --help:
 
 
 def parse(argv: list[str]) -> tuple[str, Recipe]:
-    """Read the name of a recipe, and the options that override it.
-
-    Raises:
-        ValueError: an unknown recipe, no data, or values that cannot work.
-    """
-    if argv[:1] in (["-h"], ["--help"]):
-        print(HELP + "".join(f"\n  {name}\n      {text}" for name, (text, _) in RECIPES.items()))
-        raise SystemExit(0)
-    if not argv or argv[0] not in RECIPES:
-        said = f"there is no recipe {argv[0]!r}" if argv else "a recipe is missing"
-        raise ValueError(f"{said}: name one of {', '.join(RECIPES)} first, then --data DIR and other options")
-    name, (description, default) = argv[0], RECIPES[argv[0]]
-    recipe = cli(Recipe, default=default, args=argv[1:], prog=f"detection.py {name}", description=description)
-    if recipe.data is None:
-        raise ValueError(f"{name} needs images: add --data DIR. {description}")
-    return name, recipe
+    """Read the name of a recipe and the options that override it."""
+    return parse_recipe(argv, RECIPES, HELP, "detection.py")
