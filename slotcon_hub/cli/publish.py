@@ -11,6 +11,7 @@ from slotcon_hub.cli.options import check_output
 from slotcon_hub.models.loading import is_known
 from slotcon_hub.publishing.publish import publish
 from slotcon_hub.publishing.release import build, snippet
+from slotcon_hub.publishing.space import build_space, publish_space
 from slotcon_hub.publishing.verify import Check, verify_folder, verify_repository
 from slotcon_hub.weights import store, table
 
@@ -22,7 +23,10 @@ commit, download it again, compare, and tag the commit with this package's versi
 timm without this package, and in transformers.
 
 Log in with `hf auth login`, or set HF_TOKEN. After an interruption, the same command resumes. The card is always
-overwritten. A repository with other content than NAME is not changed without --force."""
+overwritten. A repository with other content than NAME is not changed without --force.
+
+--space publishes a page on which one tries a prototype model that is on the Hub already, as `slotcon-hub explore`
+shows it: a Space of the same ORG/NAME."""
 _VERIFY = """\
 Check a published model: files, SHA-256, configuration, card, and whether it reproduces its reference tensors.
 A repository is downloaded into the cache that timm and transformers use."""
@@ -42,6 +46,7 @@ def add_commands(commands: Any) -> None:
     send.add_argument("--create-pr", action="store_true", help="open a new pull request instead")
     send.add_argument("--force", action="store_true", help="replace all content of the repository")
     send.add_argument("--preview", metavar="IMAGE", type=Path, help="PNG or JPEG to show on the card")
+    send.add_argument("--space", action="store_true", help="publish the page of the model instead, as a Space")
     send.add_argument("--dry-run", action="store_true", help="build and check the folder without uploading")
     send.add_argument("--output", metavar="FOLDER", type=Path, help="with --dry-run: where the folder is built")
     send.set_defaults(command=_publish, error=send.error)
@@ -57,6 +62,9 @@ def _publish(options: argparse.Namespace) -> None:
         options.error("--output is for --dry-run only: add --dry-run, or leave --output out")
     if options.output:
         check_output(options.output)
+    if options.space:
+        _publish_space(options)
+        return
     name, checkpoint = _split_source(options)
     if options.dry_run:
         folder = options.output or Path(tempfile.mkdtemp(prefix="slotcon-hub-"))
@@ -77,6 +85,20 @@ def _publish(options: argparse.Namespace) -> None:
     print(f"{done.url}\nrevision {done.pull_request or done.tag or 'main'}, commit {done.revision}")
     print(f"SHA-256 of {store.WEIGHTS}: {done.sha256}\n")
     print(f"This works now:\n\n{snippet(name, done.repo_id, done.pull_request)}")
+
+
+def _publish_space(options: argparse.Namespace) -> None:
+    if options.create_pr or options.preview:
+        options.error("--create-pr and --preview are for models: leave them out with --space")
+    if options.dry_run:
+        folder = options.output or Path(tempfile.mkdtemp(prefix="slotcon-hub-"))
+        build_space(options.name, folder, repo_id=options.repo_id)
+        print(
+            f"{folder}: nothing was uploaded. Try it by `python {folder / 'app.py'}` once its model is on the Hub."
+        )
+        return
+    url = publish_space(options.name, repo_id=options.repo_id, private=options.private, force=options.force)
+    print(url)
 
 
 def _split_source(options: argparse.Namespace) -> tuple[str, Path | None]:

@@ -71,18 +71,21 @@ def load_models(
     return found
 
 
-def launch(models: Sequence[Explored], *, host: str | None = None, port: int | None = None) -> None:
+def launch(
+    models: Sequence[Explored], *, examples: Path = EXAMPLES, host: str | None = None, port: int | None = None
+) -> None:
     """Serve the page until the process is interrupted.
 
     Args:
         models: of :func:`load_models`.
+        examples: folder of images to choose from.
         host: address to listen on; None for gradio's: ``$GRADIO_SERVER_NAME``, which Spaces set, or loopback.
         port: None for the first free one from 7860 on.
 
     Raises:
         OSError: the port is taken.
     """
-    page = build_page(models)
+    page = build_page(models, examples)
     page.launch(
         server_name=host,
         server_port=port,
@@ -99,12 +102,12 @@ def launch(models: Sequence[Explored], *, host: str | None = None, port: int | N
     page.block_thread()
 
 
-def build_page(models: Sequence[Explored]) -> Any:
+def build_page(models: Sequence[Explored], examples: Path = EXAMPLES) -> Any:
     """Build the page: a ``gradio.Blocks``."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing leaves the machine
     import gradio as gr
 
-    scenes = [Path(path) for path in ImageFiles(EXAMPLES).paths]
+    scenes = [Path(path) for path in ImageFiles(examples).paths]
     fixed = all(find_sizes(one.model).only for one in models)
     with gr.Blocks(title="Semantic groups", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as page:
         image, seen = gr.State(), gr.State()
@@ -187,7 +190,7 @@ def _build_panel(gr: Any, one: Explored) -> dict[str, Any]:
             return gr.Image(label=label, elem_classes=name, **shown)
 
     panel = {}
-    gr.Markdown(f"### {one.name}")
+    gr.Markdown(f"### {one.name.removeprefix('hf-hub:')}")
     with gr.Row():
         panel["overlay"] = image("Groups: click one", "overlay")
         panel["components"] = image("Principal components of the features", "components")

@@ -7,26 +7,16 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
-from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelInfo,
-    get_token,
-    hf_hub_download,
-    snapshot_download,
-)
+from huggingface_hub import HfApi, ModelInfo, hf_hub_download
 
 from slotcon_hub import __version__
 from slotcon_hub.files import sha256
 from slotcon_hub.publishing.release import CARD, FILES, build
+from slotcon_hub.publishing.upload import check_login, file_names, upload
 from slotcon_hub.publishing.verify import verify_folder
 from slotcon_hub.weights import hub, store, table
 
 __all__ = ["Published", "publish"]
-
-_OF_THE_HUB = ".gitattributes"
 
 
 @dataclass(frozen=True)
@@ -77,7 +67,7 @@ def publish(
     """
     name = table.full_name(name)
     repo_id = repo_id or table.repository(name)
-    _check_login()
+    check_login()
     api, stopped = HfApi(), f"publishing {repo_id} stopped"
     with tempfile.TemporaryDirectory(prefix="slotcon-hub-", ignore_cleanup_errors=True) as scratch:
         folder, cache = Path(scratch) / "model", Path(scratch) / "cache"
@@ -89,36 +79,24 @@ def publish(
             before = api.model_info(repo_id)
             config = _published_config(before, cache)
         _check_replaceable(before, config, name, private=private, force=force)
-        with hub.explain_errors(stopped):
-            commit = api.create_commit(
-                repo_id,
-                _changes(folder, before, force),
-                commit_message=f"Publish {name} with slotcon_hub {__version__}",
-                parent_commit=before.sha,
-                create_pr=create_pr,
-            )
-            patterns = list(FILES)
-            copy = snapshot_download(repo_id, revision=commit.oid, cache_dir=cache, allow_patterns=patterns)
-        sha256 = _compare(folder, Path(copy), repo_id)
+        commit = upload(
+            folder,
+            FILES,
+            before,
+            cache,
+            message=f"Publish {name} with slotcon_hub {__version__}",
+            force=force,
+            create_pr=create_pr,
+        )
+        weights = sha256(folder / store.WEIGHTS)
         with hub.explain_errors(stopped):
             tag = None if create_pr else _tag(api, repo_id, commit.oid)
-    return Published(repo_id, commit.pr_url or url, commit.oid, tag, commit.pr_revision, sha256)
-
-
-def _check_login() -> None:
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise ValueError("HF_HUB_OFFLINE is set: unset it to publish, or build the folder with --dry-run")
-    if get_token() is None:
-        raise ValueError("publishing needs a token that may write: log in with `hf auth login`, or set HF_TOKEN")
-
-
-def _names(info: ModelInfo) -> set[str]:
-    return {file.rfilename for file in info.siblings or ()} - {_OF_THE_HUB}
+    return Published(repo_id, commit.pr_url or url, commit.oid, tag, commit.pr_revision, weights)
 
 
 def _published_config(info: ModelInfo, cache: Path) -> Any:
     """``config.json`` of a repository that may be one of ours, else None."""
-    if not {store.CONFIG, store.RECORD} <= _names(info):
+    if not {store.CONFIG, store.RECORD} <= file_names(info):
         return None
     path = hf_hub_download(info.id, store.CONFIG, revision=info.sha, cache_dir=cache)
     try:
@@ -130,33 +108,13 @@ def _published_config(info: ModelInfo, cache: Path) -> Any:
 def _check_replaceable(info: ModelInfo, config: Any, name: str, *, private: bool, force: bool) -> None:
     if private and not info.private:
         raise ValueError(f"{info.id} exists and is public: make it private on its page, or leave out --private")
-    others = sorted(_names(info) - {CARD})
+    others = sorted(file_names(info) - {CARD})
     ours = isinstance(config, dict) and config.get("name") == name
     if others and not ours and not force:
         raise ValueError(
             f"{info.id} has other content than {name} ({', '.join(others[:3])}): choose another --repo-id, or "
             "replace all of it with --force"
         )
-
-
-def _changes(folder: Path, info: ModelInfo, force: bool) -> list[CommitOperationAdd | CommitOperationDelete]:
-    new = [file for file in FILES if (folder / file).is_file()]
-    stale = _names(info) - set(new)
-    if not force:  # files that others added are kept
-        stale &= set(FILES)
-    additions = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=folder / file) for file in new]
-    return [*additions, *(CommitOperationDelete(path_in_repo=file) for file in sorted(stale))]
-
-
-def _compare(folder: Path, copy: Path, repo_id: str) -> str:
-    for file in FILES:
-        sent, came = folder / file, copy / file
-        if sent.is_file() and not (came.is_file() and sha256(came) == sha256(sent)):
-            raise ValueError(
-                f"{file} differs after a download from {repo_id} (its SHA-256 differs), so nothing was tagged: "
-                "run it again, on another network if that does not help"
-            )
-    return sha256(folder / store.WEIGHTS)
 
 
 def _tag(api: HfApi, repo_id: str, revision: str) -> str:

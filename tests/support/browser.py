@@ -8,22 +8,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("gradio")
+expect = playwright.expect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WAIT = 30_000  # ms: processors are shared
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium() -> Iterator[Any]:
     """Start the browser; without one, the tests are skipped."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip(f"no browser: install one of {', '.join(NAMES)}, such as by apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
 

@@ -36,7 +36,7 @@ class Request(werkzeug.Request):
 
 
 class RepoConverter(BaseConverter):
-    regex = "[^/]+/[^/]+"
+    regex = "(?:spaces/)?[^/]+/[^/]+"  # Spaces have ids of their own
 
 
 ROUTES = Map(converters={"repo": RepoConverter})
@@ -174,7 +174,8 @@ class HubServer:
     def _serve(self, request: Request) -> Response:
         if request.token not in (None, TOKEN, STRANGER):
             refuse(401, "Invalid credentials in Authorization header")
-        handler, names = ROUTES.bind("").match(request.path, request.method)
+        path = request.path.replace("/api/spaces/", "/api/models/spaces/")
+        handler, names = ROUTES.bind("").match(path, request.method)
         answer = handler(self, request, **names)
         return answer if isinstance(answer, Response) else Response(json.dumps(answer), mimetype="application/json")
 
@@ -193,6 +194,8 @@ class HubServer:
             refuse(403, "You may not create a repository")
         asked = request.json
         repo_id = f"{asked['organization']}/{asked['name']}"
+        if asked.get("type") == "space":
+            repo_id = f"spaces/{repo_id}"
         if repo_id in self.repos:
             refuse(409, "You already created this model repo", url=f"{self.url}/{repo_id}")
         self.add_repo(repo_id, private=asked.get("visibility") == "private" or bool(asked.get("private")))
@@ -257,7 +260,12 @@ class HubServer:
         repo = self._repo(request, repo_id)
         commit = repo.at(rev)
         listed = [described(*file) for file in commit.files.items()]
-        return {"id": repo_id, "sha": commit.oid, "private": repo.private, "siblings": listed}
+        return {
+            "id": repo_id.removeprefix("spaces/"),
+            "sha": commit.oid,
+            "private": repo.private,
+            "siblings": listed,
+        }
 
     @route("GET", "/api/models/<repo:repo_id>/tree/<rev>")
     def _tree(self, request: Request, repo_id: str, rev: str) -> Any:

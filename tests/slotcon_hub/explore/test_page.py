@@ -5,9 +5,8 @@ import json
 import re
 
 import pytest
-from browser import WAIT, chromium, served
+from browser import WAIT, chromium, expect, served
 from PIL import Image
-from playwright.sync_api import Locator, Page, expect
 from prototype_models import exported, paint, painted
 
 from slotcon_hub.cli import main
@@ -42,7 +41,7 @@ def visit(browser, address):
     """Open the page as one more visitor; it asks nobody but its server, and has no error."""
     contexts, asked, errors = [], [], []
 
-    def start(**options) -> Page:
+    def start(**options):
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.set_default_timeout(WAIT)
@@ -66,15 +65,15 @@ def png(image) -> bytes:
     return buffer.getvalue()
 
 
-def drop(page: Page, data: bytes, name: str = "image.png") -> None:
+def drop(page, data: bytes, name: str = "image.png") -> None:
     page.locator("#file input").set_input_files({"name": name, "mimeType": "image/png", "buffer": data})
 
 
-def tables(page: Page) -> list[Locator]:
+def tables(page):
     return [page.locator(".segments").nth(number) for number in range(2)]
 
 
-def rows(table: Locator) -> list[str]:
+def rows(table) -> list[str]:
     return [" ".join(text.split()) for text in table.locator("tr:has(td)").all_inner_texts()]
 
 

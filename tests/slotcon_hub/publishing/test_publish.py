@@ -19,8 +19,8 @@ from slotcon_hub.cli import main
 from slotcon_hub.export.teacher import export
 from slotcon_hub.files import sha256
 from slotcon_hub.publishing import parity
-from slotcon_hub.publishing.publish import _changes as changes
 from slotcon_hub.publishing.release import CARD, FILES, PREVIEW, build, snippet
+from slotcon_hub.publishing.upload import changes
 from slotcon_hub.publishing.verify import verify_folder
 from slotcon_hub.weights import store
 from slotcon_hub.weights.hub import failure_reason
@@ -286,7 +286,7 @@ def test_after_an_interruption_the_same_command_goes_on(hub, capsys, place, stat
 def test_what_came_in_between_is_not_overwritten(hub, monkeypatch, capsys):
     repo = hub.add_repo(REPO)
     monkeypatch.setattr(
-        "slotcon_hub.publishing.publish._changes",
+        "slotcon_hub.publishing.upload.changes",
         lambda *args: (repo.commit({"notes.txt": b"mine"}), changes(*args))[1],
     )
     assert "somebody else changed it meanwhile: run the command again" in refused(capsys, NAME)
