@@ -164,7 +164,7 @@ def test_an_unreadable_image_is_named_and_left_out(folder, backbone, tmp_path, c
     with pytest.raises(SystemExit) as stop:
         classify(*options, "--output", tmp_path / "none", workers=1)
     assert re.fullmatch(
-        r"error: /\S+png cannot be read: [^\n]*; at least 2 of 24 images cannot be: mend or remove them",
+        r"error: /\S+png cannot be read: [^\n]*; at least 2 of 24 images are unreadable: repair or remove them",
         str(stop.value),
     )
 
@@ -317,7 +317,7 @@ def test_a_label_beyond_the_classes_is_refused_before_the_work(scenes, tmp_path,
         Image.fromarray(np.where(labels == 2, 1, labels)).save(mask)
     (scenes / part / "masks/4.png").write_bytes(encode(Image.new("L", (40, 40), 2), "PNG"))
     with pytest.raises(
-        SystemExit, match=rf"error: .*{part}/masks/4\.png has the unknown label 2: known are 0 to 1, .* name more"
+        SystemExit, match=rf"error: .*{part}/masks/4\.png has the unknown label 2: valid are 0 to 1, .* name more"
     ):
         segment(*halves(scenes), *options)
     assert not (tmp_path / "tuned").exists()

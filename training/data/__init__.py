@@ -1,1 +1,1 @@
-"""Images and masks to train and evaluate on, from folders, tables and streams; their views."""
+"""Images, masks and labels from folders, tables and streams; crops, views and colour augmentation."""

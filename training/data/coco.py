@@ -1,6 +1,6 @@
-"""Data sets in COCO's format: a folder of images and a JSON file of their instances, read strictly.
+"""Data sets in COCO's format: a folder of images and a JSON file of their instances.
 
-What Detectron2 accepts is read as it reads it; what it stumbles over ends in one sentence that names the place.
+Valid files are read as Detectron2 does; invalid entries are errors that name the image and annotation.
 """
 
 import json
@@ -26,12 +26,12 @@ class Instance:
     """An annotated object, or a crowd of them.
 
     Attributes:
-        label: number of its class, from 0.
+        label: class index, from 0.
         box: left, top, right, bottom in pixels.
-        polygons: each x0, y0, x1, y1, ... in pixels; empty if there is a run-length encoding.
-        rle: COCO's compressed one.
-        crowd: it stands for many objects, which are neither learnt nor missed.
-        area: of its mask, in pixels, as the file says it.
+        polygons: each x0, y0, x1, y1, ... in pixels; empty if ``rle`` is given.
+        rle: COCO's compressed run-length encoding of the mask.
+        crowd: a group of objects, ignored in training and evaluation.
+        area: of the mask in pixels, from the file if it has one.
     """
 
     label: int
@@ -42,13 +42,13 @@ class Instance:
     area: float
 
     def bitmap(self, height: int, width: int) -> np.ndarray:
-        """Its mask, uint8 H x W of the image."""
+        """Rasterize the mask: uint8 H x W of the image."""
         return coco_mask.decode(self.rle) if self.rle else rasterize(self.polygons, height, width)
 
 
 @dataclass(frozen=True)
 class Record:
-    """An image and what is in it."""
+    """An image and its instances."""
 
     id: int
     path: Path
@@ -58,20 +58,20 @@ class Record:
 
 
 def rasterize(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """H x W bitmap, uint8, of an object's polygons, by COCO's rule."""
+    """Rasterize an object's polygons by COCO's rule: uint8 H x W."""
     return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(list(polygons), height, width)))
 
 
 def find_coco(root: Path, split: str) -> tuple[Path, list[Path]]:
-    """Find the JSON file and the images of a split, in COCO's own layout or one that is common.
+    """Find the JSON file and the image folders of a split, in COCO's layout or a common variant.
 
     Args:
-        root: with ``annotations/instances_train2017.json`` and ``train2017``, or without the year, or with a folder
-            of each split that holds both, with the JSON file called ``_annotations.coco.json``.
+        root: has ``annotations/instances_train2017.json`` and ``train2017``, or both without the year, or a folder
+            per split with images and ``_annotations.coco.json``.
         split: "train" or "val".
 
     Returns:
-        The JSON file, and the folders that its ``file_name`` may be in.
+        The JSON file, and the candidate folders for its ``file_name`` entries.
 
     Raises:
         ValueError: there is no JSON file.
@@ -85,31 +85,32 @@ def find_coco(root: Path, split: str) -> tuple[Path, list[Path]]:
                 return file, [root / name, root / "images" / name, root / "images", root]
         tried += files[:3:2]
     names = " or ".join(str(file.relative_to(root)) for file in tried[:4])
-    raise ValueError(f"{root} has no annotations of its {split} images: put {names} or the like there")
+    raise ValueError(f"{root} has no annotations of its {split} images: add {names}")
 
 
 class CocoImages:
-    """The images of a JSON file, by number in the order of their ids.
+    """The records of a JSON file, sorted by image id.
 
-    Records are kept packed: as objects, those of COCO would be copied into each worker when it counts references.
+    Records are stored pickled in one array: reference counts of Python objects would make each forked worker copy
+    them.
 
     Attributes:
-        classes: their names, by label.
-        category_ids: the file's ids of them.
-        sizes: height and width of each image.
-        learnable: of each image, whether it has an object that is no crowd.
-        dropped: objects left out, since their polygons have fewer than three corners.
+        classes: class names by label.
+        category_ids: category ids by label.
+        sizes: int N x 2, height and width of each image.
+        learnable: bool N, whether the image has an object that is not a crowd.
+        dropped: number of objects skipped because their polygons have fewer than three corners.
     """
 
     def __init__(self, annotations: Path, folders: Sequence[Path]) -> None:
-        """Read the JSON file, and see that the images are there.
+        """Read the JSON file, and check that all images exist.
 
         Args:
             annotations: the JSON file.
-            folders: one of them is where its ``file_name`` are.
+            folders: candidates for the folder of its ``file_name`` entries.
 
         Raises:
-            ValueError: something is missing or contradictory.
+            ValueError: an image or entry is missing or invalid.
         """
         self.annotations = annotations
         content = _read(annotations)
@@ -122,8 +123,8 @@ class CocoImages:
             self.category_ids = tuple(int(c["id"]) for c in self.categories)
             records = list(self._records(content))
         except (KeyError, TypeError, AttributeError) as error:
-            reason = f"has no {error}" if isinstance(error, KeyError) else f"is of a wrong type ({error})"
-            raise ValueError(f"{annotations} is not in COCO's format: something in it {reason}") from None
+            reason = f"has no {error}" if isinstance(error, KeyError) else f"has a wrong type ({error})"
+            raise ValueError(f"{annotations} is not in COCO's format: an entry {reason}") from None
         self._check_files(records)
         self.sizes = np.array([(r.height, r.width) for r in records]).reshape(-1, 2)
         self.learnable = np.array([any(not i.crowd for i in r.instances) for r in records], dtype=bool)
@@ -136,7 +137,7 @@ class CocoImages:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> Record:
-        return pickle.loads(self._packed[self._ends[index] : self._ends[index + 1]].tobytes())  # our own
+        return pickle.loads(self._packed[self._ends[index] : self._ends[index + 1]].tobytes())  # pickled above
 
     def __iter__(self) -> Iterator[Record]:
         return (self[index] for index in range(len(self)))
@@ -150,7 +151,7 @@ class CocoImages:
         for image in sorted(content["images"], key=lambda image: image["id"]):
             where = f"{self.annotations}: image {image['id']}"
             if image["id"] in seen:
-                raise ValueError(f"{where} comes twice: give each image an id of its own")
+                raise ValueError(f"{where} is listed twice: give each image a unique id")
             seen.add(image["id"])
             if not image.get("file_name"):
                 raise ValueError(f"{where} has no file_name: name its file in {self.folder}")
@@ -169,12 +170,12 @@ class CocoImages:
         except OSError as error:
             reason = error.strerror or error
             raise ValueError(
-                f"{printable(path)} cannot be read ({reason}), nor does the JSON say its size"
+                f"{printable(path)} cannot be read ({reason}), and the JSON has no size for it: repair the image"
             ) from None
         return header.height, header.width
 
     def _check_files(self, records: list[Record]) -> None:
-        """One listing of each folder is faster than a question for each image."""
+        # Listing each folder once is faster than a stat of each image.
         there: dict[Path, set[str]] = {}
         absent = []
         for record in records:
@@ -185,8 +186,8 @@ class CocoImages:
                 absent.append(record.path)
         if absent:
             raise ValueError(
-                f"{len(absent)} of the {len(records)} images of {self.annotations} are not there, the first is "
-                f"{printable(absent[0])}: add them, or take them out of the JSON file"
+                f"{len(absent)} of the {len(records)} images of {self.annotations} are missing, the first is "
+                f"{printable(absent[0])}: add them, or remove them from the JSON file"
             )
 
 
@@ -197,7 +198,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     absent = [key for key in ("images", "categories") if not isinstance(content, dict) or key not in content]
     if absent:
-        raise ValueError(f"{path} has no {' and no '.join(absent)}: it must be in COCO's format of instances")
+        raise ValueError(f"{path} has no {' and no '.join(absent)}: it must be in COCO's instances format")
     if not content["images"]:
         raise ValueError(f"{path} lists no images: name another file")
     return content
@@ -207,26 +208,28 @@ def _categories(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     categories = sorted(content["categories"], key=lambda category: category["id"])
     ids = [category["id"] for category in categories]
     if not ids or len(set(ids)) != len(ids):
-        raise ValueError(f"{path} has {'two categories of one id' if ids else 'no categories'}: number them")
+        problem = "two categories with the same id" if ids else "no categories"
+        raise ValueError(f"{path} has {problem}: give each category a unique id")
     return categories
 
 
 def _instance(
     annotation: dict[str, Any], labels: dict[int, int], height: int, width: int, where: str
 ) -> Instance | None:
-    """None where its polygons have fewer than three corners each: Detectron2 leaves such an object out."""
+    """Return None if all polygons have fewer than three corners: Detectron2 skips such objects, too."""
     category, box, shape = (annotation.get(key) for key in ("category_id", "bbox", "segmentation"))
     where = f"{where}, annotation {annotation.get('id')}"
     if category not in labels:
-        raise ValueError(f"{where} is of category {category}, which is none of the file's: add it to them")
+        raise ValueError(f"{where} has category {category}, which is not among the file's categories: add it")
     if not isinstance(box, list) or len(box) != 4:
         raise ValueError(f"{where} has the bbox {box}: it must be [left, top, width, height]")
     if not shape:
-        raise ValueError(f"{where} has no segmentation: masks are learnt, so that each object needs one")
+        raise ValueError(f"{where} has no segmentation: add a mask for each object")
     rle, polygons = None, []
     if isinstance(shape, dict):
         if tuple(shape["size"]) != (height, width):
-            raise ValueError(f"{where} has a mask of {shape['size']} in an image of {[height, width]} pixels")
+            size = [height, width]
+            raise ValueError(f"{where} has a mask of size {shape['size']}, its image {size}: make the sizes equal")
         rle = coco_mask.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else dict(shape)
     else:
         polygons = [np.asarray(p, dtype=np.float64) for p in shape if len(p) >= 6 and len(p) % 2 == 0]

@@ -1,8 +1,8 @@
-"""The colours of a view (SlotCon, section 3): drawn by a data-loader worker, applied in batches anywhere.
+"""Colour augmentation (SlotCon, section 3): drawn by a data-loader worker, applied in batches on any device.
 
 The augmentations and their probabilities are those of BYOL: jitter, grey scale, Gaussian blur, solarise. The
-usual 8-bit pipeline rounds to whole grey levels after each of them; here pixels stay float32 from end to end.
-The distribution is the same, single pixels differ by a level or so.
+usual 8-bit pipeline rounds to whole grey levels after each of them; here pixels stay float32 throughout. The
+distribution is the same; pixels differ by about one grey level.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# B images, n of them that an operation touches, S x S pixels, P parameters of an image.
+# B images, n of them changed by an operation, S x S pixels, P parameters of an image.
 # Every operation takes float32 (n, 3, S, S) in [0, 1] and returns the same; amounts are float32 (n,).
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB
@@ -26,7 +26,7 @@ LOWEST = np.array([0.6, 0.6, 0.8, -0.1])  # brightness, contrast, saturation, hu
 HIGHEST = np.array([1.4, 1.4, 1.2, 0.1])
 SIGMAS = (0.1, 2.0)  # pixels
 RADIUS = 8  # of the blur in pixels: four times the largest sigma
-CACHED = 8  # images that a processor changes at a time: they stay in its cache
+CACHED = 8  # images per chunk on the CPU, small enough for its cache
 
 
 class Column(IntEnum):
@@ -52,7 +52,7 @@ def draw(view: int, rng: np.random.Generator) -> np.ndarray:
     """Draw the colour parameters of one view.
 
     Args:
-        view: 1, always blurred and never solarised, or 2, seldom blurred and sometimes solarised.
+        view: 1 (always blurred, never solarised) or 2 (rarely blurred, sometimes solarised).
         rng: the source of all randomness.
 
     Returns:
@@ -75,20 +75,20 @@ def draw(view: int, rng: np.random.Generator) -> np.ndarray:
 
 @torch.no_grad()
 def apply(images: Tensor, parameters: Tensor) -> Tensor:
-    """Change the colours of each image as its parameters say, and normalise: jitter, grey, blur, solarise.
+    """Apply jitter, grey scale, blur and solarisation by each image's parameters, then normalise.
 
-    Which images an operation touches is worked out on the host, hence the parameters on the CPU: the device
-    is never waited for, and an operation passes over its own images only. Autocast does not reach in here.
+    The parameters stay on the CPU, where the images of each operation are selected: no device-to-host sync, and
+    each operation only processes its own images. Autocast is disabled.
 
     Args:
-        images: uint8 (B, 3, S, S), RGB, on any device; never written to.
+        images: uint8 (B, 3, S, S), RGB, on any device; not modified.
         parameters: float32 (B, P) on the CPU, rows of `draw`.
 
     Returns:
         float32 (B, 3, S, S) on the device of `images`, standardised with ImageNet's mean and deviation.
 
     Raises:
-        ValueError: if a shape, a dtype or the device of the parameters is another.
+        ValueError: if a shape, a dtype or the device of the parameters is wrong.
 
     """
     _check(images, parameters)
@@ -122,11 +122,11 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the colours of each image around the colour circle by a fraction of it, in [-0.5, 0.5].
+    """Rotate the hue of each image by a fraction of the colour circle, in [-0.5, 0.5].
 
-    The hue h is counted in sixths of the circle: 0 red, 2 green, 4 blue. Where red, green and blue are stretched
-    to [0, 1], the distance of h from red is `1 - red + green + blue`, on the side of green or of blue; and a
-    channel whose own hue is c is `min + (max - min) * clip(2 - distance(h, c), 0, 1)`.
+    The hue h is in sixths of the circle: 0 red, 2 green, 4 blue. With red, green and blue stretched to [0, 1], the
+    distance of h from red is `1 - red + green + blue`, towards green or blue; and the channel at hue c is
+    `min + (max - min) * clip(2 - distance(h, c), 0, 1)`.
     """
     red, green, blue = images.unbind(1)
     low, high = images.amin(1), images.amax(1)
@@ -139,20 +139,19 @@ def hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def gray(images: Tensor) -> Tensor:
-    """Give all three channels the grey scale of ITU-R 601-2, in torchvision's weights."""
+    """Set all channels to the ITU-R 601-2 grey value, with torchvision's weights."""
     return _luma(images).expand_as(images)
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image with a Gaussian of its own sigma in pixels, the border pixels repeated outwards.
+    """Blur each image with a Gaussian of its own sigma in pixels, with replicate padding.
 
-    Two convolutions, one along each axis, each channel of each image with its own kernel, which ends `RADIUS`
-    pixels from its centre and sums to one.
+    Separable: one depthwise convolution per axis; each image has its own normalised kernel of radius `RADIUS`.
     """
     offsets = torch.arange(-RADIUS, RADIUS + 1, device=sigma.device)
     kernels = torch.softmax(-(offsets**2) / (2 * sigma.view(-1, 1) ** 2), dim=1).repeat_interleave(3, dim=0)
     planes = F.pad(images.flatten(0, 1).unsqueeze(0), [RADIUS] * 4, mode="replicate")
-    if planes.device.type == "cpu":  # in two thirds of the time
+    if planes.device.type == "cpu":  # a third faster
         planes = planes.contiguous(memory_format=torch.channels_last)
     for kernel in (kernels[:, None, None, :], kernels[:, None, :, None]):
         planes = F.conv2d(planes, kernel, groups=len(kernels))
@@ -160,10 +159,7 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor) -> Tensor:
-    """Invert what is brighter than half.
-
-    On whole grey levels this inverts 128 to 255, as PIL does; halfway between 127 and 128 both sides agree.
-    """
+    """Invert pixels above 0.5: on whole grey levels those from 128 to 255, as PIL does."""
     return torch.minimum(images, 1 - images)
 
 
@@ -182,7 +178,7 @@ def _change_(pixels: Tensor, parameters: Tensor) -> None:
     amounts = _send(parameters, pixels.device)
     for operation, column, own in zip(operations, columns, rows, strict=True):
         amount = [] if column is None else [amounts[:, column]]
-        if pixels.device.type == "cpu" and operation is not blur:  # views of single images spare copies of many
+        if pixels.device.type == "cpu" and operation is not blur:  # views of single images avoid copies
             for row in own.tolist():
                 image = pixels[row : row + 1]
                 image.copy_(operation(image, *(a[row : row + 1] for a in amount)))
@@ -192,7 +188,7 @@ def _change_(pixels: Tensor, parameters: Tensor) -> None:
 
 
 def _steps(parameters: Tensor) -> Iterator[tuple[Callable[..., Tensor], Column | None, Tensor]]:
-    """Yield the operations in order, each with the column of its amount, if any, and the rows it touches."""
+    """Yield the operations in order, each with the column of its amount, if any, and the rows it applies to."""
     for turn in TURNS:
         for column, operation in OPERATIONS.items():
             yield operation, column, _rows(parameters[:, turn] == column)
@@ -215,7 +211,7 @@ def _per_image(amount: Tensor) -> Tensor:
 
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device without waiting for it, which takes pinned memory on CUDA."""
+    """Copy to the device without a sync, which on CUDA needs pinned memory."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 

@@ -1,4 +1,4 @@
-"""Two crops of an image that meet, and where: the geometry of SlotCon, section 3 and A.1."""
+"""Two overlapping crops of an image and their intersection (SlotCon, section 3 and A.1)."""
 
 import math
 from typing import NamedTuple
@@ -43,8 +43,8 @@ def draw_crop(
 ) -> Crop:
     """Draw a random resized crop, distributed as torchvision's `RandomResizedCrop`.
 
-    The area is uniform over `scale`, the aspect ratio log-uniform over `ratio`, the position uniform. After
-    ten draws that do not fit the image, it is the central crop of the nearest legal ratio.
+    The area is uniform over `scale`, the aspect ratio log-uniform over `ratio`, the position uniform. If ten
+    draws do not fit the image, the result is the central crop of the nearest valid ratio.
 
     Args:
         height: H, pixels of the image, at least 1.
@@ -77,11 +77,9 @@ def draw_second_crop(
 ) -> Crop:
     """Draw view 2's crop: as view 1's, given that it shares at least 1 % of its area with `first`.
 
-    Ten draws are accepted or rejected as a whole. After those the size alone is drawn as usual, and the
-    position uniformly over exactly those places where the crops share enough: one more draw always ends it.
-    There is such a place unless `first` is tiny beside the size drawn, which the default ranges do not bring
-    about; the second crop is then `first` itself. So two views always meet, as aligning them (SlotCon, A.1)
-    needs.
+    If ten draws are rejected, only the size is drawn as usual, and the position uniformly over those with enough
+    overlap. Without such a position (only if `first` is tiny compared to the drawn size, impossible with the
+    default ranges) the result is `first`. So two views always overlap, as their alignment (SlotCon, A.1) requires.
 
     Args:
         height: H, pixels of the image, at least 1.
@@ -128,7 +126,7 @@ def shared_boxes(first: Crop, second: Crop) -> tuple[Box, Box]:
 
 
 def mirror(box: Box) -> Box:
-    """Return where a box of the unit square lies after a horizontal flip."""
+    """Return a box of the unit square after a horizontal flip."""
     x1, y1, x2, y2 = box
     return 1 - x2, y1, 1 - x1, y2
 
@@ -153,11 +151,11 @@ def overlap(first: Crop, second: Crop) -> int:
 
 
 def _place_over(first: Crop, h: int, w: int, height: int, width: int, rng: np.random.Generator) -> Crop:
-    """Place an h x w crop uniformly where it shares enough with `first`; `first` if that is nowhere."""
+    """Place an h x w crop uniformly over positions with enough overlap with `first`; `first` if there are none."""
     rows = _overlaps(first.top, first.height, h, height)
     columns = _overlaps(first.left, first.width, w, width)
     least = math.ceil(LEAST_OVERLAP * h * w)
-    # For each left edge the number of top edges that share enough, which spares an H x W table of places.
+    # For each left edge the number of top edges with enough overlap: avoids an H x W table of positions.
     tops = len(rows) - np.searchsorted(np.sort(rows), -(-least // np.maximum(columns, 1)))
     tops = np.where(columns > 0, tops, 0)
     if not tops.any():
@@ -168,6 +166,6 @@ def _place_over(first: Crop, h: int, w: int, height: int, width: int, rng: np.ra
 
 
 def _overlaps(start: int, length: int, moving: int, extent: int) -> np.ndarray:
-    """Return the pixels of [start, start + length) that a segment of `moving` covers, place by place."""
+    """Return, for each position of a segment of `moving` pixels, its overlap with [start, start + length)."""
     places = np.arange(extent - moving + 1)
     return np.maximum(0, np.minimum(places + moving, start + length) - np.maximum(places, start))

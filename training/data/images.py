@@ -1,4 +1,4 @@
-"""Where images come from: folders, Parquet files and the Hugging Face Hub, as encoded files by number."""
+"""Encoded images by index, from folders, Parquet files and the Hugging Face Hub."""
 
 from pathlib import Path
 from typing import Protocol
@@ -16,37 +16,37 @@ __all__ = [
     "open_images",
 ]
 
-TOLERATED = 0.01  # share of the images that may be unreadable; one may always, beside others
+TOLERATED = 0.01  # fraction of images that may be unreadable; a single one always may, unless it is the only image
 
 
 class UnreadableImage(ValueError):
-    """An image cannot be read: its name and the reason; there may be a few of them."""
+    """An image cannot be read; a few such images are tolerated."""
 
     @classmethod
     def of(cls, name: str, error: OSError) -> "UnreadableImage":
-        """By the image's name, and what went wrong; not by ``__init__``, so that it travels from a worker."""
+        """Describe the error; no ``__init__`` of two arguments, which could not be pickled in a worker."""
         return cls(f"{name} cannot be read: {error.strerror or error}")
 
 
 def are_too_many(unreadable: int, images: int) -> bool:
-    """Whether so many of the images cannot be read that the data must be mended first."""
+    """Whether more than ``TOLERATED`` of the images are unreadable."""
     return unreadable > min(max(TOLERATED * images, 1), images - 1)
 
 
 class Images(Protocol):
-    """Encoded images, by number."""
+    """Encoded images by index."""
 
     def __len__(self) -> int:
         """Number of images."""
 
     def name(self, index: int) -> str:
-        """What a person finds the image by."""
+        """Path or row number, for messages."""
 
     def read(self, index: int) -> bytes:
-        """The encoded file; raises OSError where there is none."""
+        """Read the encoded file; raises OSError if that fails."""
 
     def digest(self) -> str:
-        """What tells these images, and their order, from others; the same wherever they are kept."""
+        """Hash of the images and their order, independent of where they are stored."""
 
 
 def open_images(
@@ -57,19 +57,18 @@ def open_images(
     layout: LayoutName | None = None,
     streaming: bool = False,
 ) -> Images:
-    """Open what ``--data`` names.
+    """Open the images of ``--data``.
 
     Args:
-        data: a folder of images, or a table as :func:`training.data.tables.find_source` has it.
-        split: of a Hub data set, or of a folder of Parquet files, of which each is of the split that
-            :func:`training.data.tables.split_of` names. Where none names one, all are ``train``.
-        column: that holds the images of a table.
-        layout: of a folder, which may then be that of the whole data set.
-        streaming: read a table as it is needed, and keep nothing of it on the disk. All processes must call this
-            together then.
+        data: a folder of images, or a table, see :func:`training.data.tables.find_source`.
+        split: of a Hub data set, or of a folder of Parquet files, see :func:`training.data.tables.split_of`; all
+            files are ``train`` if none names a split.
+        column: image column of a table.
+        layout: if given, ``data`` may be the root of that data set.
+        streaming: read a table on demand, without a copy on disk; then a collective call of all processes.
 
     Raises:
-        ValueError: there is nothing to read, in one sentence.
+        ValueError: there are no images.
     """
     path, files = Path(data).expanduser(), None
     if not (data.startswith("hf:") or "://" in data or (path.suffix == ".parquet" and not path.is_dir())):

@@ -1,4 +1,4 @@
-"""Labelled images: class folders, listed by us, and tables with a column of labels."""
+"""Labelled images: class folders, and tables with a label column."""
 
 import os
 from collections.abc import Iterable
@@ -21,23 +21,22 @@ class LabeledFiles:
 
     images: Images
     labels: list[int]
-    """Of each image, an index of ``classes``."""
+    """Class index of each image."""
     classes: list[str]
-    """Their names, which can be printed whatever their folders are called."""
+    """Class names, with unprintable characters escaped."""
 
 
 def open_labeled(data: str, split: str, image_column: str = "image", label_column: str = "label") -> LabeledFiles:
     """Open a split of labelled images, and check its labels before any image is read.
 
     Args:
-        data: a folder of class folders, which may stand in folders named after splits, a folder of Parquet files,
-            or ``hf:`` and the name of a data set.
-        split: "train", "validation" (its folder may be ``val``) or "test", or the name of another folder.
+        data: a folder of class folders, optionally inside split folders; a folder of Parquet files; or ``hf:NAME``.
+        split: "train", "validation" (its folder may be ``val``), "test", or the name of another folder.
         image_column: of a table.
-        label_column: of a table; integers from 0, or text or booleans, which are numbered in sorted order.
+        label_column: of a table: integers from 0, or text or booleans, numbered in sorted order.
 
     Raises:
-        ValueError: there is no such split, an image without a class, or a column that holds no images or labels.
+        ValueError: there is no such split, an image has no class, or a column has no images or labels.
     """
     path = Path(data).expanduser()
     if data.startswith("hf:"):
@@ -58,7 +57,7 @@ def open_labeled(data: str, split: str, image_column: str = "image", label_colum
 
 
 def _number(names: list[str], others: Iterable[str] = ()) -> tuple[list[int], list[str]]:
-    """Number text labels in the sorted order of their classes, which others may join; and the classes."""
+    """Return class indices and sorted classes of text labels; ``others`` are classes without images."""
     classes = sorted({*names, *others})
     numbers = {name: number for number, name in enumerate(classes)}
     return [numbers[name] for name in names], classes
@@ -82,21 +81,21 @@ def _of_table(data: str, split: str, image_column: str, label_column: str) -> La
     table = load_table(data, split)
     where = f"{data}, split {split!r}, column {label_column!r}"
     if label_column not in table.column_names:
-        raise ValueError(f"{where}: there is none, give --label-column one of {', '.join(table.column_names)}")
+        raise ValueError(f"{where} does not exist: give --label-column one of {', '.join(table.column_names)}")
     images = ImageTable(table, image_column)
     feature = table.features[label_column]
     values: list[Any] = table.with_format("arrow")[:].column(label_column).to_pylist()
     if any(value is None for value in values):
-        raise ValueError(f"{where}: row {values.index(None)} has no label, leave such rows out")
+        raise ValueError(f"{where}: row {values.index(None)} has no label: remove such rows")
     kinds = {type(value) for value in values}
     if kinds in ({str}, {bool}):
         return LabeledFiles(images, *_number(list(map(str, values))))
     if kinds != {int}:
-        raise ValueError(f"{where}: labels are whole numbers, text or booleans, not {feature}")
+        raise ValueError(f"{where}: labels must be integers, text or booleans, not {feature}")
     if min(values) < 0:
-        raise ValueError(f"{where}: row {values.index(min(values))} has label {min(values)}, they count from 0")
+        raise ValueError(f"{where}: row {values.index(min(values))} has label {min(values)}: number classes from 0")
     if isinstance(feature, datasets.ClassLabel):
         return LabeledFiles(images, values, list(feature.names))
     if max(values) >= 10 * len(set(values)) + 1000:
-        raise ValueError(f"{where}: label {max(values)} among {len(set(values))} classes, number them from 0")
+        raise ValueError(f"{where}: label {max(values)} among {len(set(values))} classes: number classes from 0")
     return LabeledFiles(images, values, [str(number) for number in range(max(values) + 1)])

@@ -1,4 +1,4 @@
-"""Where well-known data sets keep their images, and how many they have."""
+"""Folder layouts and image counts of well-known data sets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,27 +11,27 @@ LayoutName = Literal["coco", "coco+", "imagenet", "bdd100k"]
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders of a data set."""
+    """The folders of a data set, as paths relative to its root."""
 
     title: str
     folders: tuple[str, ...]
-    """Of the images to train on, below that of the data set."""
+    """Folders of training images."""
     others: tuple[str, ...]
-    """Beside them: where one of these is found alone, the data set is not complete."""
+    """Folders of other splits: if only these exist, the data set is incomplete."""
     images: int
-    """To train on."""
+    """Number of training images."""
 
     def find(self, data: Path) -> tuple[Path, ...]:
-        """Find the folders of the images to train on.
+        """Find the folders of training images.
 
         Args:
-            data: the folder of the data set, or one between it and those of the images.
+            data: the root of the data set, or a folder between the root and the images.
 
         Returns:
-            ``data`` itself, if it is neither.
+            ``(data,)`` if ``data`` does not have this layout.
 
         Raises:
-            ValueError: only others are there.
+            ValueError: some training folders are missing.
         """
         whole = data.absolute()
         for root in (data, *whole.parents):
@@ -41,20 +41,20 @@ class Layout:
             if there and missing:
                 raise ValueError(
                     f"{root} holds {', '.join(there)}, but for {self.title} no {', '.join(missing)}: complete it, "
-                    "or give --data the folder of the very images you mean, and --layout None"
+                    "or set --data to the image folder itself, with --layout None"
                 )
             if there:
                 return tuple(root / folder for folder in self.folders)
         return (data,)
 
     def miscount(self, data: Path, found: int) -> str | None:
-        """Say so where ``data``, this data set or the folder of its images, has another number than it should."""
+        """Return a warning if ``data`` has this layout but ``found`` is not its number of training images."""
         within = data.is_dir() and any(data.resolve().match(folder) for folder in self.folders)
         if found == self.images or not (within or self.find(data) != (data,)):
             return None
         return (
-            f"{self.title} has {self.images:,} images, {found:,} were found in {data}: is it complete, and "
-            "nothing else there? (--layout None if other images are meant)"
+            f"{self.title} has {self.images:,} images, {found:,} were found in {data}: check for missing or extra "
+            "files (--layout None if other images are meant)"
         )
 
 

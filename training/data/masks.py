@@ -1,4 +1,4 @@
-"""Images with a label for each pixel, read strictly: what is missing or unknown ends in a sentence that names it.
+"""Images with a label for each pixel, read strictly: missing files and unknown labels are errors.
 
 Dimensions: H x W pixels of an image.
 """
@@ -29,7 +29,7 @@ Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images, uint8 3 x H x W, each with the mask of its name, uint8 H x W: classes, and 255 for none."""
+    """Pairs of an image, uint8 3 x H x W, and its mask of classes, uint8 H x W, 255 for pixels without class."""
 
     def __init__(
         self,
@@ -40,38 +40,37 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         labels: Mapping[int, int] | None = None,
         transform: Transform | None = None,
     ) -> None:
-        """List the files: images at any depth of a folder, and PNGs at the same places of another.
+        """List images at any depth of a folder, and PNG masks at the same relative paths of another.
 
         Args:
             images: folder of images.
             masks: folder of masks.
-            names: JPEGs to take, without ending; None takes all images, and wants an image for each mask too.
-            labels: those that a mask may hold beside 255, to the classes that they mean; None takes labels for
-                classes.
-            transform: of image and mask together, as those of ``torchvision.transforms.v2`` are.
+            names: JPEGs to use, without suffix; None uses all images, and requires one for each mask.
+            labels: maps the labels in the masks (other than 255) to classes; None: labels are classes.
+            transform: of image and mask together, as in ``torchvision.transforms.v2``.
 
         Raises:
-            ValueError: there are no images, or an image or a mask stands alone.
+            ValueError: there are no images, or an image or a mask has no partner.
         """
         if names is None:
             found, truths = _by_name(images, ""), _by_name(masks, ".png")
-            _demand_partners(found, truths, masks, "mask")
-            _demand_partners(truths, found, images, "image")
+            _check_partners(found, truths, masks, "mask")
+            _check_partners(truths, found, images, "image")
             self.files = [(found[name], truths[name]) for name in sorted(found)]
         else:
             self.files = [(images / f"{name}.jpg", masks / f"{name}.png") for name in names]
-        self._know(labels)
+        self._set_labels(labels)
         self.transform = transform
 
     @classmethod
     def of(cls, files: Sequence[tuple[Path, Path]], labels: Mapping[int, int] | None = None) -> "LabeledImages":
-        """Take pairs of an image and a mask, wherever they are; ``labels`` as above."""
+        """Use the given pairs of an image and a mask; ``labels`` as in ``__init__``."""
         images = cls.__new__(cls)
         images.files, images.transform = list(files), None
-        images._know(labels)
+        images._set_labels(labels)
         return images
 
-    def _know(self, labels: Mapping[int, int] | None) -> None:
+    def _set_labels(self, labels: Mapping[int, int] | None) -> None:
         self.known = labels or {label: label for label in range(IGNORE)}
         self.table = torch.full((IGNORE + 1,), -1)
         self.table[list(self.known)] = torch.tensor(list(self.known.values()))
@@ -89,7 +88,7 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
 
         Raises:
             UnreadableImage: the image or its mask cannot be read.
-            ValueError: a label is unknown, or the two differ in size; it names the file.
+            ValueError: a label is unknown, or image and mask differ in size.
         """
         path, mask = self.files[index]
         try:
@@ -97,26 +96,26 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         except OSError as error:
             raise UnreadableImage.of(printable(path), error) from None
         truth = self.read_mask(mask)
-        _demand_size(mask, truth, image.shape[1], image.shape[2])
+        _check_size(mask, truth, image.shape[1], image.shape[2])
         return self.transform(tv_tensors.Image(image), tv_tensors.Mask(truth)) if self.transform else (image, truth)
 
     def check(self, most: int = 10_000, quiet: bool = False) -> None:
-        """Read the masks, and the sizes of their images, before any work depends on them.
+        """Check labels, sizes and readability of masks and images before training.
 
         Args:
-            most: read so many at the most, spread evenly over all; the others are checked when they are used.
+            most: maximum number of pairs to check, spread evenly; the others are checked on use.
             quiet: show no progress bar.
 
         Raises:
-            ValueError: a label is unknown, an image and its mask differ in size, or too many cannot be read; it
-                names the file.
+            ValueError: a label is unknown, an image and its mask differ in size, or too many cannot be read.
         """
         files = self.files[:: math.ceil(len(self.files) / most)]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             found = list(tqdm(pool.map(self._check, files), "masks", len(files), leave=False, disable=quiet))
         unreadable = [error for error in found if error]
         if are_too_many(len(unreadable), len(files)):
-            raise ValueError(f"{unreadable[0]}; {len(unreadable)} of {len(files)} cannot be: mend or remove them")
+            count = f"{len(unreadable)} of {len(files)} masks and images"
+            raise ValueError(f"{unreadable[0]}; {count} are unreadable: repair or remove them")
 
     def _check(self, files: tuple[Path, Path]) -> UnreadableImage | None:
         path, mask = files
@@ -126,11 +125,11 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
             return error
         except OSError as error:
             return UnreadableImage.of(printable(path), error)
-        _demand_size(mask, truth, image.height, image.width)
+        _check_size(mask, truth, image.height, image.width)
         return None
 
     def read_mask(self, path: Path) -> Tensor:
-        """Classes of a mask, uint8 H x W.
+        """Read the classes of a mask, uint8 H x W.
 
         Raises:
             UnreadableImage: the file cannot be read.
@@ -144,22 +143,22 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         if (truth < 0).any():
             raise ValueError(
                 f"{printable(path)} has the unknown label {int(labels[truth < 0].min())}: "
-                f"known are {min(self.known)} to {max(self.known)}, and {IGNORE} for pixels without one; mend the "
-                "mask, or name more classes"
+                f"valid are {min(self.known)} to {max(self.known)}, and {IGNORE} for pixels without class; repair "
+                "the mask, or name more classes"
             )
         return truth.byte()
 
 
-def _demand_size(mask: Path, truth: Tensor, height: int, width: int) -> None:
+def _check_size(mask: Path, truth: Tensor, height: int, width: int) -> None:
     if truth.shape != (height, width):
         raise ValueError(
-            f"{printable(mask)} is {truth.shape[1]} x {truth.shape[0]} but {width} x {height} pixels in the image: "
-            "masks and images must be of one size, each turned as its EXIF says"
+            f"{printable(mask)} has {truth.shape[1]} x {truth.shape[0]} pixels, its image {width} x {height}: "
+            "masks and images must have the same size (after EXIF rotation)"
         )
 
 
 def _by_name(folder: Path, ending: str) -> dict[str, Path]:
-    """The images with an ending below a folder, by their path in it without the ending."""
+    """Map relative path without suffix to path, for the images below a folder that end with ``ending``."""
     files: dict[str, Path] = {}
     for path in map(Path, ImageFiles(folder).paths):
         name = str(path.relative_to(folder).with_suffix(""))
@@ -171,27 +170,27 @@ def _by_name(folder: Path, ending: str) -> dict[str, Path]:
     return files
 
 
-def _demand_partners(files: dict[str, Path], partners: dict[str, Path], folder: Path, what: str) -> None:
+def _check_partners(files: dict[str, Path], partners: dict[str, Path], folder: Path, what: str) -> None:
     alone = sorted(files.keys() - partners.keys())
     if alone:
         raise ValueError(
-            f"{len(alone)} of {len(files)} files have no {what} of their name in {folder}: "
-            f"the first is {printable(files[alone[0]])}"
+            f"{len(alone)} of {len(files)} files have no {what} of the same name in {folder}, the first is "
+            f"{printable(files[alone[0]])}: add or remove files"
         )
 
 
 @dataclass(frozen=True)
 class CenterSquare:
-    """The middle of an image: its short side resized, then a square; bilinear, and nearest for the labels."""
+    """Resize the short side, then crop the central square: bilinear for images, nearest-exact for labels."""
 
     size: int
-    """Pixels of a side."""
+    """Side in pixels."""
 
     def __call__(self, image: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """3 x H x W and H x W to 3 x size x size and size x size, the same part of both."""
+        """Crop image (3 x H x W) and mask (H x W) to 3 x size x size and size x size."""
         image = resize_and_center_crop(image, self.size, self.size, InterpolationMode.BILINEAR)
         return image, self.labels(truth)
 
     def labels(self, truth: Tensor) -> Tensor:
-        """H x W to size x size: the part of the mask alone."""
+        """Crop a mask, H x W to size x size."""
         return resize_and_center_crop(truth[None], self.size, self.size, InterpolationMode.NEAREST_EXACT)[0]

@@ -1,4 +1,4 @@
-"""Images with the masks of their objects, in COCO's format or as VOC's SegmentationObject.
+"""Images with object masks, in COCO's format or as VOC's SegmentationObject.
 
 Dimensions: n objects, H x W pixels, S pixels a side.
 """
@@ -21,16 +21,16 @@ __all__ = ["CocoObjects", "Objects", "VocObjects"]
 
 
 class Objects(NamedTuple):
-    """An image, cut to a square, and what is left of its objects."""
+    """A centre crop of an image, and its objects."""
 
     image: Tensor
     """uint8 3 x S x S."""
     masks: Tensor
-    """bool n x S x S, none of them empty; they may overlap."""
+    """bool n x S x S, none empty; they may overlap."""
     labels: list[int]
     """Class of each object."""
     void: Tensor
-    """bool S x S: pixels that count for nothing."""
+    """bool S x S: pixels to ignore."""
 
 
 def _cut(image: Tensor, masks: Tensor, labels: Sequence[int], void: Tensor, crop: CenterSquare) -> Objects:
@@ -42,18 +42,18 @@ def _cut(image: Tensor, masks: Tensor, labels: Sequence[int], void: Tensor, crop
 
 
 class CocoObjects(Dataset[Objects]):
-    """Objects of a JSON file of COCO's format; crowds are left out."""
+    """Objects of a JSON file in COCO's format, without crowds."""
 
     def __init__(self, images: Path, annotations: Path, size: int) -> None:
         """Read the JSON file.
 
         Args:
-            images: folder of the files that it names.
+            images: folder of its ``file_name`` entries.
             annotations: the JSON file.
             size: S.
 
         Raises:
-            ValueError: something is missing or contradictory.
+            ValueError: an image or entry is missing or invalid.
         """
         self.records, self.crop = CocoImages(annotations, [images]), CenterSquare(size)
         self.classes = self.records.classes
@@ -63,11 +63,11 @@ class CocoObjects(Dataset[Objects]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> Objects:
-        """Read an image, and draw its objects.
+        """Read an image, and rasterize its objects.
 
         Raises:
             UnreadableImage: the image cannot be read.
-            ValueError: it is of another size than the JSON says.
+            ValueError: its size differs from the JSON file.
         """
         record = self.records[index]
         try:
@@ -77,7 +77,7 @@ class CocoObjects(Dataset[Objects]):
         size = record.height, record.width
         if image.shape[1:] != size:
             found = f"{image.shape[2]} x {image.shape[1]}"
-            raise ValueError(f"{printable(record.path)} is {found} pixels, in the JSON {size[1]} x {size[0]}")
+            raise ValueError(f"{printable(record.path)} has {found} pixels, in the JSON {size[1]} x {size[0]}")
         objects = [one for one in record.instances if not one.crowd]
         masks = np.array([one.bitmap(*size) for one in objects], dtype=np.uint8).reshape(-1, *size)
         void = torch.zeros(size, dtype=torch.bool)
@@ -85,19 +85,19 @@ class CocoObjects(Dataset[Objects]):
 
 
 class VocObjects(Dataset[Objects]):
-    """Objects of VOC: PNGs of their numbers, 0 for none and 255 for void, beside the PNGs of classes."""
+    """Objects of VOC: PNGs of object numbers (0 background, 255 void) and PNGs of classes."""
 
     def __init__(self, images: Path, objects: Path, names: Sequence[str] | None, size: int) -> None:
         """List the files.
 
         Args:
             images: folder of JPEGs.
-            objects: the folder SegmentationObject, beside SegmentationClass.
-            names: of the images, without ending; None takes all that have objects.
+            objects: the folder SegmentationObject, with SegmentationClass beside it.
+            names: of the images, without suffix; None: all images in ``objects``.
             size: S.
 
         Raises:
-            ValueError: there are no such files.
+            ValueError: a file is missing.
         """
         kinds = objects.parent / "SegmentationClass"
         for folder in (images, objects, kinds):
@@ -106,12 +106,12 @@ class VocObjects(Dataset[Objects]):
         names = sorted(path.stem for path in objects.glob("*.png")) if names is None else names
         files = [(images / f"{name}.jpg", objects / f"{name}.png", kinds / f"{name}.png") for name in names]
         if not files:
-            raise ValueError(f"{objects} holds no PNG: name VOC's SegmentationObject")
+            raise ValueError(f"{objects} holds no PNG: give VOC's folder SegmentationObject")
         absent = [path for three in files for path in three if not path.is_file()]
         if absent:
             raise ValueError(
-                f"{len(absent)} files of {len(files)} images are not there, the first is {printable(absent[0])}: "
-                "add them, or take these images out of the list"
+                f"{len(absent)} files of {len(files)} images are missing, the first is {printable(absent[0])}: "
+                "add them, or remove these images from the list"
             )
         self.numbers = LabeledImages.of([(image, number) for image, number, _ in files])
         self.kinds = LabeledImages.of([(image, kind) for image, _, kind in files])
@@ -133,7 +133,7 @@ class VocObjects(Dataset[Objects]):
         file = self.kinds.files[index][1]
         kinds = self.kinds.read_mask(file)
         if kinds.shape != numbers.shape:
-            raise ValueError(f"{printable(file)} is of another size than the objects of its image")
+            raise ValueError(f"{printable(file)} differs in size from the object mask of its image")
         present = [number for number in numbers.unique().tolist() if number not in (0, IGNORE)]
         masks = numbers == torch.tensor(present, dtype=torch.uint8)[:, None, None]
         labels = []

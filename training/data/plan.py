@@ -1,4 +1,4 @@
-"""Which images come when in a run: an order is drawn from (seed, epoch), a sample from (seed, epoch, index)."""
+"""The order of images in a run: drawn from (seed, epoch); augmentations are drawn from (seed, epoch, index)."""
 
 from collections.abc import Iterator
 
@@ -9,15 +9,15 @@ from training.data.streaming import deal
 
 __all__ = ["SAMPLES", "Steps"]
 
-ORDERS, SAMPLES = 0, 1  # streams of random numbers; a step of the engine draws from another
+ORDERS, SAMPLES = 0, 1  # random streams; the engine's steps use another
 
 
 class Steps(Sampler[list[tuple[int, int]]]):
-    """The (epoch, index) pairs of this process, micro-batch after micro-batch, for the steps of a whole run.
+    """Yield this process's micro-batches of (epoch, index) pairs, for the steps of a run.
 
-    An epoch is a random order of all images, cut into global batches; what is left over is not seen. A global
-    batch is cut into equal micro-batches, which go to the processes in turn, and in each of them to its workers
-    in turn. Where images come in row groups, the order is one in which a worker reads whole ones.
+    An epoch is a random order of all images, split into global batches; the last incomplete one is dropped. A
+    global batch is split into equal micro-batches, assigned to processes, and within a process to workers, in
+    turn. With row groups, each worker reads whole groups.
     """
 
     def __init__(
@@ -33,18 +33,18 @@ class Steps(Sampler[list[tuple[int, int]]]):
         groups: np.ndarray | None = None,
         workers: int = 1,
     ) -> None:
-        """Plan the steps.
+        """Set the range of steps.
 
         Args:
             length: number of images.
-            batch_size: of all processes together, in one optimisation step.
+            batch_size: global batch size of an optimisation step, over all processes.
             steps: step numbers, counted from the start of the run.
             seed: of the orders.
             rank: of this process.
-            processes: how many there are.
-            accumulation: micro-batches a process makes of its share.
-            groups: sizes of the row groups that the images come in; None if any order will do.
-            workers: of each process, for whom the groups are.
+            processes: number of processes.
+            accumulation: micro-batches per process and step.
+            groups: sizes of the row groups of the images; None allows any order.
+            workers: data-loader workers per process, over which row groups are distributed.
         """
         self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
         self.rank, self.processes, self.accumulation = rank, processes, accumulation
@@ -74,5 +74,5 @@ class Steps(Sampler[list[tuple[int, int]]]):
         steps, parts = self.length // self.batch_size, self.processes * self.accumulation
         part = np.arange(steps * self.batch_size) // (self.batch_size // parts)
         micro_batch, rank = np.divmod(part, self.processes)
-        worker = (epoch * steps * self.accumulation + micro_batch) % self.workers  # as DataLoader takes turns
+        worker = (epoch * steps * self.accumulation + micro_batch) % self.workers  # DataLoader's round robin
         return deal(self.groups, rank * self.workers + worker, rng)

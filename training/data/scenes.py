@@ -1,8 +1,8 @@
-"""Little synthetic landscapes with semantic masks: the data set that the demo brings along.
+"""Small synthetic landscapes with semantic masks: the data set of the demo.
 
-A scene is a landscape (sky, perhaps mountains, one or two grounds) with objects standing on it, seen through
-a cheap camera. Colour families overlap on purpose: sky and sea are blue, grass, trees and flower beds green,
-sand and house walls tan, roads and mountains grey. What tells them apart is texture, shape and context.
+A scene is a landscape (sky, perhaps mountains, one or two grounds) with objects on it, and simulated camera
+degradations. Classes share colours on purpose: sky and sea are blue; grass, trees and flower beds green; sand and
+house walls tan; roads and mountains grey. They differ in texture, shape and context.
 """
 
 # H W pixels of the image, h w pixels of the bounding box of one object, 3 color channels, float32 in [0, 1]
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from slotcon_hub.files import cache_folder
 
-VERSION = 1  # part of the folder's name: raise it with every change that alters a pixel
+VERSION = 1  # part of the folder's name: increase it with every change of a pixel
 SIZE = (128, 192)  # height and width
 Array = np.ndarray
 CLASSES: tuple[str, ...] = (
@@ -68,7 +68,7 @@ LAYOUTS = (
 
 
 def _tint(rng: np.random.Generator, name: str) -> np.ndarray:
-    """One of the colors of `name`, jittered: 3 x 1 x 1, to be multiplied with a texture."""
+    """Draw a jittered color of `name`: 3 x 1 x 1, a factor for a texture."""
     hue, saturation, value = TINTS[name][rng.integers(len(TINTS[name]))]
     dh, ds, dv = rng.normal(size=3) * (0.015, 0.12, 0.08)
     saturation, value = np.clip((saturation * (1 + ds), value * (1 + dv)), 0, 1)
@@ -76,7 +76,7 @@ def _tint(rng: np.random.Generator, name: str) -> np.ndarray:
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], rows: float, columns: float) -> np.ndarray:
-    """Smooth noise of deviation near 1 with blobs of `rows` x `columns` pixels: float32, `shape`."""
+    """Draw smooth noise, standard deviation about 1, blobs of `rows` x `columns` pixels: float32, `shape`."""
     grid = rng.standard_normal((2 + int(shape[0] / rows), 2 + int(shape[1] / columns)), np.float32)
     return 1.4 * np.asarray(Image.fromarray(grid).resize(shape[::-1], Image.Resampling.BICUBIC))
 
@@ -93,8 +93,8 @@ def _box(x: np.ndarray, y: np.ndarray, cx: float, cy: float, rx: float, ry: floa
     return (abs(x - cx) < rx) & (abs(y - cy) < ry)
 
 
-# Backdrops. x and depth are H x W: x in image heights, depth 0 at the horizon, 1 at the lower edge and
-# negative above. Back comes color, 3 x H x W; mountains bring their shape, H x W bool, too.
+# Backdrops. x and depth are H x W: x in image heights; depth 0 at the horizon, 1 at the lower edge, negative
+# above. Each returns color, 3 x H x W; mountains also their shape, H x W bool.
 
 
 def _sky(rng: Generator, x: Array, depth: Array) -> Array:
@@ -144,7 +144,7 @@ def _road(rng: Generator, x: Array, depth: Array) -> Array:
 
 
 # Objects. x and y are h x w, in object heights: x from the middle, y up from the foot.
-# Back come color, 3 x h x w, and shape, h x w bool.
+# Each returns color, 3 x h x w, and shape, h x w bool.
 
 
 def _house(rng: Generator, x: Array, y: Array) -> tuple[Array, Array]:
@@ -213,7 +213,7 @@ def _cow(rng: Generator, x: Array, y: Array) -> tuple[Array, Array]:
 
 
 GROUNDS = {"sea": _sea, "grass": _grass, "sand": _sand, "road": _road}
-# Painter, height in image heights (beside the camera), width in object heights, and where it may stand.
+# Painter, height in image heights (at depth 1), width in object heights, and allowed grounds.
 OBJECTS: dict[str, tuple[Callable, float, float, tuple[str, ...]]] = {
     "house": (_house, 0.62, 1.4, ("grass", "sand")),
     "tree": (_tree, 0.66, 0.84, ("grass", "sand")),
@@ -225,7 +225,7 @@ OBJECTS: dict[str, tuple[Callable, float, float, tuple[str, ...]]] = {
 
 
 def _landscape(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, ...]:
-    """Image (3 x H x W float32), mask (H x W uint8) and depth (H x W float32), still without objects."""
+    """Draw image (3 x H x W float32), mask (H x W uint8) and depth (H x W float32), without objects."""
     y, x = np.mgrid[:height, :width].astype(np.float32) / height
     horizon = rng.uniform(0.22, 0.42)
     depth = (y - horizon) / (1 - horizon)
@@ -248,7 +248,7 @@ def _landscape(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
 
 
 def _populate(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, depth: np.ndarray) -> None:
-    """Stand 1 to 4 kinds of objects on their grounds, the far ones first; writes into `image` and `mask`."""
+    """Draw 1 to 4 kinds of objects on their grounds, far ones first; modifies `image` and `mask`."""
     spots = {
         kind: np.flatnonzero(np.isin(mask, [CLASSES.index(g) for g in on])) for kind, (*_, on) in OBJECTS.items()
     }
@@ -263,7 +263,7 @@ def _populate(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, dep
 def _place(
     rng: Generator, image: Array, mask: Array, kind: str, place: tuple[int, int], near: float, light: float
 ) -> None:
-    """Paint one object over its soft shadow; its foot is at row and column `place`, depth `near`."""
+    """Draw an object and its soft shadow; its foot is at row and column `place`, depth `near`."""
     foot, middle = place
     painter, size, aspect, _ = OBJECTS[kind]
     size *= len(mask) * (0.42 + 0.7 * near) * rng.uniform(0.85, 1.15)
@@ -281,7 +281,7 @@ def _place(
 
 
 def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Light of the hour, passing clouds, lens blur and sensor noise: 3 x H x W float32 -> H x W x 3 uint8."""
+    """Add colour cast, uneven light, lens blur and sensor noise: 3 x H x W float32 -> H x W x 3 uint8."""
     _, height, width = image.shape
     warmth = np.float32(rng.uniform(-0.14, 0.14) * np.array((1, 0.1, -1)))[:, None, None]
     y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)
@@ -295,9 +295,9 @@ def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def make_scene(seed: int, height: int = SIZE[0], width: int = SIZE[1]) -> tuple[np.ndarray, np.ndarray]:
-    """One scene, always the same for the same arguments: image (H x W x 3 uint8) and mask (H x W uint8).
+    """Draw a deterministic scene: image (H x W x 3 uint8) and mask (H x W uint8).
 
-    Pixels of the mask are indices into `CLASSES`; a scene has 3 to 8 of them. Objects scale with `height`.
+    Mask pixels are indices into `CLASSES`; a scene has 3 to 8 classes. Objects scale with `height`.
     Raises ValueError for a negative seed.
     """
     rng = np.random.default_rng(seed)
@@ -308,7 +308,7 @@ def make_scene(seed: int, height: int = SIZE[0], width: int = SIZE[1]) -> tuple[
 
 @dataclass(frozen=True)
 class Scenes:
-    """Where a prepared data set lies: JPEG images, and a PNG mask for each one of `val`."""
+    """Folders of a prepared data set: JPEG images, and PNG masks of the `val` images."""
 
     train: Path
     val_images: Path
@@ -316,17 +316,16 @@ class Scenes:
 
 
 def prepare(folder: Path | None = None, *, train: int = 4000, val: int = 200, seed: int = 0) -> Scenes:
-    """Write the data set once into a sub-folder of `folder`, or find it there.
+    """Write the data set to a subfolder of `folder`, unless it exists.
 
-    `folder` defaults to `$SLOTCON_HUB_CACHE`, else to `slotcon_hub` in the user's cache. The set appears
-    under its name all at once: an interrupted run leaves nothing behind, parallel runs do not disturb each
-    other. Pixels of a mask are indices into `CLASSES`. Raises ValueError unless `train` and `val` are at
-    least 1 and `seed` at least 0, and if there is no place where the set can be written.
+    `folder` defaults to `$SLOTCON_HUB_CACHE`, else to `slotcon_hub` in the user's cache. The write is atomic, also
+    with several processes. Mask pixels are indices into `CLASSES`. Raises ValueError unless `train` and `val` are
+    at least 1 and `seed` at least 0, and if the folder is not writable.
     """
     if train < 1 or val < 1:
         raise ValueError(f"train={train}, val={val}: both need at least one scene")
     if seed < 0:
-        raise ValueError(f"seed={seed}: take one that is not negative")
+        raise ValueError(f"seed={seed}: give at least 0")
     folder = folder or cache_folder()
     finished = folder / f"scenes-{VERSION}-{train}-{val}-{seed}"
     if not finished.is_dir():
@@ -341,7 +340,7 @@ def prepare(folder: Path | None = None, *, train: int = 4000, val: int = 200, se
             try:
                 os.replace(Path(scratch, "set"), finished)
             except OSError:
-                if not finished.is_dir():  # else another process was faster, with the same bytes
+                if not finished.is_dir():  # otherwise another process has written the same files
                     raise
     return _inside(finished)
 
@@ -353,7 +352,7 @@ def _inside(root: Path) -> Scenes:
 def _write(scenes: Scenes, train: int, val: int, seed: int) -> None:
     for path in (scenes.train, scenes.val_images, scenes.val_masks):
         path.mkdir(parents=True)
-    first = seed << 32  # each set owns a block of seeds, val its first half and train the second
+    first = seed << 32  # each data set has its own block of seeds: the first half for val, the second for train
     with tqdm(total=train + val, desc="drawing scenes", unit="scene") as progress:
         for i in range(train):
             image, _ = make_scene(first + 2**31 + i)

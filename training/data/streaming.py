@@ -1,11 +1,10 @@
-"""Images that need no disk: Parquet files, near or far, of which each worker reads what it is about to use.
+"""Streaming of images from local or remote Parquet files, without a copy on disk.
 
-The unit of reading is the row group, of some hundred rows as ``datasets`` writes them. An epoch deals all row
-groups anew, in a random order, to the workers of all processes; each of them reads its own once, a few at a time,
-and mixes their rows over a window. Everything else, the number of images and what is drawn for each of them, is
-as for images on a disk, and so a stream resumes exactly in the middle of an epoch. Only the order depends on
-the numbers of processes and workers: a run that goes on with others sees another selection in the rest of its
-epoch.
+The unit of reading is the row group, some hundred rows as ``datasets`` writes them. Each epoch shuffles all row
+groups and distributes them over the workers of all processes; a worker reads each of its row groups once, a few at
+a time, and shuffles their rows within a window. As with images on disk, a run resumes exactly in the middle of an
+epoch. But the order depends on the numbers of processes and workers: a run resumed with other numbers sees a
+different selection in the rest of its epoch.
 """
 
 import hashlib
@@ -26,27 +25,27 @@ __all__ = ["ParquetStream", "Unreachable", "deal"]
 
 T = TypeVar("T")
 
-WINDOW = 1000  # rows over which a worker mixes; about as many are in its memory
-HEAVIEST = 2**30  # bytes of a row group
+WINDOW = 1000  # rows within which a worker shuffles; it keeps about as many in memory
+HEAVIEST = 2**30  # maximum bytes of a row group
 PAUSES = (1, 5, 25)  # seconds between attempts to read
 
 
 class Unreachable(RunError):
-    """A part of the stream cannot be read, time and again."""
+    """A row group cannot be read after all retries."""
 
 
 class ParquetStream:
-    """The image column of Parquet files on any file system that fsspec knows: ``hf://``, ``https://``, ``s3://``."""
+    """The image column of Parquet files on any file system of fsspec: ``hf://``, ``https://``, ``s3://``."""
 
     def __init__(self, files: Callable[[], list[str]], column: str) -> None:
-        """Read the footers, on the main process for all.
+        """Read the footers on the main process and broadcast them.
 
         Args:
-            files: lists the files, by their URLs or paths; called on the main process alone.
-            column: that holds the images, encoded.
+            files: lists the URLs or paths; called on the main process only.
+            column: name of the column of encoded images.
 
         Raises:
-            ValueError: it does not, a row group is too heavy, or there is nothing; on all processes alike.
+            ValueError: on all processes: a file has no such column, a row group is too large, or there are no rows.
         """
         pixel_limit()
         self.column = column
@@ -62,11 +61,11 @@ class ParquetStream:
         return int(self._ends[-1])
 
     def name(self, index: int) -> str:
-        """Row number, and the file that it is from."""
+        """Row number and file."""
         return f"row {index} ({self.files[self._parts[self._group(index)][0]]})"
 
     def read(self, index: int) -> bytes:
-        """Bytes of an image, which are forgotten then.
+        """Read the encoded bytes of an image, and remove them from the buffer.
 
         Raises:
             OSError: the row is empty.
@@ -80,7 +79,7 @@ class ParquetStream:
         return image
 
     def digest(self) -> str:
-        """SHA-256 of the names of the files, and of the rows and bytes of their row groups."""
+        """SHA-256 over file names and the row and byte counts of their row groups."""
         groups = [(self.files[file], self._footers[file].row_group(i)) for file, i in self._parts]
         rows = (f"{os.path.basename(file)} {group.num_rows} {group.total_byte_size}" for file, group in groups)
         return hashlib.sha256("\0".join(rows).encode()).hexdigest()
@@ -89,34 +88,34 @@ class ParquetStream:
         return int(np.searchsorted(self._ends, index, side="right"))
 
     def _load(self, group: int) -> None:
-        """Keep the rows of a group, and forget those that have waited for longest."""
+        """Add the rows of a group to the buffer, and evict the oldest."""
         file, part = self._parts[group]
         for pause in (*PAUSES, None):
             try:
                 images = _read_group(self.files[file], self._footers[file], part, self.column)
                 break
-            except Exception as error:  # each file system has its own
+            except Exception as error:  # each file system raises its own
                 if pause is None:
                     reason = " ".join(str(error).split())
                     raise Unreachable(f"{self.files[file]} could not be read: {reason}") from None
                 time.sleep(pause)
         start = int(self._ends[group] - self.groups[group])
         self._rows.update(enumerate(images, start))
-        while len(self._rows) > 2 * (WINDOW + self.groups.max()):  # those in use are at most half as many
+        while len(self._rows) > 2 * (WINDOW + self.groups.max()):  # at most half of these are still needed
             del self._rows[next(iter(self._rows))]
 
 
 def deal(groups: np.ndarray, lanes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Deal rows to lanes, each of which reads whole row groups in turn, but for the first and the last of its own.
+    """Distribute rows over lanes (workers); each lane reads whole row groups, except its first and last.
 
     Args:
         groups: int (G,), rows of each row group; together at least P.
-        lanes: int (P,), the lane that takes each place of an epoch.
+        lanes: int (P,), the lane that reads each position of an epoch.
         rng: the source of all randomness.
 
     Returns:
-        int (P,), the row for each place, none twice. In a lane no row is more than `WINDOW` places from where it
-        would stand if whole row groups followed one another.
+        int (P,), a distinct row for each position. Within a lane a row is moved by at most `WINDOW` positions from
+        the order of its row groups.
     """
     ends = np.cumsum(groups)
     rows = np.concatenate([np.arange(ends[g] - groups[g], ends[g]) for g in rng.permutation(len(groups))])
@@ -158,7 +157,7 @@ def _read_group(file: str, footer: Any, group: int, column: str) -> list[bytes |
 
 
 def _open(file: str) -> Any:
-    """Open a file of which the parts that are asked for are read, and no more."""
+    """Open a file without read-ahead."""
     import fsspec
 
     system, path = fsspec.core.url_to_fs(file)
@@ -181,13 +180,13 @@ def _check(file: str, footer: Any, column: str) -> None:
     heaviest = max((footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)), default=0)
     if heaviest > HEAVIEST:
         raise ValueError(
-            f"{file} has row groups of {heaviest / 1e9:.1f} GB, which every worker would keep in its memory: write "
-            "it in row groups of some hundred rows"
+            f"{file} has row groups of {heaviest / 1e9:.1f} GB, which every worker would keep in memory: rewrite "
+            "it with row groups of some hundred rows"
         )
 
 
 def _on_main(task: Callable[[], T]) -> T:
-    """Do on the main process what all of them need; its ValueError is raised by all."""
+    """Run a task on the main process and broadcast its result; its ValueError is raised on all processes."""
     result = problem = None
     if PartialState().is_main_process:
         try:

@@ -1,4 +1,4 @@
-"""Tables of images: Parquet files, and data sets of the Hugging Face Hub, by ``datasets``; images stay encoded."""
+"""Tables of encoded images, by ``datasets``: Parquet files and data sets of the Hugging Face Hub."""
 
 import contextlib
 import glob
@@ -31,10 +31,10 @@ class ImageTable:
     """The image column of a ``datasets`` table, left encoded."""
 
     def __init__(self, table: Any, column: str) -> None:
-        """Take a table.
+        """Select the image column.
 
         Raises:
-            ValueError: it has no such column of images, or no row.
+            ValueError: there is no such column of images, or no row.
         """
         import datasets
 
@@ -50,19 +50,19 @@ class ImageTable:
             self.table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         except (TypeError, ValueError, NotImplementedError):
             raise ValueError(f"column {column!r} holds no images: {others}") from None
-        self._refuse_text(others)
+        self._reject_text(others)
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.table)
 
     def name(self, index: int) -> str:
-        """Row number, and the path if the table knows one."""
+        """Row number, and the path if the table has one."""
         path = self._image(index).get("path")
         return f"row {index}" + (f" ({path})" if path else "")
 
     def read(self, index: int) -> bytes:
-        """Bytes of an image; those of its file where the table holds paths."""
+        """Read the encoded bytes of an image, from its file if the table only has its path."""
         image = self._image(index)
         if image.get("bytes"):
             return image["bytes"]
@@ -71,7 +71,7 @@ class ImageTable:
         raise OSError(f"row {index} is empty")
 
     def digest(self) -> str:
-        """SHA-256 of the names of the images' files and of the numbers of their bytes, as far as they are known."""
+        """SHA-256 over file names and byte counts of the images, where the table has them."""
         import pyarrow.compute as pc
 
         images = self.table.with_format("arrow")[:].column(self.column)
@@ -85,28 +85,30 @@ class ImageTable:
     def _image(self, index: int) -> dict[str, Any]:
         return self.table[index][self.column] or {}
 
-    def _refuse_text(self, others: str, rows: int = 100) -> None:
-        """Refuse a column that holds something else than bytes, if none of its first rows names a file."""
+    def _reject_text(self, others: str, rows: int = 100) -> None:
+        """Reject a column of text if none of its first rows is the path of a file."""
         first = [image or {} for image in self.table[:rows][self.column]]
         texts = [image["path"] for image in first if image.get("path") and not image.get("bytes")]
         if texts and not any(image.get("bytes") for image in first) and not any(map(os.path.isfile, texts)):
             text = texts[0] if len(texts[0]) < 60 else f"{texts[0][:57]}..."
             raise ValueError(
-                f"column {self.column!r} holds text that names no file of this machine ({text!r}), not images: "
+                f"column {self.column!r} holds text that is not the path of a local file ({text!r}), not images: "
                 f"download or decode them first, or {others}"
             )
 
 
 def split_of(path: str) -> str | None:
-    """The split that a Parquet file is of, by its path below the folder of the data set; None if none is named.
+    """Return the split of a Parquet file by its path relative to the data set; None if the path names no split.
 
-    - A folder names it by its whole name: ``train/0000.parquet``, ``data/val/a.parquet``.
-    - So does a file by its whole name, with numbers or not: ``train.parquet``, ``validation_2.parquet``,
-      ``train-00000-of-00002.parquet``, and behind the name of the data set ``mnist-train-00000-of-00002.parquet``.
-    - In a folder ``data`` of the Hub any word before the numbers is one: ``data/unlabeled-00000-of-00002.parquet``.
+    A split is named by
 
-    A word within another name is none: ``bullet_train.parquet``, ``train_station.parquet``. The words are train and
-    training; validation, valid, val and dev; test, testing, eval and evaluation.
+    - a folder: ``train/0000.parquet``, ``data/val/a.parquet``;
+    - a file name, with or without numbers: ``train.parquet``, ``validation_2.parquet``,
+      ``train-00000-of-00002.parquet``, or with the data set's name first: ``mnist-train-00000-of-00002.parquet``;
+    - any word before the numbers in a folder ``data``, as on the Hub: ``data/unlabeled-00000-of-00002.parquet``.
+
+    Part of a longer name does not count: ``bullet_train.parquet``, ``train_station.parquet``. The words are train
+    and training; validation, valid, val and dev; test, testing, eval and evaluation.
     """
     *folders, name = path.removesuffix(".parquet").split(os.sep)
     for folder in folders:
@@ -119,16 +121,15 @@ def split_of(path: str) -> str | None:
 
 
 def find_source(data: str, files: Sequence[str] | None = None) -> tuple[dict[str, Any], bool]:
-    """Find the table that ``--data`` names.
+    """Find the table of ``--data``.
 
     Args:
-        data: ``hf:`` and the name of a data set of the Hub, with a colon and the name of a configuration if it has
-            several; the path of a Parquet file, the URL of some, or a folder of Parquet files alone or beside other
-            files that are no images.
-        files: of the folder, where they are listed already.
+        data: a data set of the Hub, ``hf:NAME`` or ``hf:NAME:CONFIGURATION``; the path of a Parquet file; a URL of
+            Parquet files; or a folder with Parquet files and no images.
+        files: the files of the folder, if already listed.
 
     Returns:
-        What ``datasets.load_dataset`` takes, and whether it is in splits.
+        Arguments of ``datasets.load_dataset``, and whether the table has splits.
 
     Raises:
         ValueError: there is no table, or there are images beside the Parquet files.
@@ -136,7 +137,7 @@ def find_source(data: str, files: Sequence[str] | None = None) -> tuple[dict[str
     if data.startswith("hf:"):
         name, _, configuration = data.removeprefix("hf:").partition(":")
         if not name:
-            raise ValueError("hf: is followed by the name of a data set: give --data hf:<owner>/<name>")
+            raise ValueError("hf: must be followed by the name of a data set: give --data hf:<owner>/<name>")
         return {"path": name, "name": configuration or None}, True
     if "://" in data:
         return {"path": "parquet", "data_files": data}, False
@@ -145,47 +146,45 @@ def find_source(data: str, files: Sequence[str] | None = None) -> tuple[dict[str
         if not path.is_file():
             raise ValueError(f"there is no file {path}: give --data a Parquet file or a folder")
         return {"path": "parquet", "data_files": glob.escape(str(path))}, False
-    return {"path": "parquet", "data_files": _in_splits(path, files or list(files_below(path)))}, True
+    return {"path": "parquet", "data_files": _group_by_split(path, files or list(files_below(path)))}, True
 
 
-def _in_splits(folder: Path, listed: Sequence[str]) -> dict[str, list[str]]:
-    """The Parquet files of a folder by their splits; train where no file names one."""
+def _group_by_split(folder: Path, listed: Sequence[str]) -> dict[str, list[str]]:
+    """Group the Parquet files of a folder by split; all are train if none names a split."""
     files = sorted(file for file in listed if file.endswith(".parquet"))
     images = sum(file.lower().endswith(SUFFIXES) for file in listed)
     if images:
         raise ValueError(
-            f"{folder} holds {images} images beside {len(files)} Parquet files, and only one kind can be meant: "
-            "give --data a folder with that kind alone, or move the other elsewhere"
+            f"{folder} holds {images} images beside {len(files)} Parquet files, and only one kind can be used: "
+            "give --data a folder of only images or only Parquet files"
         )
     parts: dict[str | None, list[str]] = {}
     for file in files:
         parts.setdefault(split_of(os.path.relpath(file, folder)), []).append(file)
     if parts.keys() == {None}:
-        _refuse_hidden_splits(folder, files)
+        _reject_unclear_splits(folder, files)
         parts = {"train": files}
     if left := parts.pop(None, None):
-        note = f"note: {len(left)} of {len(files)} Parquet files are of no split and left out, the first is "
-        note += (
-            f"{printable(left[0])}: begin its name with train-0, or move it into a folder train, to have it read"
-        )
+        note = f"note: skipped {len(left)} of {len(files)} Parquet files that name no split, the first is "
+        note += f"{printable(left[0])}: to use it, rename it to train-0... or move it into a folder train"
         if PartialState().is_main_process:
             print(note, file=sys.stderr)
     return {str(split): [glob.escape(file) for file in files] for split, files in parts.items()}
 
 
-def _refuse_hidden_splits(folder: Path, files: list[str]) -> None:
-    """Refuse files such as train_images and val_images: all of them would be learned from."""
+def _reject_unclear_splits(folder: Path, files: list[str]) -> None:
+    """Reject names such as train_images and val_images: training would use both."""
     parts = (part for file in files for part in re.split(r"[-_./ ]", os.path.relpath(file, folder)))
     words = {_WORDS[part] for part in parts if part in _WORDS}
     if len(words) > 1:
         raise ValueError(
             f"names of Parquet files in {folder} hold {' and '.join(sorted(words))}, but begin with none of them: "
-            "move the files into folders of these names, or give --data one of them"
+            "move the files into folders of these names, or give --data a single file"
         )
 
 
 def load_table(data: str, split: str, source: tuple[dict[str, Any], bool] | None = None) -> Any:
-    """Load a split of the table that ``--data`` names, by what :func:`find_source` found for it.
+    """Load a split of the table of ``--data``; ``source`` is the result of :func:`find_source`, if already known.
 
     Raises:
         ValueError: it cannot be loaded.
@@ -199,10 +198,10 @@ def load_table(data: str, split: str, source: tuple[dict[str, Any], bool] | None
 
 
 def list_parquet(data: str, split: str, source: tuple[dict[str, Any], bool]) -> list[str]:
-    """List the Parquet files of a split, as ``datasets`` tells them apart.
+    """List the Parquet files of a split, by the rules of ``datasets``.
 
     Raises:
-        ValueError: there is no such split, or it is of other files.
+        ValueError: there is no such split, or it has files of another format.
     """
     import datasets
 

@@ -1,8 +1,8 @@
-"""Two views of an image that show a region in common (SlotCon, section 3 and A.1), and batches of such pairs.
+"""Two overlapping views of an image (SlotCon, section 3 and A.1), and batches of such pairs.
 
-A data-loader worker draws two views knowing no more of an image than its size, so that the image need not be
-decoded in more detail than they show; then it cuts and resizes their 8-bit crops. The colours are changed later,
-in batches, by `training.data.color`.
+A data-loader worker draws the crops from the image size alone, so that the image is only decoded at the needed
+resolution; then it cuts and resizes the 8-bit crops. Colours are augmented later, in batches, by
+`training.data.color`.
 """
 
 from collections.abc import Sequence
@@ -33,41 +33,41 @@ __all__ = ["Pair", "TwoCrops", "TwoViews", "stack"]
 
 # H W pixels of the image, S pixels of a view, P parameters of a view's colours.
 
-REDUCTIONS = (8, 4, 2)  # of an image's sides while it is decoded
-DETAIL = 2  # least side of a crop of a reduced image, in sides of the view
+REDUCTIONS = (8, 4, 2)  # of the image's sides during decoding
+DETAIL = 2  # minimum side of a crop in the reduced image, in sides of the view
 
 
 class TwoCrops(NamedTuple):
-    """All that is drawn of an image's two views."""
+    """The random parameters of an image's two views."""
 
     reduction: int
-    """1, 2, 4 or 8: to read the image at this part of its resolution."""
+    """1, 2, 4 or 8: decode the image with its sides divided by this."""
     crops: tuple[Crop, Crop]
-    """In the image so read."""
+    """In pixels of the reduced image."""
     flips: tuple[bool, ...]
     color: np.ndarray
-    """float32 (2, P), what `color.apply` is to do with the views."""
+    """float32 (2, P), the parameters of `color.apply`."""
 
 
 class Pair(NamedTuple):
     """The two views of an image."""
 
     views: list[Tensor]
-    """uint8 (S, S, 3), not yet coloured."""
+    """uint8 (S, S, 3), before colour augmentation."""
     boxes: list[Box]
-    """The region that both show, flips included."""
+    """The intersection in each view, after flips."""
     flips: tuple[bool, ...]
     color: np.ndarray
     """float32 (2, P)."""
 
 
 def stack(pairs: Sequence[Pair]) -> dict[str, Tensor]:
-    """Make a batch of B pairs, in a data-loader worker at once in shared memory.
+    """Collate B pairs; in a data-loader worker directly in shared memory.
 
     Returns:
-        `views` uint8 (2, B, 3, S, S), pixel after pixel in memory (channels last); `boxes` float32 (2, B, 4), the
-        region that both show as x1, y1, x2, y2 in each view's unit square; `flips` bool (2, B); `color` float32
-        (2, B, P), what `color.apply` is to do with the views.
+        `views` uint8 (2, B, 3, S, S), channels last in memory; `boxes` float32 (2, B, 4), the intersection as
+        x1, y1, x2, y2 in each view's unit square; `flips` bool (2, B); `color` float32 (2, B, P), the parameters
+        of `color.apply`.
 
     """
     views = default_collate([pair.views[number] for number in (0, 1) for pair in pairs])
@@ -81,17 +81,17 @@ def stack(pairs: Sequence[Pair]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class TwoViews:
-    """Turn an image into two views (SlotCon, section 3): the augmentations of BYOL, on crops that meet.
+    """Make two views of an image (SlotCon, section 3): BYOL's augmentations on overlapping crops.
 
     Attributes:
         size: S, the side of a view in pixels.
         scale: smallest and largest area of a crop, as fractions of the image, in (0, 1].
         ratio: smallest and largest width / height of a crop.
-        geometric: False makes both views one identical crop without flips, so that they differ in colour
-            alone: the paper's ablation of geometric augmentations.
+        geometric: False uses the same crop without flips for both views, so that they differ only in colour:
+            the paper's ablation of geometric augmentations.
 
     Raises:
-        ValueError: if a size or a range is impossible.
+        ValueError: if a size or a range is invalid.
 
     """
 
@@ -101,7 +101,7 @@ class TwoViews:
     geometric: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse impossible sizes and ranges."""
+        """Validate."""
         if self.size < 1:
             raise ValueError(f"size={self.size}: a view needs at least 1 pixel, 224 in the paper.")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -110,13 +110,12 @@ class TwoViews:
             raise ValueError(f"ratio={self.ratio}: give (smallest, largest) width / height, both above 0.")
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> TwoCrops:
-        """Draw the two views of an image of some size.
+        """Draw the parameters of two views.
 
-        The image is to be read at the lowest resolution at which both crops still have twice as many pixels as
-        their views along each side; their edges are then moved to its whole pixels. Images of less than four
-        views across are always read in full: those of COCO, for views of 224 pixels. Averaging a
-        photograph while it is decoded is not quite what bicubic interpolation does: views of the same place
-        differ by 0.3 to 0.9 grey levels on average (of BSDS500, enlarged and side by side).
+        The reduction is the largest at which both crops have at least twice the side of a view; crop edges are
+        then rounded to pixels of the reduced image. Images less than four views wide are never reduced, such as
+        COCO's for views of 224 pixels. Reduction while decoding averages pixels, unlike bicubic interpolation:
+        views of the same crop differ by 0.3 to 0.9 grey levels on average (measured on enlarged BSDS500).
 
         Args:
             height: H, pixels of the image, at least 1.
@@ -130,10 +129,10 @@ class TwoViews:
         return TwoCrops(reduction, (first, second), flips, colors)
 
     def cut(self, image: Tensor, drawn: TwoCrops) -> Pair:
-        """Make the two views that were drawn, but for their colours.
+        """Cut, resize and flip the two views; colours stay unchanged.
 
         Args:
-            image: uint8 (3, H, W), RGB, reduced as `drawn` says.
+            image: uint8 (3, H, W), RGB, decoded at `drawn.reduction`.
             drawn: by `draw`.
 
         Raises:
@@ -153,9 +152,9 @@ class TwoViews:
         return Pair(views, boxes, drawn.flips, drawn.color)
 
     def _reduce_both(self, first: Crop, second: Crop) -> tuple[int, Crop, Crop]:
-        """Take the largest reduction that leaves detail enough, and a pixel that both crops show.
+        """Choose the largest reduction with enough detail at which the crops still overlap.
 
-        Whole pixels of the reduced image are coarser: an overlap thinner than one can lie between them.
+        Rounded to pixels of the reduced image, a thin overlap can vanish.
         """
         side = min(first.height, first.width, second.height, second.width)
         for reduction in REDUCTIONS:
@@ -173,7 +172,7 @@ class TwoViews:
 
 
 def _reduce(crop: Crop, reduction: int) -> Crop:
-    """Move the edges of a crop up and left to whole pixels of the reduced image, and count in those."""
+    """Convert a crop to pixels of the reduced image, its edges rounded down."""
     top, left = crop.top // reduction, crop.left // reduction
     bottom, right = (crop.top + crop.height) // reduction, (crop.left + crop.width) // reduction
     return Crop(top, left, bottom - top, right - left)
@@ -182,7 +181,7 @@ def _reduce(crop: Crop, reduction: int) -> Crop:
 def _resize(image: Tensor, crop: Crop, size: int) -> Tensor:
     """Cut a crop and resize it to (S, S, 3): antialiased bicubic, in integers from uint8 to uint8.
 
-    A contiguous crop with the channels last, as decoders leave them, takes the fastest way through torch.
+    torch is fastest on a contiguous crop with channels last, the layout of decoders.
     """
     top, left, height, width = crop
     pixels = image.permute(1, 2, 0)[top : top + height, left : left + width].contiguous()

@@ -143,7 +143,7 @@ def stream(
             unreadable += 1
             if are_too_many(unreadable, len(data)):
                 raise ValueError(
-                    f"{error}; at least {unreadable} of {len(data)} images cannot be: mend or remove them"
+                    f"{error}; at least {unreadable} of {len(data)} images are unreadable: repair or remove them"
                 ) from None
             tqdm.write(f"skipped: {error}", file=sys.stderr)
         if batch is not None:

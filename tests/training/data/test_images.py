@@ -145,7 +145,7 @@ def test_parquet_files_of_no_split_are_named(cache, capfd):
         write_table(cache / "tables" / f"{name}.parquet", embedded(value))
     assert len(open_images(str(cache / "tables"))) == 2
     assert re.search(
-        r"note: 1 of 3 Parquet files are of no split and left out, .*/extra\.parquet: begin its name",
+        r"note: skipped 1 of 3 Parquet files that name no split, .*/extra\.parquet: to use it",
         capfd.readouterr().err,
     )
 

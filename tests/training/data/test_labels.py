@@ -81,7 +81,7 @@ def test_a_column_of_text_is_refused_before_any_image_is_read(tmp_path, text):
         rows.to_parquet(tmp_path / f"{split}.parquet")
     with pytest.raises(
         ValueError,
-        match=r"column 'url' holds text that names no file of this machine .* --image-column one of kind$",
+        match=r"column 'url' holds text that is not the path of a local file .* --image-column one of kind$",
     ):
         open_labeled(str(tmp_path), "train", "url", "kind")
 
@@ -113,8 +113,8 @@ def test_labels_of_tables(tmp_path, labels, numbers, classes):
     ("labels", "reason"),
     [
         ([0, None, 1], "row 1 has no label"),
-        ([[0], [1]], "whole numbers, text or booleans"),
-        ([0.5, 1.0], "whole numbers, text or booleans"),
+        ([[0], [1]], "integers, text or booleans"),
+        ([0.5, 1.0], "integers, text or booleans"),
         ([0, -1], "row 1 has label -1"),
         ([0, 10**9], "label 1000000000 among 2 classes"),
     ],

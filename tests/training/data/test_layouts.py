@@ -41,7 +41,7 @@ def test_the_folder_of_a_data_set(tmp_path, layout):
     expected = LAYOUTS[layout].images
     assert LAYOUTS[layout].miscount(root, expected) is None
     miscount = LAYOUTS[layout].miscount(root, expected - 1000)
-    assert f"has {expected:,} images, {expected - 1000:,} were found in {root}: is it complete" in miscount
+    assert f"has {expected:,} images, {expected - 1000:,} were found in {root}: check for" in miscount
 
 
 @pytest.mark.parametrize(("layout", "folder"), [("coco", "train2017"), ("bdd100k", "images/100k/train")])
@@ -79,7 +79,7 @@ def test_any_other_folder_is_taken_as_it_is(tmp_path, layout):
 @pytest.mark.parametrize(
     ("layout", "files", "words"),
     [
-        ("coco", ["val2017/2.jpg"], "holds val2017, but for COCO train2017 no train2017: complete it, or give"),
+        ("coco", ["val2017/2.jpg"], "holds val2017, but for COCO train2017 no train2017: complete it, or set"),
         (
             "coco+",
             ["train2017/1.jpg"],

@@ -124,8 +124,8 @@ def empty(folders: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (rename, r"1 of 2 files have no mask of their name in .*masks: the first is .*images/a\.png"),
-        (lose, r"1 of 2 files have no image of their name in .*images: the first is .*masks/a\.png"),
+        (rename, r"1 of 2 files have no mask of the same name in .*masks, the first is .*images/a\.png"),
+        (lose, r"1 of 2 files have no image of the same name in .*images, the first is .*masks/a\.png"),
         (double, r"a\.png and .*a\.jpg share a name"),
         (empty, r"images holds no .*\.png"),
     ],
@@ -160,10 +160,10 @@ def disguise(folders: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
-        (write_mask(np.full((5, 7), 200)), r"masks/a\.png has the unknown label 200: known are 0 to 8, and 255"),
-        (write_mask(np.zeros((7, 5))), r"masks/a\.png is 5 x 7 but 7 x 5 pixels in the image"),
+        (write_mask(np.full((5, 7), 200)), r"masks/a\.png has the unknown label 200: valid are 0 to 8, and 255"),
+        (write_mask(np.zeros((7, 5))), r"masks/a\.png has 5 x 7 pixels, its image 7 x 5"),
         (write_mask(np.zeros((5, 7, 3))), r"masks/a\.png cannot be read as a mask: it holds RGB"),
-        (write_mask(np.full((5, 7), 300), np.uint16), r"masks/a\.png has the unknown label 300: known are 0 to 8"),
+        (write_mask(np.full((5, 7), 300), np.uint16), r"masks/a\.png has the unknown label 300: valid are 0 to 8"),
         (disguise, r"masks/a\.png cannot be read as a mask: it is JPEG, not PNG"),
         (cut_short(0), r"images/a\.png cannot be read: OSError"),
         (cut_short(1), r"masks/a\.png cannot be read as a mask: "),
@@ -180,10 +180,13 @@ def test_what_cannot_be_measured_is_named(folders, harm, sentence):
     [
         (
             write_mask(np.full((5, 7), 9)),
-            r"masks/a\.png has the unknown label 9: known are 0 to 8, .* name more classes",
+            r"masks/a\.png has the unknown label 9: valid are 0 to 8, .* name more classes",
         ),
-        (write_mask(np.zeros((7, 5))), r"masks/a\.png is 5 x 7 but 7 x 5 pixels in the image"),
-        (in_color, r"masks/\S+ cannot be read as a mask: it holds RGB.*; 2 of 2 cannot be: mend or remove them"),
+        (write_mask(np.zeros((7, 5))), r"masks/a\.png has 5 x 7 pixels, its image 7 x 5"),
+        (
+            in_color,
+            r"masks/\S+ cannot be read as a mask: it holds RGB.*; 2 of 2 masks and images are unreadable",
+        ),
     ],
 )
 def test_masks_are_checked_before_the_work(folders, harm, sentence):

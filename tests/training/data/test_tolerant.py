@@ -40,7 +40,7 @@ def test_those_that_can_be_read_one_by_one():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_end_the_work(workers):
     with pytest.raises(
-        RunError, match=r"number 2 .* damaged; at least 2 of 9 images cannot be: mend or remove them"
+        RunError, match=r"number 2 .* damaged; at least 2 of 9 images are unreadable: repair or remove them"
     ):
         list(load_tolerant(Numbers(9, 1, 2), batch_size=3, workers=workers))
     with pytest.raises(RunError, match="1 of 1 images"):

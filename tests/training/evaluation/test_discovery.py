@@ -160,7 +160,7 @@ def test_voc_has_numbered_objects_and_void(voc, prototypes, here):
     assert found["protocol"]["images"] == 1
     assert [one["objects"] for one in found["results"][str(prototypes)]["per_class"]] == [0, 0, 1, *[0] * 12, 1]
     (voc / "JPEGImages" / "one.jpg").unlink()
-    with pytest.raises(ValueError, match=r"1 files of 2 images are not there, the first is .*one\.jpg: add them"):
+    with pytest.raises(ValueError, match=r"1 files of 2 images are missing, the first is .*one\.jpg: add them"):
         here(discovery.main, settings(prototypes, voc, **paths))
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(voc / "SegmentationClass" / "two.png")
     with pytest.raises(ValueError, match=r"two\.png has no class for object 1 of its image"):
@@ -187,7 +187,7 @@ def test_two_processes_find_the_same(prototypes, coco, tmp_path, groups):
         ({"objects": Path("/nowhere.json")}, "/nowhere.json cannot be read as JSON"),
         ({"objects": Path("/tmp")}, "there is no folder /SegmentationClass: VOC has it beside SegmentationObject"),
         ({"names": Path("/tmp/val.txt")}, "--names is of VOC's folders: a JSON file lists its images itself"),
-        ({"data": Path("/nowhere")}, r"7 of the 7 images of .*objects\.json are not there"),
+        ({"data": Path("/nowhere")}, r"7 of the 7 images of .*objects\.json are missing"),
         ({"models": ("resnet10t",)}, "resnet10t is a backbone without prototypes"),
         ({"groups": "clusters", "clusters": 500}, "500 clusters of 112 cells"),
         ({"clusters": 0}, "--clusters 0: give at least 1"),

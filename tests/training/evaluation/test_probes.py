@@ -312,7 +312,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, model, capsys):
     assert re.search(r"skipped: /.*a\.png cannot be read: cannot identify image file", capsys.readouterr().err)
     (tmp_path / "train" / "b" / "b.png").write_bytes(b"no image")
     with pytest.raises(
-        ValueError, match=r"^/.*b\.png cannot be read: .*2 of 2 images cannot be: mend or remove them"
+        ValueError, match=r"^/.*b\.png cannot be read: .*2 of 2 images are unreadable: repair or remove them"
     ):
         extract(load(str(model)), Labeled(str(tmp_path), "train"), Accelerator(cpu=True), workers=0)
 

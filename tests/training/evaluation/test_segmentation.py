@@ -252,7 +252,7 @@ def test_a_folder_without_permission_is_refused_before_the_work(
 def test_an_error_in_a_worker_is_one_sentence_too(prototypes, folder, here, tmp_path):
     few = tmp_path / "names.txt"
     few.write_text("only\nthese\n")
-    with pytest.raises(ValueError, match=r"^/.*masks/\d\.png has the unknown label \d: known are 0 to 1") as error:
+    with pytest.raises(ValueError, match=r"^/.*masks/\d\.png has the unknown label \d: valid are 0 to 1") as error:
         here(main, settings(prototypes, folder, classes=few, workers=1))
     assert "\n" not in str(error.value)
 

@@ -81,13 +81,13 @@ def test_what_detectron2_leaves_out_is_left_out(tmp_path, content):
 FAULTS = {
     "there is no file": (
         lambda c: c["images"][0].update(file_name="x.jpg"),
-        "1 of the 8 images .* not there.*x.jpg",
+        "1 of the 8 images .* missing.*x.jpg",
     ),
-    "two images of one id": (lambda c: c["images"][1].update(id=0), "image 0 comes twice"),
+    "two images of one id": (lambda c: c["images"][1].update(id=0), "image 0 is listed twice"),
     "no name": (lambda c: c["images"][1].pop("file_name"), "image 10 has no file_name"),
-    "no id": (lambda c: c["images"][1].pop("id"), "something in it has no 'id'"),
-    "unknown category": (lambda c: c["annotations"][2].update(category_id=4), "annotation 2 is of category 4"),
-    "two categories of one id": (lambda c: c["categories"][0].update(id=3), "two categories of one id"),
+    "no id": (lambda c: c["images"][1].pop("id"), "an entry has no 'id'"),
+    "unknown category": (lambda c: c["annotations"][2].update(category_id=4), "annotation 2 has category 4"),
+    "two categories of one id": (lambda c: c["categories"][0].update(id=3), "two categories with the same id"),
     "no box": (lambda c: c["annotations"][0].pop("bbox"), "annotation 0 has the bbox None"),
     "no mask": (lambda c: c["annotations"][0].update(segmentation=[]), "annotation 0 has no segmentation"),
     "a polygon in no list": (lambda c: c["annotations"][1].update(segmentation=[1, 2, 3, 4, 5, 6]), "wrong type"),
@@ -107,7 +107,7 @@ def test_what_is_wrong_ends_in_a_sentence(tmp_path, content, fault):
 
 def test_no_annotations_and_no_json_end_in_a_sentence(tmp_path, content):
     with pytest.raises(
-        ValueError, match=r"no annotations of its val images: put annotations/instances_val2017\.json"
+        ValueError, match=r"no annotations of its val images: add annotations/instances_val2017\.json"
     ):
         find_coco(tmp_path, "val")
     (tmp_path / "annotations/instances_train2017.json").write_text("{")

@@ -127,7 +127,7 @@ def test_any_folders_of_images_and_masks_are_read(splits, tmp_path):
 
 def test_a_label_without_a_class_is_named(tmp_path):
     make_folders(tmp_path, names=("sky",))
-    with pytest.raises(ValueError, match=r"a\.png has the unknown label 1: known are 0 to 0"):
+    with pytest.raises(ValueError, match=r"a\.png has the unknown label 1: valid are 0 to 0"):
         open_data("voc", tmp_path, tmp_path / "masks").train[0]
 
 
