@@ -1,7 +1,4 @@
-"""A Hugging Face Hub on loopback for the real client: what models need of it, and faults on demand.
-
-Large files are redirected to another host name, as the Hub does, so a token that leaks to the CDN is seen.
-"""
+"""A Hugging Face Hub on loopback for the real client: what models need of it, and faults on demand."""
 
 import base64
 import json
@@ -193,9 +190,8 @@ class HubServer:
         if request.token != TOKEN:
             refuse(403, "You may not create a repository")
         asked = request.json
-        repo_id = f"{asked['organization']}/{asked['name']}"
-        if asked.get("type") == "space":
-            repo_id = f"spaces/{repo_id}"
+        space = "spaces/" if asked.get("type") == "space" else ""
+        repo_id = f"{space}{asked['organization']}/{asked['name']}"
         if repo_id in self.repos:
             refuse(409, "You already created this model repo", url=f"{self.url}/{repo_id}")
         self.add_repo(repo_id, private=asked.get("visibility") == "private" or bool(asked.get("private")))
@@ -258,14 +254,9 @@ class HubServer:
     @route("GET", "/api/models/<repo:repo_id>/revision/<path:rev>")
     def _info(self, request: Request, repo_id: str, rev: str = "main") -> Any:
         repo = self._repo(request, repo_id)
-        commit = repo.at(rev)
+        commit, name = repo.at(rev), repo_id.removeprefix("spaces/")
         listed = [described(*file) for file in commit.files.items()]
-        return {
-            "id": repo_id.removeprefix("spaces/"),
-            "sha": commit.oid,
-            "private": repo.private,
-            "siblings": listed,
-        }
+        return {"id": name, "sha": commit.oid, "private": repo.private, "siblings": listed}
 
     @route("GET", "/api/models/<repo:repo_id>/tree/<rev>")
     def _tree(self, request: Request, repo_id: str, rev: str) -> Any:
@@ -286,7 +277,7 @@ class HubServer:
         if path not in commit.files:
             refuse(404, "Entry not found", "EntryNotFound")
         content = commit.files[path]
-        if path.endswith(LFS_SUFFIXES):
+        if path.endswith(LFS_SUFFIXES):  # on another host, as of the Hub: a token that leaks there is seen
             url = self.url.replace("127.0.0.1", "localhost") + f"/cdn/{repo_id}/{commit.oid}/{path}"
             linked = {"X-Linked-Size": len(content), "X-Linked-ETag": f'"{checksum(path, content)}"'}
             response = Response(status=302, headers={"Location": url, **linked})
