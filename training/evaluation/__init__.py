@@ -1,1 +1,1 @@
-"""Protocols with labels; they know ``slotcon_hub`` and nothing else of ``training``."""
+"""Evaluation protocols on frozen models with labelled data."""

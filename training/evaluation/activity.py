@@ -1,4 +1,4 @@
-"""Slot activity (SlotCon, supplementary D): which prototypes are used, how often, and by both views of an image.
+"""Slot activity (SlotCon, supplementary D): which prototypes are active, how often, and in both views of an image.
 
 ``python -m training.evaluation.activity --model slotcon_r50_proto --data /data/coco/val2017``
 
@@ -33,10 +33,10 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how.
+    """Options of the command.
 
     Raises:
-        ValueError: a number is impossible.
+        ValueError: an option is out of range.
     """
 
     model: str
@@ -44,32 +44,32 @@ class Settings:
     data: str
     """Folder of images (searched at any depth), Parquet file or folder of them, or hf:<name>[:<configuration>]."""
     split: str = "train"
-    """Split of a Hub data set, or of Parquet files named after theirs."""
+    """Split of a Hub data set, or of Parquet files named after splits."""
     image_column: str = "image"
-    """Column of a table that holds the images."""
+    """Image column of a table."""
     seed: int = 0
-    """Of the views."""
+    """Seed of the views."""
     batch_size: int = 64
-    """Images that a process takes at a time."""
+    """Batch size per process."""
     workers: int = 2
-    """Processes that load images, for each process."""
+    """Data-loader workers per process."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of backbone and projector; similarities are in float32."""
     output: Path | None = None
-    """JSON file of the numbers, the protocol and the settings."""
+    """JSON file of results, protocol and settings."""
     figures: Path | None = None
     """Folder for the images activity.png and segments.png."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
+        """Validate."""
         command.check_positive(self, "batch_size")
 
 
 class ImagesAndViews(Dataset[dict[str, Tensor]]):
-    """Images cut as the model's configuration says, and the two views that pre-training would make of them."""
+    """Images with the model's preprocessing, and two views of each as in pre-training."""
 
     def __init__(self, images: Images, model: Any, seed: int) -> None:
-        """Take the images, the model that says their size, and the seed of the views."""
+        """Get size and preprocessing from the model; ``seed`` is of the views."""
         self.config = resolve_data_config({}, model=model)
         self.images, self.seed = images, seed
         self.cut = create_transform(**self.config, normalize=False)
@@ -80,9 +80,9 @@ class ImagesAndViews(Dataset[dict[str, Tensor]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The cut ``image``, uint8 3 x S x S, its number, and ``views`` and ``color`` as of ``stack``.
+        """Return the cropped ``image``, uint8 3 x S x S, its ``number`` (index), and ``views`` and ``color``.
 
-        The views are drawn from (seed, number). Raises ValueError where the image cannot be read.
+        The views are drawn from (seed, index), see ``stack``. Raises UnreadableImage.
         """
         image = self._read(index)
         _, height, width = image.shape
@@ -97,7 +97,7 @@ class ImagesAndViews(Dataset[dict[str, Tensor]]):
         }
 
     def whole(self, index: int) -> Tensor:
-        """The cut image alone, uint8 3 x S x S."""
+        """Read and crop an image, uint8 3 x S x S."""
         return self.cut(limit_aspect_ratio(self._read(index)))
 
     def _read(self, index: int, reduction: int = 1) -> Tensor:
@@ -109,31 +109,31 @@ class ImagesAndViews(Dataset[dict[str, Tensor]]):
 
 @dataclass(frozen=True)
 class Activity:
-    """What the slots do on a data set: active is one whose prototype is the nearest of some cell (equation 6)."""
+    """Slot activity on a data set: a slot is active if its prototype is nearest to some cell (equation 6)."""
 
     images: int
     usage: Tensor
-    """K integers: in how many images each slot is active."""
+    """int K: number of images in which each slot is active."""
     histogram: Tensor
-    """K + 1 integers: how many images have 0, 1, ..., K active slots."""
+    """int K + 1: number of images with 0, 1, ..., K active slots."""
     in_views: float
-    """Slots active in a view, on average."""
+    """Mean number of active slots in a view."""
     pairs: float
-    """Slots active in both views of an image, on average: the positive pairs of the slot loss."""
+    """Mean number of slots active in both views: the positive pairs of the slot loss."""
     examples: Tensor
-    """K x E numbers of images, the most similar segment first; -1 where there are no more."""
+    """int K x E: image indices, most similar segment first, padded with -1."""
 
 
 @torch.inference_mode()
 def watch(model: Any, data: ImagesAndViews, accelerator: Accelerator, *, batch_size: int, workers: int) -> Activity:
-    """Look at all images, those of this process, and add up what all processes saw.
+    """Measure activity on this process's shard, and reduce over processes.
 
     Args:
         model: of :func:`load_prototypes`, on the accelerator's device.
         data: the images.
-        accelerator: says device, precision and share.
-        batch_size: of each process.
-        workers: that load images for each process.
+        accelerator: determines device, precision and shard.
+        batch_size: per process.
+        workers: data-loader workers per process.
 
     Returns:
         The same on all processes.
@@ -184,7 +184,7 @@ def _stack(samples: list[tuple[int, dict[str, Tensor]]]) -> dict[str, Tensor]:
 
 
 def _segment_similarity(scores: Tensor) -> Tensor:
-    """Mean similarity of a slot's cells, the nearest of each cell; minus infinity where there are none: B x K."""
+    """Mean similarity of the cells assigned to each slot, B x K; -inf for slots without cells."""
     best = scores.max(1)
     cells, groups = best.values.flatten(1), best.indices.flatten(1)
     empty = torch.zeros_like(scores[:, :, 0, 0])
@@ -193,7 +193,7 @@ def _segment_similarity(scores: Tensor) -> Tensor:
 
 
 def _first(similarity: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """The E largest similarities of each row and their images, the smaller numbers first where they are equal."""
+    """Return the E largest similarities of each row and their image indices; ties by lower index."""
     numbers = numbers.where(similarity > -torch.inf, -1)
     order = numbers.argsort(dim=1, stable=True)
     order = order.gather(1, similarity.gather(1, order).argsort(dim=1, descending=True, stable=True))
@@ -202,7 +202,7 @@ def _first(similarity: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def main(settings: Settings) -> None:
-    """Measure, print, write and draw."""
+    """Run the command."""
     command.check_outputs(settings.output, settings.figures)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     model = load_prototypes(settings.model).to(accelerator.device)
@@ -215,4 +215,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    command.run("activity", "Watch which prototypes are used, how often, and by both views.", Settings, main)
+    command.run("activity", "Measure which prototypes are active, how often, and in both views.", Settings, main)

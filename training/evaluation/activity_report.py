@@ -17,22 +17,22 @@ from training.evaluation.models import similarities, standardize
 
 __all__ = ["report"]
 
-EXTREMES = 5  # slots named at either end
-BATCH = 512  # images, in which the paper counts the negatives
+EXTREMES = 5  # most and least active slots shown
+BATCH = 512  # images, as in the paper's count of negatives
 _WORDS = {
-    "active_slots": "active slots of an image",
-    "dead_slots": "prototypes that no image uses",
-    "positive_pairs": "slots that are active in both views",
-    "excluded_terms": "slots that are active in one view or none",
+    "active_slots": "active slots per image",
+    "dead_slots": "prototypes active in no image",
+    "positive_pairs": "slots active in both views",
+    "excluded_terms": "slots active in one view or none",
 }
 
 
 def report(settings: Any, model: Any, data: Any, found: Any) -> None:
-    """Print the tables; write and draw what the settings ask for.
+    """Print the tables; write ``settings.output`` and ``settings.figures``.
 
     Args:
         settings: of the command.
-        model: that was watched.
+        model: the measured model.
         data: the images.
         found: the :class:`Activity`.
     """
@@ -65,7 +65,7 @@ def report(settings: Any, model: Any, data: Any, found: Any) -> None:
         draw_activity(
             np.sort(found.usage.numpy())[::-1], found.histogram.numpy(), settings.figures / "activity.png"
         )
-        blocks = {"most active": most, "least active, of those that ever are": least}
+        blocks = {"most active": most, "least active, without dead slots": least}
         drawn = {
             title: {
                 f"prototype {k}, in {usage[k]:,} of {found.images:,}": _segments(
@@ -108,7 +108,7 @@ def _print(settings: Any, usage: list[int], numbers: dict[str, Any], most: list[
 
 
 def _segments(model: Any, data: Any, slot: int, numbers: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images, uint8 S x S x 3, and which of their pixels are a slot's, S x S booleans: its cells, smoothed."""
+    """Return images, uint8 S x S x 3, each with the slot's mask, bool S x S, resized bilinearly from its cells."""
     drawn = []
     for image in (data.whole(number) for number in numbers if number >= 0):
         with torch.inference_mode():

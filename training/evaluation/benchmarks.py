@@ -1,4 +1,4 @@
-"""What can be segmented and measured: COCO-Stuff-27, the embedded scenes, or any folder of images and masks."""
+"""Data for segmentation: COCO-Stuff-27, the demo's scenes, or any folder of images and masks."""
 
 import json
 import lzma
@@ -21,41 +21,41 @@ MAPS = ("stuffthingmaps/{split}", "annotations/{split}", "annotations/stuffthing
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Labelled images, and what their labels mean."""
+    """Labelled images and their classes."""
 
     images: LabeledImages
     size: int | None
-    """Side of the centre square that an image is cut to, in pixels; None for whole images."""
+    """Side of the centre crop in pixels; None for whole images."""
     classes: tuple[str, ...] | None = None
-    """Their names; None for as many as the masks show."""
+    """Class names; None: the classes in the masks."""
     kinds: dict[str, Sequence[int]] = field(default_factory=dict)
-    """Parts of the classes that are measured for themselves too, such as things and stuff."""
+    """Subsets of the classes that are also measured separately, such as things and stuff."""
     palette: np.ndarray | None = None
-    """Colours of the classes, uint8 C x 3."""
+    """Class colours, uint8 C x 3."""
     listed: int | None = None
-    """How many images the protocol names; None where it names none."""
+    """Number of images that the protocol lists, if it does."""
     missing: tuple[str, ...] = ()
-    """Those of them that were not found."""
+    """Listed images that were not found."""
 
 
 def open_benchmark(data: str, *, masks: Path | None, names: Path | None, split: str, size: int | None) -> Benchmark:
-    """Open what ``--data`` names.
+    """Open the data of ``--data``.
 
     Args:
-        data: "scenes", "coco-stuff:" and the folder of COCO, or a folder of images.
+        data: "scenes", "coco-stuff:FOLDER", or a folder of images.
         masks: folder of masks, for a folder of images.
-        names: file of class names, one a line, for a folder of images.
+        names: file of class names, one per line, for a folder of images.
         split: "val" or "train", of COCO.
-        size: side of the centre square; None takes 320 for COCO and whole images elsewhere.
+        size: side of the centre crop; None: 320 for COCO, whole images for other data.
 
     Raises:
-        ValueError: it cannot be opened, in one sentence.
+        ValueError: the data cannot be opened.
     """
     is_folder = data != SCENES and not data.startswith(COCO_STUFF)
     if is_folder == (masks is None):
-        raise ValueError("--masks names the masks of a folder of images: give it with --data FOLDER, and only then")
+        raise ValueError("--masks and --data FOLDER belong together: give both, or neither")
     if names and not is_folder:
-        raise ValueError("--classes names the classes of a folder of images, the other data have their own")
+        raise ValueError("--classes is only for --data FOLDER: leave it out, this data set has its own classes")
     if data == SCENES:
         return _scenes(size)
     if data.startswith(COCO_STUFF):
@@ -65,14 +65,14 @@ def open_benchmark(data: str, *, masks: Path | None, names: Path | None, split: 
 
 
 def read_names(file: Path) -> tuple[str, ...]:
-    """Read the names of classes, one a line.
+    """Read class names, one per line.
 
     Raises:
-        ValueError: there are none, or more than a mask can number.
+        ValueError: there are no names, or more than 255.
     """
     classes = tuple(line.strip() for line in file.read_text().splitlines() if line.strip())
     if not 0 < len(classes) <= IGNORE:
-        raise ValueError(f"{file} has {len(classes)} names: one a line, 1 to {IGNORE} of them")
+        raise ValueError(f"{file} has {len(classes)} names: give 1 to {IGNORE}, one per line")
     return classes
 
 
@@ -81,8 +81,7 @@ def _square(size: int | None) -> CenterSquare | None:
 
 
 def _scenes(size: int | None) -> Benchmark:
-    """The held-out part of the embedded scenes; of the training part one is drawn, since it takes one."""
-    held_out = scenes.prepare(train=1)
+    held_out = scenes.prepare(train=1)  # the minimum: only the held-out scenes are used
     labels = {i: i for i in range(len(scenes.CLASSES))}
     images = LabeledImages(held_out.val_images, held_out.val_masks, labels=labels, transform=_square(size))
     return Benchmark(images, size, scenes.CLASSES, palette=scenes.PALETTE)
@@ -90,7 +89,7 @@ def _scenes(size: int | None) -> Benchmark:
 
 def _folder(images: Path, masks: Path, names: Path | None, size: int | None) -> Benchmark:
     if not masks.is_dir():
-        raise ValueError(f"there is no folder {masks} for --masks")
+        raise ValueError(f"there is no folder {masks} for --masks: give an existing one")
     classes, labels = None, None
     if names:
         classes = read_names(names)
@@ -99,7 +98,7 @@ def _folder(images: Path, masks: Path, names: Path | None, size: int | None) -> 
 
 
 def coco_stuff_classes() -> tuple[tuple[str, ...], dict[str, Sequence[int]], dict[int, int]]:
-    """Names of the 27 classes, which of them are things and stuff, and the class of each label 0 to 181."""
+    """Return the names of the 27 classes, the indices of things and stuff, and the class of each label 0 to 181."""
     facts = json.loads((FACTS / "cocostuff27.json").read_text())["classes"]
     kinds: dict[str, Sequence[int]] = {
         plural: [i for i, one in enumerate(facts) if one["kind"] == kind]
@@ -110,28 +109,30 @@ def coco_stuff_classes() -> tuple[tuple[str, ...], dict[str, Sequence[int]], dic
 
 
 def curated(split: str) -> list[str]:
-    """Names of the images of COCO's "val" or "train" that COCO-Stuff-27 is measured on, without ending."""
+    """Return the names, without suffix, of the images of COCO's "val" or "train" that COCO-Stuff-27 lists."""
     with lzma.open(FACTS / f"cocostuff27_{split}.txt.xz", "rt") as lines:
         return lines.read().split()
 
 
 def coco_stuff(root: Path, split: str = "val", size: int = 320) -> Benchmark:
-    """COCO-Stuff-27: the curated images that are there, with the maps of things and stuff.
+    """Open COCO-Stuff-27: those of the listed images that exist.
 
     Args:
         root: of COCO: ``val2017/*.jpg``, and ``stuffthingmaps/val2017/*.png`` or ``annotations/val2017/*.png``.
         split: "val" or "train".
-        size: of the centre square in pixels, 320 in the protocol.
+        size: side of the centre crop in pixels, 320 in the protocol.
 
     Raises:
-        ValueError: a folder is missing, or all of the images are.
+        ValueError: a folder is missing, or all images are.
     """
     folder, maps = (_first_of(root, places, f"{split}2017") for places in (IMAGES, MAPS))
     names = curated(split)
     there = {path.stem for path in folder.glob("*.jpg")} & {path.stem for path in maps.glob("*.png")}
     found = [name for name in names if name in there]
     if not found:
-        raise ValueError(f"none of the {len(names):,} listed images is in {folder} with its map in {maps}")
+        raise ValueError(
+            f"none of the {len(names):,} listed images is in {folder} with its mask in {maps}: add images and masks"
+        )
     classes, kinds, labels = coco_stuff_classes()
     images = LabeledImages(folder, maps, names=found, labels=labels, transform=CenterSquare(size))
     missing = tuple(name for name in names if name not in there)
@@ -143,4 +144,4 @@ def _first_of(root: Path, places: Sequence[str], split: str) -> Path:
     for folder in folders:
         if folder.is_dir():
             return folder
-    raise ValueError(f"there is no folder {', nor '.join(map(str, folders))}")
+    raise ValueError(f"there is no folder {' or '.join(map(str, folders))}: create one of them")

@@ -1,4 +1,4 @@
-"""What the evaluation commands share: settings, errors in one sentence, batches of every process, a JSON file."""
+"""Shared code of the evaluation commands: settings, errors without traceback, sharded batches, the JSON file."""
 
 import functools
 import importlib.metadata
@@ -29,7 +29,7 @@ Settings = TypeVar("Settings")
 
 
 def run(name: str, description: str, settings: type[Settings], main: Callable[[Settings], None]) -> None:
-    """Read the settings of a command from the command line, and carry it out; a user's errors are one sentence."""
+    """Parse the settings from the command line and run ``main``; ValueError and OSError exit without traceback."""
     chosen = cli(settings, prog=f"python -m training.evaluation.{name}", description=description)
     keep_freed_memory()
     use_cores(told_threads())
@@ -41,10 +41,10 @@ def run(name: str, description: str, settings: type[Settings], main: Callable[[S
 
 
 def check_positive(settings: Any, *names: str) -> None:
-    """Refuse numbers below 1 among some settings; None passes.
+    """Check that the named settings are at least 1 or None.
 
     Raises:
-        ValueError: there is one.
+        ValueError: one is below 1.
     """
     for name in names:
         value = getattr(settings, name)
@@ -53,14 +53,14 @@ def check_positive(settings: Any, *names: str) -> None:
 
 
 def check_outputs(file: Path | None, figures: Path | None) -> None:
-    """Find out before the work that the results can be written; None means nothing is to be.
+    """Check before any computation that the results can be written.
 
     Args:
-        file: that --output names.
-        figures: the folder that --figures names; it is made later, if it is not there.
+        file: of --output, or None.
+        figures: folder of --figures, or None; it is not created here.
 
     Raises:
-        ValueError: there is no place for one of them.
+        ValueError: one cannot be written.
     """
     for target, option in ((file, "--output"), (figures, "--figures")):
         if target and (problem := unwritable(target, option)):
@@ -72,7 +72,7 @@ def check_outputs(file: Path | None, figures: Path | None) -> None:
 
 
 def write(target: Path | None, command: str, settings: Any, **facts: Any) -> None:
-    """Write what a command was asked and what it found as JSON; a number that is none becomes null."""
+    """Write settings and results as JSON; NaN and Inf become null."""
     if target is None:
         return
     versions = {p: importlib.metadata.version(p) for p in ("torch", "torchvision", "timm")}
@@ -82,7 +82,7 @@ def write(target: Path | None, command: str, settings: Any, **facts: Any) -> Non
 
 
 def finite(value: Any) -> Any:
-    """A value for JSON: floats that are no numbers, at any depth, as None."""
+    """Replace NaN and Inf at any depth by None."""
     if isinstance(value, dict):
         return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -91,7 +91,7 @@ def finite(value: Any) -> Any:
 
 
 class _Caught(Dataset[tuple[int, Any]]):
-    """Numbered samples, or the error in place of one: raised in a worker, it would come with its traceback."""
+    """Return (index, sample) or (index, error): errors raised in a worker would include its traceback."""
 
     def __init__(self, data: Any) -> None:
         self.data = data
@@ -106,7 +106,7 @@ class _Caught(Dataset[tuple[int, Any]]):
 def _join(
     samples: list[tuple[int, Any]], join: Callable[[list[tuple[int, Any]]], Any]
 ) -> tuple[list[Exception], Any]:
-    """The errors, and the batch of those without; None if there are none."""
+    """Return the errors, and the batch of the other samples; None if there are none."""
     good = [(index, sample) for index, sample in samples if not isinstance(sample, Exception)]
     return [sample for _, sample in samples if isinstance(sample, Exception)], join(good) if good else None
 
@@ -119,17 +119,17 @@ def stream(
     batch_size: int,
     workers: int,
 ) -> Iterator[Any]:
-    """Yield this process's :func:`share` of a data set, batch by batch.
+    """Yield the batches of this process's shard of a data set.
 
     Args:
-        data: has a length, and samples by number.
-        join: makes a batch of samples and their numbers, in the workers.
-        accelerator: says which of the processes this is.
-        batch_size: the most samples in a batch.
-        workers: that load samples for each process.
+        data: a map-style data set.
+        join: collates a list of (index, sample), in the workers.
+        accelerator: determines the shard.
+        batch_size: maximum samples per batch.
+        workers: data-loader workers per process.
 
     Raises:
-        ValueError, OSError: what a sample raised, but a few unreadable images are named and left out.
+        ValueError, OSError: of a sample; but a few unreadable images are reported and skipped.
     """
     batches: Any = shard_batches(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(

@@ -1,4 +1,4 @@
-"""Frozen features of labelled images, extracted for the probes on them by one or several processes.
+"""Frozen features of labelled images, extracted by one or several processes.
 
 Dimensions: N images, C channels.
 """
@@ -28,10 +28,10 @@ __all__ = ["Features", "Labeled", "extract", "open_parts", "recalibrate"]
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled features of a data set in its order, the same on every process."""
+    """Pooled features in the order of the data set, the same on every process."""
 
     values: Tensor
-    """float32 N x C, on the CPU; images that cannot be read are left out."""
+    """float32 N x C, on the CPU, without unreadable images."""
     labels: Tensor
     """int64 N, in [0, classes)."""
 
@@ -40,11 +40,7 @@ class Labeled(Dataset[tuple[int, Any]]):
     """Labelled images: a folder with a folder for each class, Parquet files, or a data set of the Hub."""
 
     def __init__(self, data: str, split: str, image_column: str = "image", label_column: str = "label") -> None:
-        """Open a split, such as "train" or "validation"; class folders may stand in folders named after splits.
-
-        Raises:
-            ValueError: it cannot be opened, or lacks images or labels; no image has been read then.
-        """
+        """Open a split; arguments and errors as of :func:`training.data.labels.open_labeled`."""
         opened = open_labeled(data, split, image_column, label_column)
         self.data = data
         self.images, self.classes = opened.images, opened.classes
@@ -58,10 +54,7 @@ class Labeled(Dataset[tuple[int, Any]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
-        """The number, and the transformed image; what is random in it is keyed by epoch and number.
-
-        Raises UnreadableImage.
-        """
+        """Return index and image; random transforms are keyed by (epoch, index). Raises UnreadableImage."""
         if self.epoch is not None:
             random.seed(f"{self.epoch} {index}")
             torch.manual_seed(random.getrandbits(63))
@@ -72,11 +65,11 @@ class Labeled(Dataset[tuple[int, Any]]):
         return index, self.transform(to_pil_image(limit_aspect_ratio(image) if self.trimmed else image))
 
     def prepare(self, model: Any, epoch: int | None = None) -> None:
-        """Preprocess as the model is configured; in an epoch, with random resized crops and flips instead."""
+        """Use the model's evaluation preprocessing; with ``epoch``, random resized crops and flips."""
         config = resolve_data_config({}, model=model)
         self.epoch = epoch
-        self.trimmed = epoch is None and config["crop_mode"] != "squash"  # random crops are of the whole image
-        create: Any = create_transform  # which states that colours cannot be left alone, but can
+        self.trimmed = epoch is None and config["crop_mode"] != "squash"  # random crops need the whole image
+        create: Any = create_transform  # its type hints do not allow color_jitter=None
         self.transform = create(**config, is_training=epoch is not None, color_jitter=None)
 
 
@@ -88,28 +81,30 @@ def open_parts(
     label_column: str,
     kind: Callable[..., Labeled] = Labeled,
 ) -> tuple[Labeled, Labeled]:
-    """Open a split to learn from and one to measure, which number the same classes alike.
+    """Open the training and the test split, and check that their classes are equal.
 
     Args:
-        data: as for :class:`Labeled`, like the columns.
-        train: split to learn from.
-        test: split to measure.
+        data: as of :class:`Labeled`.
+        train: training split.
+        test: test split.
         image_column: of a table.
         label_column: of a table.
-        kind: of the parts.
+        kind: class of the data sets.
 
     Raises:
         ValueError: one cannot be opened, or their classes differ.
     """
     parts = tuple(kind(data, split, image_column, label_column) for split in (train, test))
     first, second = (part.classes for part in parts)
-    # Tables of bare numbers give no names: a part may lack the last ones.
+    # Tables of integer labels have no names: a split may lack the last classes.
     bare = all(names == [str(number) for number in range(len(names))] for names in (first, second))
     if bare and len(second) > len(first):
-        raise ValueError(f"{data}: {test} has label {len(second) - 1}, which {train} lacks")
+        raise ValueError(
+            f"{data}: {test} has label {len(second) - 1}, which is not in {train}: use splits with the same classes"
+        )
     if not bare and first != second:
         alone = ", ".join(sorted({*first} ^ {*second})[:5])
-        raise ValueError(f"{data}: {train} and {test} have different classes, of one alone are {alone}")
+        raise ValueError(f"{data}: {train} and {test} have different classes, only one of them has {alone}")
     return parts[0], parts[1]
 
 
@@ -123,18 +118,18 @@ def extract(
     batch_size: int = 64,
     workers: int = 2,
 ) -> Features:
-    """Run every image through a frozen model once.
+    """Extract the features of all images with a frozen model; a collective call.
 
     Args:
-        model: on the accelerator's device; gives N x C features.
-        images: to be preprocessed for the model.
-        accelerator: says the device and the precision.
-        epoch: of training, for random crops and flips; None for the evaluation's centre crops.
-        batch_size: of each process.
-        workers: that load images for each process.
+        model: on the accelerator's device; returns N x C features.
+        images: their transform is set to the model's preprocessing.
+        accelerator: determines device, precision and shard.
+        epoch: for random crops and flips; None for centre crops.
+        batch_size: per process.
+        workers: data-loader workers per process.
 
     Returns:
-        The features of all processes' shares, in the order of the data set, each readable image once.
+        The features of all readable images, gathered from all processes.
 
     Raises:
         ValueError: too many images cannot be read.
@@ -142,14 +137,16 @@ def extract(
     if isinstance(model, StoredPooled):
         if epoch is not None:
             raise ValueError(
-                "--augment makes new crops of the images, of which a file has no features: leave it out"
+                "--augment needs features of new crops, which a file does not have: leave --augment out"
             )
         values, kept = model.values(getattr(images.images, "paths", None), images.data)
         return Features(values, images.labels[kept])
     images.prepare(model, epoch)
     device, processes = accelerator.device, accelerator.num_processes
     shard = sum(map(len, shard_batches(len(images), batch_size, accelerator.process_index, processes)))
-    values = torch.empty(shard, model.head_hidden_size, device=device)  # once: a bank may fill most of the memory
+    values = torch.empty(
+        shard, model.head_hidden_size, device=device
+    )  # allocated once: may fill most of the memory
     numbers = torch.empty(shard, dtype=torch.long, device=device)
     filled = 0
     for index, batch in command.stream(images, _stack, accelerator, batch_size=batch_size, workers=workers):
@@ -162,7 +159,7 @@ def extract(
         numbers = accelerator.gather(accelerator.pad_across_processes(numbers, pad_index=len(images)))
         values = accelerator.gather(accelerator.pad_across_processes(values))
         numbers, order = numbers.sort()
-        read = numbers < len(images)  # the padding comes last
+        read = numbers < len(images)  # without padding
         values, numbers = values[order[read]], numbers[read]
     return Features(values.cpu(), images.labels[numbers.cpu()])
 

@@ -1,4 +1,4 @@
-"""Images of evaluations: confusion of prototypes and classes, activity of slots, segments.
+"""Figures of evaluations: confusion matrix, slot activity, segments.
 
 Dimensions: K prototypes, C classes.
 """
@@ -31,17 +31,17 @@ __all__ = [
 ]
 
 NO_CLASS = np.array([[20, 20, 20], [235, 235, 235]], np.uint8)
-"""Colours of the stripes for what belongs to no class."""
+"""Stripe colours of pixels without class."""
 
 _OPACITY = 0.65
-_SMALL = 200  # pixels of an image's longer side, up to which eight stand side by side
+_SMALL = 200  # pixels; images up to this long are drawn eight per row
 
 
 def draw_confusion(confusion: np.ndarray, match: Sequence[int], names: Sequence[str], target: Path) -> None:
-    """Draw which share of a class's pixels each matched prototype has, into a PNG.
+    """Draw the fraction of each class's pixels assigned to each matched prototype, into a PNG.
 
-    Rows are the prototypes in the order of their classes, so that the diagonal is the accuracy of each class; the
-    last row is all other prototypes. Columns sum to 1.
+    Rows are prototypes in the order of their classes, so that the diagonal is the accuracy per class; the last row
+    sums all other prototypes. Columns sum to 1.
 
     Args:
         confusion: K x C counts.
@@ -71,11 +71,11 @@ def draw_confusion(confusion: np.ndarray, match: Sequence[int], names: Sequence[
 
 
 def draw_activity(usage: np.ndarray, histogram: np.ndarray, target: Path) -> None:
-    """Draw how often each slot is active, and how many are in an image, into a PNG.
+    """Draw how often each slot is active, and the number of active slots per image, into a PNG.
 
     Args:
-        usage: K counts of images, the largest first.
-        histogram: images with 0, 1, ... active slots.
+        usage: K counts of images, descending.
+        histogram: number of images with 0, 1, ... active slots.
         target: of the PNG.
     """
     images, live = histogram.sum(), int((usage > 0).sum())
@@ -104,11 +104,11 @@ def draw_activity(usage: np.ndarray, histogram: np.ndarray, target: Path) -> Non
 
 
 def draw_segments(blocks: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]]]], target: Path) -> None:
-    """Draw examples of segments into a PNG, a line for each slot, the blocks side by side.
+    """Draw examples of segments into a PNG, one row per slot, blocks side by side.
 
     Args:
-        blocks: title to lines, which are title to images, uint8 S x S x 3, each with its pixels that are the
-            slot's, S x S booleans: they keep their colours.
+        blocks: maps block title to rows; a row maps its title to images, uint8 S x S x 3, each with the slot's
+            mask, bool S x S. Pixels outside the mask are faded.
         target: of the PNG.
     """
     blocks = {title: lines for title, lines in blocks.items() if lines}
@@ -128,7 +128,7 @@ def draw_segments(blocks: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]
                 faded = image.mean(2, keepdims=True) * 0.35 + 150
                 axis.imshow(np.where(inside[..., None], image, faded.astype(np.uint8)))
                 if inside.any() and not inside.all():
-                    for color, width in (("black", 1.6), ("white", 0.6)):  # one of them shows on any image
+                    for color, width in (("black", 1.6), ("white", 0.6)):  # visible on dark and bright images
                         axis.contour(inside, [0.5], colors=color, linewidths=width)
     whole.savefig(target, dpi=130)
     plt.close(whole)
@@ -137,12 +137,12 @@ def draw_segments(blocks: dict[str, dict[str, list[tuple[np.ndarray, np.ndarray]
 def draw_groups(
     rows: Mapping[str, Sequence[np.ndarray]], target: Path, legend: dict[str, np.ndarray] | None = None
 ) -> None:
-    """Draw rows of images, one column a scene, into a PNG; large images four to a line, small ones eight.
+    """Draw rows of images into a PNG, one column per scene: four columns for large images, eight for small ones.
 
     Args:
-        rows: title to uint8 H x W x 3 images, the same number in each row.
+        rows: maps title to uint8 H x W x 3 images, the same number in each row.
         target: of the PNG.
-        legend: name to uint8 2 x 3 colours of :func:`matched_colors`, for lines below.
+        legend: maps name to uint8 2 x 3 colours of :func:`matched_colors`.
     """
     every = list(next(iter(rows.values())))
     columns = min(4 if min(max(image.shape[:2]) for image in every) > _SMALL else 8, len(every))
@@ -152,7 +152,7 @@ def draw_groups(
     per_line = max(int(width * columns / (0.6 + 0.08 * max(map(len, legend or ("",))))), 1)
     lines = math.ceil(len(legend or ()) / per_line)
     size = (width * columns, (height + 0.27) * len(rows) * blocks + 0.2 * lines)
-    # Leaves room for titles, which would widen their column.
+    # Reserves space for titles, which would otherwise widen their column.
     layout = ConstrainedLayoutEngine(h_pad=0.1, rect=(0, 0, 1, 1 - 0.12 / size[1]))
     figure, axes = plt.subplots(len(rows) * blocks, columns, figsize=size, layout=layout, squeeze=False)
     for axis in axes.flat:
@@ -185,9 +185,9 @@ def draw_groups(
 
 
 def matched_colors(match: Sequence[int], palette: np.ndarray) -> np.ndarray:
-    """The two colours of each group's stripes: twice that of its class, or black and white for no class.
+    """Return the stripe colours of each group: twice that of its class, or black and white for no class.
 
-    No palette can hold such stripes, which a grey for no class would not ensure.
+    Unlike a plain grey, such stripes cannot be confused with a class of any palette.
 
     Args:
         match: the class of each group, or -1.
@@ -201,7 +201,7 @@ def matched_colors(match: Sequence[int], palette: np.ndarray) -> np.ndarray:
 
 
 def paint(groups: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """Groups in their colours, as diagonal stripes where a group has two.
+    """Colour a map of groups, with diagonal stripes if a group has two colours.
 
     Args:
         groups: H x W numbers.
@@ -215,5 +215,5 @@ def paint(groups: np.ndarray, colors: np.ndarray) -> np.ndarray:
 
 
 def paint_over(image: np.ndarray, groups: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    """An image under the colours of its groups, with outlines: uint8 H x W x 3; arguments as for :func:`paint`."""
+    """Blend an image with the colours and outlines of its groups: uint8 H x W x 3; arguments: :func:`paint`."""
     return np.asarray(overlay_colors(image, paint(groups, colors), groups, _OPACITY))

@@ -1,4 +1,4 @@
-"""k-means on the device: k-means++ and Lloyd's iterations, the same for a seed on any number of processes.
+"""k-means on the device: k-means++ and Lloyd's iterations, deterministic for a seed.
 
 Dimensions: M points, C channels, K clusters.
 """
@@ -8,7 +8,7 @@ from torch import Tensor
 
 __all__ = ["affinities", "draw_centers", "kmeans", "lloyd"]
 
-_CHUNK = 2**14  # points that are compared at a time
+_CHUNK = 2**14  # points per chunk
 
 
 def kmeans(points: Tensor, clusters: int, seed: int, iterations: int = 50) -> Tensor:
@@ -17,8 +17,8 @@ def kmeans(points: Tensor, clusters: int, seed: int, iterations: int = 50) -> Te
     Args:
         points: float32 M x C.
         clusters: K, at most M.
-        seed: of the first centres.
-        iterations: at most, of Lloyd's.
+        seed: of the initial centres.
+        iterations: maximum number of Lloyd's iterations.
 
     Returns:
         float32 K x C centres.
@@ -32,31 +32,33 @@ def kmeans(points: Tensor, clusters: int, seed: int, iterations: int = 50) -> Te
 
 
 def affinities(points: Tensor, centers: Tensor) -> Tensor:
-    """Half the negative squared distance of each point from each centre, without the part that all centres share.
+    """Compute half the negative squared distance of each point to each centre, up to a term equal for all centres.
 
-    It is linear in the points: that of a mean of points is the mean of theirs.
+    It is linear in the points: the affinity of a mean of points is the mean of their affinities.
 
     Args:
         points: ... x C.
         centers: K x C.
 
     Returns:
-        ... x K; a point belongs to the centre with the highest, the first of equals.
+        ... x K; the argmax is the nearest centre.
     """
     return points @ centers.T - centers.square().sum(1) / 2
 
 
 def draw_centers(points: Tensor, clusters: int, seed: int) -> Tensor:
-    """Draw K of the points by k-means++: each with the square of its distance from those drawn before."""
+    """Draw K of the points by k-means++: with probability proportional to the squared distance to those drawn."""
     random = torch.Generator().manual_seed(seed)
-    draws = torch.rand(clusters, generator=random, dtype=torch.float64).tolist()  # of the host, for any device
+    draws = torch.rand(
+        clusters, generator=random, dtype=torch.float64
+    ).tolist()  # on the CPU: equal for all devices
     squares = points.square().sum(1)
     chosen = [int(draws[0] * len(points))]
     nearest = torch.full_like(squares, torch.inf)
     for draw in draws[1:]:
         last = points[chosen[-1]]
         nearest = torch.minimum(nearest, (squares - 2 * points @ last + last @ last).clamp(min=0))
-        nearest[chosen[-1]] = 0  # whatever rounding says
+        nearest[chosen[-1]] = 0  # exactly, despite rounding
         total = nearest.double().cumsum(0)
         place = torch.searchsorted(total, total[-1:] * draw, right=True)
         chosen.append(int(place.clamp(max=len(points) - 1)))
@@ -64,18 +66,18 @@ def draw_centers(points: Tensor, clusters: int, seed: int) -> Tensor:
 
 
 def lloyd(points: Tensor, centers: Tensor, iterations: int) -> Tensor:
-    """Move centres to the means of their points until none moves, or so many times.
+    """Run Lloyd's iterations until the centres are unchanged.
 
-    A centre without points takes the place of the point that is farthest from its own.
+    An empty cluster is moved to the point farthest from its centre.
 
     Args:
         points: float32 M x C.
         centers: float32 K x C.
-        iterations: at most.
+        iterations: maximum number.
     """
     squares = points.square().sum(1)
     for _ in range(iterations):
-        sums = torch.zeros_like(centers, dtype=torch.float64)  # so that the order of a GPU's sums does not matter
+        sums = torch.zeros_like(centers, dtype=torch.float64)  # insensitive to a GPU's order of summation
         closest, assigned = zip(*(affinities(some, centers).max(1) for some in points.split(_CHUNK)), strict=True)
         for some, groups in zip(points.split(_CHUNK), assigned, strict=True):
             sums.index_add_(0, groups, some.double())

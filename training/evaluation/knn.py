@@ -14,24 +14,23 @@ __all__ = ["KS", "TEMPERATURE", "knn"]
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-COSINES = 2**26  # in memory at a time: 256 MiB of float32
+COSINES = 2**26  # similarities in memory at a time: 256 MiB of float32
 
 
 @torch.inference_mode()
 def knn(
     train: Features, test: Features, accelerator: Accelerator, *, ks: tuple[int, ...] = KS, chunk: int = 256
 ) -> dict[int, float]:
-    """Classify by the votes of the k most similar training images, weighted by exp(cosine / 0.07).
+    """Classify by votes of the k most similar training images, weighted by exp(cosine similarity / 0.07).
 
-    Of classes with equal votes the first is taken. A training set of fewer than k images votes as a whole. Each
-    process classifies its share on its device, and all learn the whole accuracy.
+    Ties go to the lower class. Each process classifies its shard; counts are reduced over processes.
 
     Args:
-        train: the bank that votes; its values are normalised in place, since a second bank may not fit.
-        test: what is classified; likewise.
-        accelerator: says the device, and which of the processes this is.
-        ks: numbers of neighbours.
-        chunk: test images compared at a time, at most; bounds the memory, moves no result.
+        train: training features, normalised in place to save memory.
+        test: test features, normalised in place.
+        accelerator: determines device and shard.
+        ks: numbers of neighbours, each limited to the size of the training set.
+        chunk: maximum number of test images per matrix product; limits memory, does not change results.
 
     Returns:
         Top-1 accuracy in [0, 1] for each k.
@@ -57,14 +56,14 @@ def _vote(votes: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def measure(model: Any, train: Labeled, test: Labeled, accelerator: Accelerator, probe: Probe) -> dict[str, float]:
-    """Extract the features of both parts and classify."""
+    """Extract the features of both splits, and return the accuracy for each k."""
     sizes = {"batch_size": probe.batch_size, "workers": probe.workers}
     bank, queries = (extract(model, part, accelerator, **sizes) for part in (train, test))
     return {f"k = {k}": accuracy for k, accuracy in knn(bank, queries, accelerator).items()}
 
 
 def protocol(probe: Probe) -> dict[str, Any]:
-    """How is measured."""
+    """Describe the protocol for the JSON file."""
     return {"k": KS, "votes": f"exp(cosine / {TEMPERATURE}) of pooled features"}
 
 

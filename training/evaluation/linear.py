@@ -20,20 +20,20 @@ __all__ = ["LinearProbe", "linear"]
 
 @dataclass(frozen=True)
 class LinearProbe(Probe):
-    """The linear protocol of MoCo v3 for ResNets: SGD with momentum 0.9, no decay, cosine schedule."""
+    """MoCo v3's linear protocol for ResNets: SGD with momentum 0.9, no weight decay, cosine schedule."""
 
     epochs: int = 90
-    """Passes over the training features."""
+    """Training epochs of the classifier."""
     base_lr: float = 0.1
-    """Learning rate of a batch of 256; the one used is base_lr * train_batch_size / 256."""
+    """Learning rate for a batch of 256; scaled by train_batch_size / 256."""
     train_batch_size: int = 1024
-    """Features in a step of the classifier."""
+    """Batch size of the classifier."""
     augment: bool = False
-    """Extract new features of random resized crops and flips in every epoch, as the protocol has it; without it the
-    features of the centre crops are extracted once, which costs one epoch in place of all."""
+    """Extract features of new random resized crops and flips in every epoch, as in the protocol; otherwise features
+    of centre crops are extracted once, which is much faster."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
+        """Validate."""
         super().__post_init__()
         command.check_positive(self, "epochs", "train_batch_size")
 
@@ -47,15 +47,15 @@ def linear(
     base_lr: float = 0.1,
     batch_size: int = 1024,
 ) -> float:
-    """Train a linear classifier on the device of the main process, and measure it; all processes call it together.
+    """Train a linear classifier on the main process's device, and measure it; a collective call.
 
     Args:
-        features: of the training images; or epoch to those, in the same order of images, which all processes call.
-        test: what is classified.
-        accelerator: says the device, and which of the processes this is.
-        epochs: passes over the training features.
-        base_lr: learning rate of a batch of 256.
-        batch_size: larger than the data set means all of it.
+        features: training features; or a collective function from epoch to features, always in the same order.
+        test: test features.
+        accelerator: determines device and rank.
+        epochs: over the training features.
+        base_lr: learning rate for a batch of 256.
+        batch_size: at most the size of the data set is used.
 
     Returns:
         Top-1 accuracy in [0, 1], the same on all processes.
@@ -67,11 +67,11 @@ def linear(
     for epoch in tqdm(range(epochs), "classifier", leave=False, disable=not main):
         if epoch and not isinstance(features, Features):
             classifier.forget()
-            del train  # its memory is for the next
+            del train  # frees memory for the next epoch's features
             train = features(epoch)
         if main:
             classifier.train(train, batch_size, (1 + math.cos(math.pi * epoch / epochs)) / 2)
-        accelerator.wait_for_everyone()  # in each epoch, or the others would give up waiting for a long training
+        accelerator.wait_for_everyone()  # in each epoch: no collective timeout in a long training
     found = classifier.accuracy(test) if main else torch.zeros((), device=accelerator.device)
     return float(accelerator.reduce(found, "sum"))
 
@@ -80,7 +80,7 @@ class _Classifier:
     """A linear layer on a device, and its optimiser."""
 
     def __init__(self, train: Features, lr: float, device: torch.device) -> None:
-        """Initialise for the width and the classes of features."""
+        """Initialise for the channels and classes of ``train``."""
         self.generator = torch.Generator().manual_seed(0)
         self.layer = nn.Linear(train.values.shape[1], int(train.labels.max()) + 1)
         nn.init.normal_(self.layer.weight, std=0.01, generator=self.generator)
@@ -91,8 +91,8 @@ class _Classifier:
         self._kept: tuple[Features, Tensor, Tensor] | None = None
 
     def train(self, train: Features, batch_size: int, factor: float) -> None:
-        """Take the steps of an epoch, with a fraction of the learning rate."""
-        if self._kept is None or self._kept[0] is not train:  # the same in all epochs are sent to the device once
+        """Train for an epoch at ``factor`` times the learning rate."""
+        if self._kept is None or self._kept[0] is not train:  # unchanged features are moved to the device once
             self._kept = None
             self._kept = train, train.values.to(self.device), train.labels.to(self.device)
         _, values, labels = self._kept
@@ -106,7 +106,7 @@ class _Classifier:
             self.optimizer.step()
 
     def forget(self) -> None:
-        """Free the memory of the features that are on the device."""
+        """Free the features on the device."""
         self._kept = None
 
     @torch.inference_mode()
@@ -119,7 +119,7 @@ class _Classifier:
 def measure(
     model: Any, train: Labeled, test: Labeled, accelerator: Accelerator, probe: LinearProbe
 ) -> dict[str, float]:
-    """Extract features and train the classifier on them."""
+    """Extract features, train the classifier and return its accuracy."""
 
     def features(part: Labeled, epoch: int | None) -> Features:
         return extract(model, part, accelerator, epoch=epoch, batch_size=probe.batch_size, workers=probe.workers)
@@ -136,11 +136,11 @@ def measure(
 
 
 def protocol(probe: LinearProbe) -> dict[str, Any]:
-    """How is measured."""
+    """Describe the protocol for the JSON file."""
     return {
         "optimizer": "SGD, momentum 0.9, no weight decay",
         "learning_rate": f"{probe.base_lr} x batch / 256",
-        "schedule": "cosine to 0, constant in an epoch",
+        "schedule": "cosine to 0, constant within an epoch",
         "initialization": "weights N(0, 0.01), biases 0",
         "training_images": "random resized crops and flips, new in each epoch" if probe.augment else "centre crops",
     }

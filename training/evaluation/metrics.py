@@ -1,4 +1,4 @@
-"""How well groups of pixels fit classes: counts, Hungarian matching, IoU and accuracy (supplementary A.3).
+"""Metrics of unsupervised segmentation: confusion matrix, Hungarian matching, IoU, accuracy (supplementary A.3).
 
 Dimensions: K prototypes (groups), C classes.
 """
@@ -18,16 +18,16 @@ __all__ = ["Segmentation", "confusion_matrix", "merge_majority", "score", "score
 
 @dataclass(frozen=True)
 class Segmentation:
-    """How well groups of pixels coincide with classes. Accuracies and IoUs lie in [0, 1]."""
+    """Agreement of groups with classes. Accuracies and IoUs are in [0, 1]."""
 
     miou: float
-    """Mean over the classes of TP / (TP + FP + FN); a class that neither side shows does not count."""
+    """Mean over classes of TP / (TP + FP + FN), without classes absent from both prediction and truth."""
     pixel_accuracy: float
-    """Pixels whose group is matched with their class, of all labelled pixels."""
+    """Fraction of labelled pixels whose group is matched with their class."""
     majority_accuracy: float
-    """The same where each group takes its most frequent class, many groups to one class."""
+    """Pixel accuracy with each group assigned to its most frequent class, many groups to one class."""
     iou: list[float]
-    """IoU of each class; NaN for one that neither side shows."""
+    """IoU of each class; NaN if absent from both prediction and truth."""
     match: list[int]
     """The class matched with each group, or -1."""
 
@@ -58,12 +58,12 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, groups: int, classes: in
 
 
 def score(confusion: Tensor, match: Sequence[int] | None = None) -> Segmentation:
-    """Measure how well groups fit the classes that they are matched with.
+    """Compute the metrics of groups matched with classes.
 
     Args:
         confusion: K x C counts.
-        match: the class of each group, all different; ``range(C)`` for a head that was trained with labels. None
-            matches them one to one so that the most pixels agree.
+        match: distinct class of each group, such as ``range(C)`` for a supervised head; None: one-to-one Hungarian
+            matching that maximises pixel accuracy.
     """
     counts = confusion.cpu().double().numpy()
     if match is None:
@@ -89,28 +89,28 @@ def score(confusion: Tensor, match: Sequence[int] | None = None) -> Segmentation
 
 
 def merge_majority(confusion: Tensor) -> Tensor:
-    """Give each group its most frequent class, the first of equals, and join the groups of a class.
+    """Assign each group to its most frequent class, and add up the groups of a class.
 
     Args:
         confusion: K x C counts.
 
     Returns:
-        C x C counts, by the class of the groups and by true class.
+        C x C counts, predicted class x true class.
     """
     merged = confusion.new_zeros(confusion.shape[1], confusion.shape[1])
     return merged.index_add_(0, confusion.argmax(1), confusion)
 
 
 def score_part(confusion: Tensor, found: Segmentation, classes: Sequence[int]) -> tuple[float, float]:
-    """Measure some of the classes, such as the things, under the matching of all.
+    """Measure a subset of the classes, such as the things, with the matching of all classes.
 
     Args:
         confusion: K x C counts.
-        found: what :func:`score` made of them.
-        classes: whose IoUs and whose pixels count.
+        found: the result of :func:`score`.
+        classes: the subset.
 
     Returns:
-        Mean IoU and pixel accuracy; NaN for what no class of these shows.
+        Mean IoU and pixel accuracy; NaN if none of the classes occurs.
     """
     ious = [found.iou[c] for c in classes if found.iou[c] == found.iou[c]]
     hits = sum(int(confusion[group, c]) for group, c in enumerate(found.match) if c in classes)

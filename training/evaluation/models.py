@@ -1,4 +1,4 @@
-"""The models that are evaluated: any of timm's, or what a run exported, with weights or not at all.
+"""Loading of models to evaluate: timm models and exports of runs, with weights or as random-init baselines.
 
 Dimensions: B images, K prototypes, h x w cells of the map.
 """
@@ -19,10 +19,10 @@ __all__ = ["load", "similarities", "standardize"]
 
 
 def load(name: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
-    """Make a timm model without a classifier, in eval mode, with its weights or, asked for, with random ones.
+    """Create a timm model without classifier, in eval mode.
 
     Args:
-        name: as for :func:`slotcon_hub.models.loading.name_for_timm`.
+        name: see :func:`slotcon_hub.models.loading.name_for_timm`.
         pretrained: False for random weights.
         **kwargs: of ``timm.create_model``.
 
@@ -36,7 +36,7 @@ def load(name: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
 
 
 def standardize(model: Any, images: Tensor) -> Tensor:
-    """uint8 B x 3 x H x W to float32, on the model's device, with its mean and deviation."""
+    """Normalise uint8 B x 3 x H x W to float32 by the model's mean and standard deviation, on its device."""
     device = next(model.parameters()).device
     mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
     return normalize(images.to(device).float() / 255, mean, std)
@@ -44,11 +44,11 @@ def standardize(model: Any, images: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def similarities(model: SlotConPrototypes, images: Tensor) -> Tensor:
-    """Cosine similarity of every cell with every prototype, in float32 even where autocast reigns.
+    """Compute the cosine similarity of every cell with every prototype, in float32 even under autocast.
 
     Args:
         model: of :func:`slotcon_hub.concepts.inference.load_prototypes`.
-        images: float32 B x 3 x H x W, standardised; resized if the model does not take their size.
+        images: float32 B x 3 x H x W, standardised; resized if the size is not valid for the model.
 
     Returns:
         B x K x h x w in [-1, 1].

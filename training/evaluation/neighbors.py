@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by cosine, in chunks: a matrix product, and little beside it.
+"""Exact nearest neighbours by cosine similarity, in chunks, at about the cost of the matrix product.
 
 Dimensions: Q queries, M entries of the memory, C channels, k neighbours.
 """
@@ -11,27 +11,27 @@ from torch import Tensor
 
 __all__ = ["nearest"]
 
-CHUNK = 2**14  # entries that are compared at a time
-BLOCK = 32  # entries of which the most similar one stands for all
+CHUNK = 2**14  # memory entries per matrix product
+BLOCK = 32  # entries per block; a block is ranked by its maximum
 
 
 def nearest(
     queries: Tensor, memory: Tensor, k: int, ends: Sequence[int] | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Find of each query the k most similar entries of the memory, of equally similar ones the first.
+    """Find the k most similar memory entries of each query; ties by lower index.
 
-    The k best of a chunk are in those k blocks whose best entries are best: so almost all that is done beside the
-    product is to take the maximum of each block. Beside the arguments it needs Q x 16,384 values.
+    The k best entries of a chunk are in the k blocks with the largest maxima, so only those blocks are searched.
+    Needs Q x 16,384 values of memory besides the arguments.
 
     Args:
-        queries: float32 Q x C, of length 1.
-        memory: float32 M x C, of length 1.
-        k: neighbours; a memory of fewer entries gives all of them.
-        ends: ascending numbers of entries; each, such as 1,000, asks for the neighbours among the first 1,000
-            alone. By default all M.
+        queries: float32 Q x C, L2-normalised.
+        memory: float32 M x C, L2-normalised.
+        k: neighbours; at most M are returned.
+        ends: ascending sizes of the memory: for each, neighbours are searched among the first that many entries.
+            None: all M.
 
     Returns:
-        For each end the similarities, Q x k, the largest first, and the entries, int64 Q x k.
+        For each end the similarities, Q x k, descending, and the entries, int64 Q x k.
     """
     ends = [len(memory)] if ends is None else ends
     best = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
@@ -48,12 +48,12 @@ def nearest(
 
 
 def _contenders(similarities: Tensor, first: int, best: Tensor, k: int) -> Tensor:
-    """The entries of a chunk, packed, that can be among the k best: those of at most k blocks.
+    """Return the packed entries of a chunk that can be among the k best: those of at most k blocks.
 
     Args:
         similarities: Q x chunk.
-        first: number of the chunk's first entry.
-        best: what was found before, packed, the best first.
+        first: index of the chunk's first entry.
+        best: packed results of earlier chunks, best first.
         k: neighbours.
     """
     width = similarities.shape[1]
@@ -75,8 +75,8 @@ def _largest(packed: Tensor, k: int) -> Tensor:
 
 
 def _pack(values: Tensor, numbers: Tensor) -> Tensor:
-    """Float32 values and numbers below 2^32 as integers that are ordered by value, then by lower number."""
-    bits = (values + 0.0).view(torch.int32)  # there is a -0.0 otherwise
+    """Pack float32 values and indices below 2^32 into int64 that sort by value, then by lower index."""
+    bits = (values + 0.0).view(torch.int32)  # turns -0.0 into 0.0
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     return (ordered << 32) | (0xFFFFFFFF - numbers)
 

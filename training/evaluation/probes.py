@@ -1,4 +1,4 @@
-"""What the probes share: their settings, the models they compare, and the table and JSON file they end in."""
+"""Shared code of the probes: settings, loading of models, results as table and JSON file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,41 +25,41 @@ class Probe:
     """A comparison of frozen timm models on labelled images.
 
     Raises:
-        ValueError: a number is impossible.
+        ValueError: an option is out of range.
     """
 
     models: tuple[str, ...]
-    """timm models with weights, or folders that runs exported; or files of `slotcon-hub embed --images DATA`."""
+    """timm models with weights, export folders of runs, or files of `slotcon-hub embed --images DATA`."""
     data: str
     """Folder of class folders, or of Parquet files, or hf:<name>[:<configuration>]."""
     train_split: str = "train"
-    """Split that is learned from."""
+    """Training split."""
     test_split: str = "validation"
-    """Split that is measured."""
+    """Test split."""
     image_column: str = "image"
-    """Column of a table that holds the images."""
+    """Image column of a table."""
     label_column: str = "label"
-    """Column of a table that holds the labels: integers from 0, text or booleans."""
+    """Label column of a table: integers from 0, text or booleans."""
     baseline: bool = False
-    """Measure each model with random weights too, and BatchNorm statistics of the images."""
+    """Add a random-init baseline of each model, BatchNorm statistics re-estimated on the images."""
     batch_size: int = 64
-    """Images that a process takes at a time."""
+    """Batch size per process."""
     workers: int = 2
-    """Processes that load images, for each process."""
+    """Data-loader workers per process."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the models; the probes are in float32."""
+    """Precision of the models; the probes use float32."""
     output: Path | None = None
-    """JSON file of the numbers, the protocol and the settings."""
+    """JSON file of results, protocol and settings."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
+        """Validate."""
         command.check_positive(self, "batch_size")
         if not self.models:
             raise ValueError("--models: name at least one")
 
 
 Measure = Callable[[Any, Labeled, Labeled, Accelerator, Any], dict[str, float]]
-"""Accuracies in [0, 1] by name, of a model on images to learn from and to measure, with the settings."""
+"""Maps (model, train, test, accelerator, settings) to accuracies in [0, 1] by name."""
 
 
 def run(
@@ -69,26 +69,26 @@ def run(
     measure: Measure,
     protocol: Callable[[Any], dict[str, Any]],
 ) -> None:
-    """Read the settings from the command line, measure each model, and print and write the numbers.
+    """Run a probe command: measure each model, print the results and write the JSON file.
 
     Args:
         name: of the command.
-        description: of what it does, for ``--help``.
-        probe: its settings.
-        measure: a model.
-        protocol: says of settings how is measured, for the JSON file.
+        description: for ``--help``.
+        probe: class of its settings.
+        measure: measures a model.
+        protocol: describes the protocol for the JSON file.
     """
 
     def main(settings: Probe) -> None:
-        results, facts = _results(settings, measure)
+        results, facts = _measure_models(settings, measure)
         if results:
             _report(name, settings, results, facts | protocol(settings))
 
     command.run(name, description, probe, main)
 
 
-def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """The numbers of each model, on the main process alone, and what they were measured on."""
+def _measure_models(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Return the results of each model (only on the main process), and facts about data and features."""
     command.check_outputs(settings.output, None)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
@@ -97,7 +97,8 @@ def _results(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, flo
     classes = int(train.labels.max()) + 1
     if int(test.labels.max()) >= classes:
         raise ValueError(
-            f"{settings.test_split} has label {int(test.labels.max())}, which {settings.train_split} lacks"
+            f"{settings.test_split} has label {int(test.labels.max())}, which is not in {settings.train_split}: "
+            "use splits with the same classes"
         )
     results, features = {}, {}
     for name in settings.models:
@@ -120,7 +121,7 @@ def _describe(model: Any) -> dict[str, Any]:
 
 def _report(probe: str, settings: Probe, results: dict[str, dict[str, float]], protocol: dict[str, Any]) -> None:
     print(
-        f"{probe} on {settings.data}: {protocol['train']:,} images to learn from, {protocol['test']:,} measured, "
+        f"{probe} on {settings.data}: {protocol['train']:,} training and {protocol['test']:,} test images, "
         f"{protocol['classes']} classes"
     )
     columns = list(next(iter(results.values())))

@@ -1,9 +1,9 @@
-"""Sharper groups: similarity maps that follow the edges of the image, by a guided filter.
+"""Sharper group boundaries: similarity maps filtered by a guided filter with the image as guide.
 
-The supplementary (G) names the coarse map as what limits the method. The filter is that of He, Sun and Tang,
-"Guided Image Filtering" (TPAMI 2013), with a colour image as the guide.
+The supplementary (G) names the low resolution of the feature map as a limitation. The filter is the colour-guided
+one of He, Sun and Tang, "Guided Image Filtering" (TPAMI 2013).
 
-Dimensions: P prototypes, h x w cells of the map, H x W pixels, r radius of a window of 2 r + 1 pixels a side.
+Dimensions: P prototypes, h x w cells of the map, H x W pixels, r radius of a window with side 2 r + 1.
 """
 
 import torch
@@ -12,15 +12,15 @@ from torch import Tensor
 
 __all__ = ["EPS", "guided_filter", "refine"]
 
-EPS = 1e-3  # variance of a guide in [0, 1] below which a window counts as flat
-VALUES = 2**22  # of filtered maps at a time
+EPS = 1e-3  # windows with a smaller variance of the guide (in [0, 1]) are averaged
+VALUES = 2**22  # values of filtered maps in memory at a time
 
 
 def guided_filter(guide: Tensor, maps: Tensor, radius: int, eps: float) -> Tensor:
-    """Replace maps by what is locally linear in a guide: ``q = a . guide + b``, a and b averaged over windows.
+    """Filter maps by local linear models of the guide: ``q = a . guide + b``, a and b averaged over windows.
 
-    In each window a and b minimise the sum over its pixels of ``(a . guide + b - map)^2 + eps |a|^2``. At the
-    border of the image, windows are what is left of them.
+    In each window a and b minimise the sum over its pixels of ``(a . guide + b - map)^2 + eps |a|^2``. Windows are
+    clipped at the image border.
 
     Args:
         guide: 3 x H x W in [0, 1].
@@ -44,12 +44,12 @@ def guided_filter(guide: Tensor, maps: Tensor, radius: int, eps: float) -> Tenso
 
 
 def _box(maps: Tensor, radius: int) -> Tensor:
-    """Mean over the pixels of each window that lie in the image; N x H x W."""
+    """Mean over the window of each pixel, clipped at the border; N x H x W."""
     return _mean_along_rows(_mean_along_rows(maps, radius).mT, radius).mT
 
 
 def _mean_along_rows(maps: Tensor, radius: int) -> Tensor:
-    """Differences of running sums: what a mean costs does not grow with the radius."""
+    """Differences of cumulative sums: the cost does not depend on the radius."""
     length = maps.shape[-1]
     sums = F.pad(maps.cumsum(-1), (1, 0))
     place = torch.arange(length, device=maps.device)
@@ -58,10 +58,9 @@ def _mean_along_rows(maps: Tensor, radius: int) -> Tensor:
 
 
 def refine(scores: Tensor, image: Tensor, groups: Tensor) -> Tensor:
-    """Assign pixels anew, by similarities filtered with the image as the guide, windows two cells wide.
+    """Reassign pixels by filtered similarities, with the image as guide and windows two cells wide.
 
-    Only prototypes that some pixel has without the filter take part: the memory does not grow with their number,
-    and none appears out of nothing.
+    Only prototypes that occur in ``groups`` are considered, so that memory does not grow with K.
 
     Args:
         scores: K x h x w similarities.

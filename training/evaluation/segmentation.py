@@ -33,56 +33,56 @@ __all__ = ["Settings", "count", "evaluate", "main", "segment"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how.
+    """Options of the command.
 
     Raises:
-        ValueError: a number is impossible.
+        ValueError: an option is out of range.
     """
 
     model: str
     """Prototype model with weights, such as slotcon_r50_proto, or the folder of a run."""
     data: str
-    """"scenes" for the held-out embedded ones, coco-stuff:FOLDER for COCO-Stuff-27 in a folder of COCO, or any
-    folder of images, with --masks."""
+    """"scenes" for the demo's held-out scenes, coco-stuff:FOLDER for COCO-Stuff-27 in a folder of COCO, or a folder
+    of images, with --masks."""
     masks: Path | None = None
-    """Folder of grey or palette PNGs, named as the images: a pixel is the number of its class, or 255 for none."""
+    """Folder of grey or palette PNGs, named as the images: a pixel is its class index, or 255 for none."""
     classes: Path | None = None
-    """Text file of class names, one a line, for a folder of images; without it, classes are what masks show."""
+    """Text file of class names, one per line, for a folder of images; default: the classes in the masks."""
     split: Literal["val", "train"] = "val"
-    """Of COCO."""
+    """Split of COCO."""
     size: int | None = None
-    """Short side in pixels that images are resized to, and side of the central square that is measured; without
-    it, 320 for COCO-Stuff-27 and whole images for other data."""
+    """Resize the short side to this many pixels, and measure the central square; default: 320 for COCO-Stuff-27,
+    whole images for other data."""
     refine: bool = False
-    """Filter the similarities with the image as a guide, too, and report both."""
+    """Also report results with similarities filtered by a guided filter."""
     batch_size: int = 16
-    """Images that a process takes at a time."""
+    """Batch size per process."""
     workers: int = 2
-    """Processes that load images, for each process."""
+    """Data-loader workers per process."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of backbone and projector; similarities are in float32."""
     output: Path | None = None
-    """JSON file of the numbers, the protocol and the settings."""
+    """JSON file of results, protocol and settings."""
     figures: Path | None = None
     """Folder for the images confusion.png and examples.png."""
     shown: int = 8
-    """Images in examples.png."""
+    """Number of images in examples.png."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
+        """Validate."""
         command.check_positive(self, "size", "batch_size", "shown")
 
 
 @torch.inference_mode()
 def segment(model: nn.Module, images: Tensor) -> Tensor:
-    """Give every pixel the prototype that is most similar to it (equation 1 of the supplementary).
+    """Assign every pixel to its most similar prototype (equation 1 of the supplementary).
 
     Args:
         model: a prototype model with ``global_pool=''``, in eval mode.
-        images: uint8 B x 3 x H x W, resized if the model does not take their size.
+        images: uint8 B x 3 x H x W, resized if the size is not valid for the model.
 
     Returns:
-        B x H x W prototype numbers.
+        B x H x W prototype indices.
     """
     scores = model(resize_to_model(model, standardize(model, images)))
     return group_map(scores, (images.shape[2], images.shape[3]))[0]
@@ -95,7 +95,7 @@ def evaluate(
     classes: int,
     match: Sequence[int] | None = None,
 ) -> Segmentation:
-    """Segment labelled images one by one, and measure over all of their pixels together as ``score`` does."""
+    """Segment labelled images one by one, and ``score`` the confusion matrix of all pixels."""
     confusion = torch.zeros(groups, classes, dtype=torch.long)
     for image, truth in images:
         prediction = segment(model, image[None])[0].cpu()
@@ -104,7 +104,7 @@ def evaluate(
 
 
 def _by_size(samples: list[tuple[int, tuple[Tensor, Tensor]]]) -> list[tuple[tuple[int, ...], Tensor, Tensor]]:
-    """Stack the images and masks that are of one size: numbers, B x 3 x H x W, B x H x W."""
+    """Stack images and masks of equal size: indices, B x 3 x H x W, B x H x W."""
     sizes: dict[torch.Size, list[tuple[int, Tensor, Tensor]]] = {}
     for number, (image, truth) in samples:
         sizes.setdefault(truth.shape, []).append((number, image, truth))
@@ -124,20 +124,20 @@ def count(
     batch_size: int,
     workers: int,
 ) -> tuple[dict[str, Tensor], list[Example]]:
-    """Segment all images, those of this process, and add up the counts of all.
+    """Segment this process's shard, and reduce the counts over processes.
 
     Args:
         model: of ``load_prototypes``, on the accelerator's device.
-        images: with their classes.
+        images: with masks.
         classes: C.
-        accelerator: says device, precision and share.
-        refined: filter the similarities, too.
-        shown: images that are kept as examples.
-        batch_size: of each process.
-        workers: that load images for each process.
+        accelerator: determines device, precision and shard.
+        refined: also count with filtered similarities.
+        shown: number of images kept as examples.
+        batch_size: per process.
+        workers: data-loader workers per process.
 
     Returns:
-        K x C counts under "plain" and, if asked for, "refined", and the examples to be drawn; on all processes.
+        K x C counts, "plain" and optionally "refined", and the examples; the same on all processes.
     """
     groups, device = model.num_classes, accelerator.device
     confusions = {"plain": torch.zeros(groups, classes, dtype=torch.long, device=device)}
@@ -163,7 +163,7 @@ def count(
 
 
 def main(settings: Settings) -> None:
-    """Measure, print, write and draw."""
+    """Run the command."""
     command.check_outputs(settings.output, settings.figures)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     model = load_prototypes(settings.model).to(accelerator.device)

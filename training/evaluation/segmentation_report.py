@@ -1,4 +1,4 @@
-"""The numbers of a segmentation as tables, JSON and images.
+"""Segmentation results as tables, JSON and figures.
 
 Dimensions: K prototypes, C classes.
 """
@@ -23,12 +23,12 @@ from training.evaluation.metrics import Segmentation, score, score_part
 
 __all__ = ["Example", "as_percent", "draw_examples", "report"]
 
-FIRST = 10  # missing images that are named
+FIRST = 10  # missing images listed in the JSON file
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image to be drawn."""
+    """An image to draw."""
 
     number: int
     image: Tensor
@@ -36,26 +36,26 @@ class Example:
     truth: Tensor
     """H x W classes."""
     groups: dict[str, Tensor]
-    """H x W prototypes, "plain" and perhaps "refined"."""
+    """H x W prototype indices, "plain" and optionally "refined"."""
 
 
 def report(
     settings: Any, benchmark: Benchmark, model: Any, counts: dict[str, Tensor], examples: list[Example]
 ) -> None:
-    """Print the tables; write and draw what the settings ask for.
+    """Print the tables; write ``settings.output`` and ``settings.figures``.
 
     Args:
         settings: of the command.
-        benchmark: what was measured on.
-        model: that was measured.
-        counts: K x C pixels, "plain" and perhaps "refined".
-        examples: to be drawn.
+        benchmark: the data.
+        model: the measured model.
+        counts: K x C pixel counts, "plain" and optionally "refined".
+        examples: to draw.
 
     Raises:
         ValueError: no pixel has a label.
     """
     if not counts["plain"].any():
-        raise ValueError("no pixel of the masks has a label: there is nothing to measure")
+        raise ValueError("no pixel of the masks has a label: check --masks")
     names = benchmark.classes
     if names is None:
         names = tuple(map(str, range(int(counts["plain"].any(0).nonzero().max()) + 1)))
@@ -68,7 +68,7 @@ def report(
     if settings.figures:
         settings.figures.mkdir(parents=True, exist_ok=True)
         draw_confusion(counts["plain"].numpy(), found["plain"].match, names, settings.figures / "confusion.png")
-        title = "discovered groups{}, in the colours of the classes that they match"
+        title = "discovered groups{}, in the colours of their matched classes"
         rows = {name: (title.format(", refined" * (name == "refined")), one.match) for name, one in found.items()}
         draw_examples(examples, rows, names, settings.figures / "examples.png", benchmark.palette)
 
@@ -126,7 +126,7 @@ def _print(settings: Any, protocol: dict[str, Any], numbers: dict[str, dict[str,
     )
     if "first_missing" in protocol:
         names = ", ".join(protocol["first_missing"][:3])
-        print(f"{protocol['missing']:,} listed images are missing, or their maps: {names}, ...")
+        print(f"{protocol['missing']:,} listed images or their masks are missing: {names}, ...")
     whole = Table("%", *(Column(name if len(numbers) > 1 else "", justify="right") for name in numbers))
     for name in (name for name, value in plain.items() if isinstance(value, float)):
         label = name.replace("_", " ").replace("miou", "mIoU")
@@ -146,7 +146,7 @@ def _print(settings: Any, protocol: dict[str, Any], numbers: dict[str, dict[str,
 
 
 def as_percent(value: float) -> str:
-    """A share as it is shown: nothing for NaN."""
+    """Format a fraction as a percentage; empty for NaN."""
     return "" if value != value else f"{100 * value:.2f}"
 
 
@@ -157,14 +157,14 @@ def draw_examples(
     target: Path,
     palette: np.ndarray | None = None,
 ) -> None:
-    """Draw images, their true classes, and below them what was found, into a PNG.
+    """Draw images, true classes and predictions into a PNG.
 
     Args:
-        examples: to be drawn.
-        rows: by the name of groups, a title and the class that each group means, or -1.
+        examples: to draw.
+        rows: maps a key of ``Example.groups`` to a title and the class of each group, or -1.
         names: of the classes.
         target: of the PNG.
-        palette: colours of the classes, uint8 C x 3; None takes distinct ones.
+        palette: class colours, uint8 C x 3; None: distinct colours.
     """
     palette = colors(len(names)) if palette is None else palette
     of_class = matched_colors([*range(len(names)), *[-1] * (IGNORE + 1 - len(names))], palette)

@@ -1,4 +1,4 @@
-"""Features that ``slotcon-hub embed`` has written, in the place of a model that makes them anew.
+"""Feature files of ``slotcon-hub embed``, usable instead of a model.
 
 Dimensions: N images, C channels, h x w cells of a map, S side of an image in pixels.
 """
@@ -21,28 +21,28 @@ __all__ = ["StoredMaps", "StoredPooled", "StoredSamples", "is_stored", "load_map
 
 
 def is_stored(name: str) -> bool:
-    """Whether what --models names is a file of features."""
+    """Whether an entry of --models is a feature file."""
     return name.endswith(".safetensors")
 
 
 def _open(name: str, kind: str, pretrained: bool) -> FeatureFile:
     if not pretrained:
-        raise ValueError(f"--baseline measures models anew, which {name} cannot: leave out one of them")
+        raise ValueError(f"--baseline needs a model, but {name} is a feature file: leave out one of the two")
     file = FeatureFile(Path(name))
     if file.config["kind"] != kind:
         option = "with --dense" if kind == "dense" else "without --dense"
-        raise ValueError(f"{name} holds {file.config['kind']} features: make a file {option}")
+        raise ValueError(f"{name} holds {file.config['kind']} features: run slotcon-hub embed {option}")
     return file
 
 
 class StoredMaps:
-    """Maps of a file, with what the protocols ask of a :class:`slotcon_hub.models.maps.MapModel`."""
+    """Feature maps of a file, with the interface of :class:`slotcon_hub.models.maps.MapModel`."""
 
     def __init__(self, name: str, size: int, *, pretrained: bool = True) -> None:
         """Open the file.
 
         Raises:
-            ValueError: it is none, or of pooled features or another size, or the model is to have random weights.
+            ValueError: not a file of feature maps of this size, or ``pretrained`` is False.
         """
         self.file = _open(name, "dense", pretrained)
         if (side := self.file.config["crop"]) != size:
@@ -50,11 +50,11 @@ class StoredMaps:
         self.channels, *self.map = self.file.shape
 
     def to(self, device: Any) -> "StoredMaps":
-        """Maps go to their device batch by batch."""
+        """Do nothing: maps are moved to the device batch by batch."""
         return self
 
     def cells(self, size: int) -> tuple[int, int]:
-        """h and w of the maps."""
+        """Return h and w of the maps."""
         return self.map[0], self.map[1]
 
     def describe(self, size: int) -> dict[str, Any]:
@@ -63,10 +63,10 @@ class StoredMaps:
 
 
 class StoredSamples(Dataset[tuple[Tensor, Tensor]]):
-    """The maps of labelled images, float32 C x h x w, with their masks, uint8 S x S; no image is read."""
+    """Feature maps, float32 C x h x w, with masks, uint8 S x S, without reading the images."""
 
     def __init__(self, images: LabeledImages, maps: StoredMaps, root: Path) -> None:
-        """Find the images, whose names in the file are those below ``root``."""
+        """Match images with the file by their paths relative to ``root``."""
         self.files = images.files
         self.images, self.maps, self.root = images, maps, root
 
@@ -84,7 +84,7 @@ class StoredSamples(Dataset[tuple[Tensor, Tensor]]):
         path, mask = self.files[index]
         name = printable(os.path.relpath(path, self.root))
         if name in self.maps.file.unreadable:
-            raise UnreadableImage(f"{name} cannot be read, as {self.maps.file.path} says")
+            raise UnreadableImage(f"{name} cannot be read, according to {self.maps.file.path}")
         crop = self.images.transform
         assert isinstance(crop, CenterSquare)
         return self.maps.file.read([name])[0], crop.labels(self.images.read_mask(mask))
@@ -97,7 +97,7 @@ class StoredPooled:
         """Open the file.
 
         Raises:
-            ValueError: it is none, or of maps, or the model is to have random weights.
+            ValueError: not a file of pooled features, or ``pretrained`` is False.
         """
         self.file = _open(name, "pooled", pretrained)
         self.head_hidden_size = self.file.shape[0]
@@ -107,14 +107,14 @@ class StoredPooled:
         return {"channels": self.head_hidden_size, "preprocessing": self.file.config}
 
     def to(self, device: Any) -> "StoredPooled":
-        """Features are on the CPU."""
+        """Do nothing: features stay on the CPU."""
         return self
 
     def values(self, paths: list[str] | None, root: str) -> tuple[Tensor, Tensor]:
-        """Features of files below a folder, N x C, and which of the paths these are, N; others cannot be read.
+        """Return the features of readable images, N x C, and their indices in ``paths``, N.
 
         Raises:
-            ValueError: the images are in tables, not in files, or one is not in the file of features.
+            ValueError: the images are in tables, not in files, or one is not in the feature file.
         """
         if paths is None:
             raise ValueError(
@@ -126,6 +126,6 @@ class StoredPooled:
 
 
 def load_maps(name: str, size: int, *, pretrained: bool = True) -> Any:
-    """The map of a timm model, or the maps of a file."""
+    """Load a timm model that returns feature maps, or the maps of a feature file."""
     load: type[StoredMaps] | Any = StoredMaps if is_stored(name) else load_map
     return load(name, size, pretrained=pretrained)

@@ -137,5 +137,7 @@ def test_text_is_never_numbered_in_two_ways(tmp_path):
     folder = table(tmp_path / "data", ["cat", "dog"])
     table(tmp_path / "more", ["ant", "dog"])
     (tmp_path / "more" / "train.parquet").rename(folder / "validation.parquet")
-    with pytest.raises(ValueError, match="train and validation have different classes, of one alone are ant, cat"):
+    with pytest.raises(
+        ValueError, match="train and validation have different classes, only one of them has ant, cat"
+    ):
         open_parts(str(folder), "train", "validation", "img", "kind")

@@ -75,10 +75,10 @@ def test_coco_is_found_in_the_usual_places(tmp_path, split, images, maps):
 
 
 def test_other_folders_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no folder .*val2017, nor .*images/val2017"):
+    with pytest.raises(ValueError, match=r"there is no folder .*val2017 or .*images/val2017"):
         coco_stuff(tmp_path)
     (tmp_path / "val2017").mkdir()
-    with pytest.raises(ValueError, match=r"there is no folder .*stuffthingmaps/val2017, nor "):
+    with pytest.raises(ValueError, match=r"there is no folder .*stuffthingmaps/val2017 or "):
         coco_stuff(tmp_path)
     write_coco(tmp_path, "val2017", "stuffthingmaps/val2017", ["999999999999"])
     with pytest.raises(ValueError, match="none of the 2,175 listed images is in "):
@@ -92,9 +92,9 @@ def opened(data: str, **options: object) -> object:
 def test_options_fit_the_data(tmp_path):
     masks, names = tmp_path / "masks", tmp_path / "names.txt"
     for wrong in ({"data": "scenes", "masks": masks}, {"data": "coco-stuff:x", "masks": masks}, {"data": "x"}):
-        with pytest.raises(ValueError, match="--masks names the masks of a folder of images"):
+        with pytest.raises(ValueError, match="--masks and --data FOLDER belong together"):
             opened(**wrong)
-    with pytest.raises(ValueError, match="--classes names the classes of a folder"):
+    with pytest.raises(ValueError, match="--classes is only for --data FOLDER"):
         opened("scenes", names=names)
     with pytest.raises(ValueError, match=r"there is no folder .*masks for --masks"):
         opened(str(tmp_path), masks=masks)

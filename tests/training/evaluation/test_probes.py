@@ -220,7 +220,7 @@ def test_two_processes_give_the_numbers_of_one(data, model, tmp_path):
         command = ["training.evaluation.knn", *options, file]
         said = launched(tmp_path / f"of {processes}", command, processes=processes)
         assert said.count("knn on") == 1
-        assert "13 images to learn from, 7 measured, 3 classes" in " ".join(said.split())
+        assert "13 training and 7 test images, 3 classes" in " ".join(said.split())
     one, two = (json.loads(file.read_text()) for file in files)
     assert one["accuracy"] == two["accuracy"]
     assert set(one["accuracy"]) == {str(model), f"{model}, random"}

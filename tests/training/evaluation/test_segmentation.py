@@ -226,7 +226,7 @@ def test_the_embedded_scenes(prototypes, here, tmp_path, monkeypatch):
         ({"output": Path("/tmp")}, r"/tmp is a folder: name a JSON file in it, --output /tmp/results\.json"),
         ({"figures": Path(__file__)}, r"test_segmentation\.py is a file: choose another --figures, a folder"),
         ({"classes": Path("/nowhere/names.txt")}, "No such file or directory: '/nowhere/names.txt'"),
-        ({"masks": None}, "--masks names the masks"),
+        ({"masks": None}, "--masks and --data FOLDER belong together"),
         ({"size": 0}, "--size 0: give at least 1"),
         ({"batch_size": -1}, "--batch-size -1: give at least 1"),
         ({"shown": 0}, "--shown 0: give at least 1"),

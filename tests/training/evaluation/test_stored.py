@@ -69,12 +69,12 @@ def test_probes_read_pooled_features(backbone, tmp_path):
     ("options", "said"),
     [
         (["--size", 32], "x.safetensors holds the maps of 64 x 64 pixels, not 32: give --size 64"),
-        (["--size", 64, "--baseline"], "--baseline measures models anew, which"),
+        (["--size", 64, "--baseline"], "--baseline needs a model, but"),
         (
             ["--size", 64, "--models", "/nowhere.safetensors"],
             "/nowhere.safetensors is no file of `slotcon-hub embed`",
         ),
-        (["--size", 64, "--models", "pooled"], "holds pooled features: make a file with --dense"),
+        (["--size", 64, "--models", "pooled"], "holds pooled features: run slotcon-hub embed with --dense"),
         (["--size", 64, "--models", "other"], "has no features of train/0.png: it has those of images below"),
     ],
 )

@@ -150,6 +150,6 @@ def test_the_probe_of_a_run_has_columns(images, run, tmp_path, monkeypatch):
 def test_the_splits_of_a_probe_have_the_same_classes(images, run, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     data = tables(tmp_path / "tables", train=["cat", "dog"] * 2, validation=["dog", "ant"])
-    with pytest.raises(SystemExit, match=r"error: .* have different classes, of one alone are ant, cat"):
+    with pytest.raises(SystemExit, match=r"error: .* have different classes, only one of them has ant, cat"):
         run("coco_800ep", "--data", images, *TINY.split(), "--probe", data, *COLUMNS)
     assert not (tmp_path / "run").exists()
