@@ -47,7 +47,7 @@ class Layout:
                 return tuple(root / folder for folder in self.folders)
         return (data,)
 
-    def miscount(self, data: Path, found: int) -> str | None:
+    def check_count(self, data: Path, found: int) -> str | None:
         """Return a warning if ``data`` has this layout but ``found`` is not its number of training images."""
         within = data.is_dir() and any(data.resolve().match(folder) for folder in self.folders)
         if found == self.images or not (within or self.find(data) != (data,)):

@@ -1,4 +1,4 @@
-"""Memory of a ResNet's stem: its largest activations need not wait for the backward."""
+"""Less activation memory in a ResNet's stem: max pooling before ReLU."""
 
 from typing import Any
 
@@ -11,17 +11,17 @@ __all__ = ["PoolThenReLU", "pool_before_relu"]
 
 
 def pool_before_relu(backbone: nn.Module) -> bool:
-    """Let the stem of a timm ResNet pool before its ReLU, in place; the numbers stay the same, bit for bit.
+    """Swap ReLU and max pooling in the stem of a timm ResNet, in place; results and gradients stay bit-identical.
 
-    The maximum commutes with ReLU, and so do their gradients: a window whose maximum is not positive passes none.
-    Kept for the backward are the pooled map and one small index a cell, in place of the map before the pooling,
-    which has four times the cells, and an int64 index a cell.
+    Max commutes with ReLU, also in the gradients: a window without positive values has zero gradient. The backward
+    then only needs the pooled map and a small integer index per cell, instead of the four times larger input and
+    int64 indices.
 
     Args:
-        backbone: any; one without such a stem stays as it is.
+        backbone: any model; unchanged if it has no such stem.
 
     Returns:
-        Whether it has such a stem.
+        Whether the stem was changed.
     """
     if not isinstance(backbone, ResNet) or type(backbone.act1) is not nn.ReLU:
         return False
@@ -33,20 +33,20 @@ def pool_before_relu(backbone: nn.Module) -> bool:
 
 
 class PoolThenReLU(nn.Module):
-    """A max pooling, and a ReLU after it."""
+    """Max pooling followed by ReLU."""
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
-        """Take kernel, stride, padding and dilation of a pooling."""
+        """Copy kernel, stride, padding and dilation of ``pool``."""
         super().__init__()
         self.window = pool.kernel_size, pool.stride, pool.padding, pool.dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        """B x C x H x W to B x C x h x w, not negative."""
+        """Pool B x C x H x W to B x C x h x w, at least 0."""
         return nn.functional.relu(_MaxPool.apply(x, self.window), inplace=True)
 
 
 class _MaxPool(torch.autograd.Function):
-    """torch's pooling, which keeps its indices as small integers, and its input not at all."""
+    """torch's max pooling, but its backward keeps no input, and indices as int16 or int32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: tuple[Any, ...]) -> Tensor:
@@ -60,7 +60,7 @@ class _MaxPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
-        x = torch.empty_strided(*ctx.layout, dtype=grad.dtype, device=grad.device)  # torch reads its layout alone
+        x = torch.empty_strided(*ctx.layout, dtype=grad.dtype, device=grad.device)  # only its layout is read
         args = (*map(_pair, ctx.window), False, index.long())
         return torch.ops.aten.max_pool2d_with_indices_backward(grad, x, *args), None
 

@@ -94,7 +94,7 @@ def _data(recipe: Recipe, processes: PartialState) -> tuple[Images, str, Showcas
         held_out = scenes.prepare() if recipe.data == SCENES else None
     source = str(held_out.train) if held_out else str(recipe.data)
     images, digest = _open(source, recipe)
-    miscount = recipe.layout and LAYOUTS[recipe.layout].miscount(Path(source).expanduser(), len(images))
+    miscount = recipe.layout and LAYOUTS[recipe.layout].check_count(Path(source).expanduser(), len(images))
     if miscount and processes.is_main_process:
         print(f"warning: {miscount}", file=sys.stderr)
     recipe.steps_per_epoch(len(images))

@@ -1,1 +1,1 @@
-"""What is trained on from pre-trained backbones."""
+"""Transfer of pre-trained backbones to detection and semantic segmentation."""

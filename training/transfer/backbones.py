@@ -1,4 +1,4 @@
-"""Backbones with their pretrained weights, strictly: what was loaded, and what was not, is known."""
+"""Strict loading of pretrained backbones, with a report of loaded and unused tensors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ from slotcon_hub.models.loading import name_for_timm
 
 __all__ = ["create_maps"]
 
-MAPS = (-4, -3, -2, -1)  # a stem's map comes first where there are five
+MAPS = (-4, -3, -2, -1)  # without the stem's map, if there are five
 
 
 def create_maps(name: str, *, pretrained: bool) -> tuple[Any, list[str]]:
-    """Make a timm model that returns its last four maps.
+    """Create a timm model that returns its last four feature maps.
 
     Args:
-        name: as for :func:`slotcon_hub.models.loading.name_for_timm`.
-        pretrained: load the weights of this name, in place of random ones.
+        name: see :func:`slotcon_hub.models.loading.name_for_timm`.
+        pretrained: False for random weights.
 
     Returns:
-        The model, and sentences on what was loaded and what was not.
+        The model, and sentences that report loaded and unused tensors.
 
     Raises:
-        ValueError: there is no such model, it has no weights or no four maps, or the weights do not fill it.
+        ValueError: there is no such model, it has no weights or fewer than four maps, or tensors are missing.
     """
     try:
         with _recording_loads() as loads:
@@ -34,26 +34,28 @@ def create_maps(name: str, *, pretrained: bool) -> tuple[Any, list[str]]:
                 name_for_timm(name), pretrained=pretrained, features_only=True, out_indices=MAPS
             )
     except (RuntimeError, OSError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
-        raise ValueError(f"{name} could not be made as a backbone: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{name} could not be loaded as a backbone: {' '.join(str(error).split())}") from None
     if not pretrained:
         return model, [f"backbone: {name.partition('.')[0]} with random weights"]
     if not loads:
-        raise ValueError(f"{name} names no weights: give a name with weights, a run's folder, or --scratch")
+        raise ValueError(f"{name} has no weights: give a name with weights, a run's folder, or --scratch")
     missing, unused = loads[-1]
     own = {key for key in model.state_dict() if not key.endswith("num_batches_tracked")}
     if absent := sorted(key for key in missing if key in own):
-        raise ValueError(f"the weights {name} lack {len(absent)} tensors, such as {absent[0]}: take others")
-    lines = [f"backbone: {len(own)} tensors of {name} loaded, none is random"]
+        raise ValueError(
+            f"the weights {name} lack {len(absent)} tensors, such as {absent[0]}: choose other weights"
+        )
+    lines = [f"backbone: all {len(own)} tensors loaded from {name}"]
     if unused:
-        lines.append(f"left out of {name}, beside a classifier: {', '.join(sorted(unused)[:6])}")
+        lines.append(f"unused tensors of {name}, besides a classifier: {', '.join(sorted(unused)[:6])}")
     return model, lines
 
 
 @contextmanager
 def _recording_loads() -> Iterator[list[tuple[list[str], list[str]]]]:
-    """Note the names that each ``load_state_dict`` inside missed, and those that it had no use for.
+    """Record missing and unexpected keys of each ``load_state_dict``.
 
-    timm loads without strictness where the number of classes is another, and tells its log alone.
+    timm loads non-strictly if the number of classes differs, and only logs such keys.
     """
     loads = []
     original = nn.Module.load_state_dict

@@ -29,7 +29,7 @@ from training.transfer.mask_rcnn.target import Target
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a recipe from the command line; what a user can mend ends in one sentence."""
+    """Run a recipe from the command line; a user's errors exit without traceback."""
     with one_line_errors(ValueError, OSError, interrupted="interrupted before the first step"):
         job = prepare(*parse(list(sys.argv[1:] if argv is None else argv)))
         facts = {"images": len(job.train), "test_images": len(job.val), "class_names": job.val.classes}
@@ -58,7 +58,7 @@ def fit(job: Detection) -> None:
 
 
 def end(job: Detection) -> None:
-    """Test what was trained, and write what the run leaves behind; if it was stopped, say how it goes on."""
+    """Test and write the results; if the run was stopped, print how to resume it."""
     run = job.run
     if run.finished:
         results = test(job)
@@ -70,13 +70,13 @@ def end(job: Detection) -> None:
 
 
 def losses(job: Detection, batch: Batch) -> dict[str, Tensor]:
-    """The five losses of a micro-batch, and their sum."""
+    """Compute the five losses of a micro-batch, and their sum."""
     parts = job.run.model(batch.images(job.run.accelerator.device), batch.targets)
     return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
 
 def test(job: Detection) -> list[dict[str, Any]]:
-    """Estimate BatchNorm's statistics anew, and detect in the images of val; the results, on the main process."""
+    """Re-estimate the BatchNorm statistics, and detect in the val images; returns results on the main process."""
     run, recipe = job.run, job.recipe
     device = run.accelerator.device
     if recipe.recalibration_steps:
@@ -95,7 +95,7 @@ def test_in_between(job: Detection, step: Any) -> None:
 
 
 def load(job: Detection, steps: range) -> DataLoader[Any]:
-    """Make the loader of this process's micro-batches of some steps; its workers live as long as it does."""
+    """Create the loader of this process's micro-batches for a range of steps."""
     recipe, accelerator = job.recipe, job.run.accelerator
     plan = AspectBatches(
         job.train.wide(),
@@ -111,7 +111,7 @@ def load(job: Detection, steps: range) -> DataLoader[Any]:
 
 
 def noise(job: Detection) -> Batch:
-    """A micro-batch of the usual shape, with an object in each image."""
+    """Make a random micro-batch of the training shape, with an object in each image."""
     side = job.recipe.short_sides[0]
     box = np.array([[0, 0, side / 2, side / 2]], dtype=np.float32)
     polygon = np.array([0, 0, side / 2, 0, side / 2, side / 2], dtype=np.float64)

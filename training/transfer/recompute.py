@@ -1,4 +1,4 @@
-"""Activations that are computed again in the backward, in place of being kept: the same numbers in less memory."""
+"""Activation checkpointing: activations are recomputed in the backward, with the same results in less memory."""
 
 import contextlib
 from collections.abc import Callable, Iterable
@@ -13,14 +13,14 @@ from training.engine.batchnorm import restore_buffers
 
 __all__ = ["recompute_first_stage", "run_recomputing_norms"]
 
-STRIDE = 4  # of the maps of a network's first stage
+STRIDE = 4  # of the first stage's feature maps
 
 
 def recompute_first_stage(backbone: Any) -> None:
-    """Let the stage of stride 4 keep nothing but its input while it trains: the same numbers in less memory.
+    """Checkpoint the stage of stride 4 in training: only its input is stored, other activations are recomputed.
 
-    In a ResNet-50 it holds a third of all activations, and a tenth of the arithmetic. A backbone that has no such
-    stage, such as a vision transformer, is left as it is.
+    In a ResNet-50 this stage has a third of the activations but a tenth of the FLOPs. A backbone without such a
+    stage, such as a vision transformer, is unchanged.
 
     Args:
         backbone: of ``timm.create_model(..., features_only=True)``.
@@ -33,14 +33,14 @@ def recompute_first_stage(backbone: Any) -> None:
 
 
 def run_recomputing_norms(layers: Iterable[nn.Module], source: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Run layers after each other, where norms and what follows them are computed again in the backward.
+    """Run layers in sequence, and recompute norms and activations in the backward.
 
-    Kept are the inputs of the norms alone, not those of the convolutions, which are as large. No convolution is
-    computed again: torch ends the recomputing as soon as it has what the backward needs.
+    Only the inputs of norms are stored, not those of convolutions, which are as large. Convolutions are not
+    recomputed: torch stops recomputing as soon as it has all inputs of the backward.
 
     Args:
-        layers: such as ``Sequential`` of convolutions, norms and activations, in any nesting.
-        source: makes the input of the first, and is computed again too.
+        layers: convolutions, norms and activations, in any nesting of ``Sequential``.
+        source: computes the input of the first layer; also recomputed.
         inputs: of ``source``.
     """
     flat = (part for layer in layers for part in layer.modules() if not list(part.children()))
@@ -53,7 +53,7 @@ def run_recomputing_norms(layers: Iterable[nn.Module], source: Callable[..., Ten
 
 
 def _run_segment(segment: list[Any], inputs: tuple[Tensor, ...]) -> Tensor:
-    """Run a part of the layers; what begins with an activation in place cannot be computed again."""
+    """Run and checkpoint some layers; a segment that begins with an in-place ReLU cannot be recomputed."""
     forward, again = partial(_run, segment), not isinstance(segment[0], nn.ReLU)
     if again and segment[-1].training and torch.is_grad_enabled():
         return _checkpointed(forward, nn.ModuleList(s for s in segment if isinstance(s, nn.Module)), *inputs)

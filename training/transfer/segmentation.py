@@ -1,6 +1,6 @@
 """Transfer to semantic segmentation: ``accelerate launch training/transfer/segmentation.py voc --data DIR``.
 
-The paper's networks and recipes for VOC, Cityscapes and ADE20K (supplementary A.2.2); ``fit`` is the loop.
+The paper's networks and recipes for VOC, Cityscapes and ADE20K (supplementary A.2.2); the training loop is ``fit``.
 """
 
 import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch is loaded)
@@ -28,7 +28,7 @@ from training.transfer.semantic.transforms import Crop, normalize
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a recipe from the command line; what a user can mend ends in one sentence."""
+    """Run a recipe from the command line; a user's errors exit without traceback."""
     with one_line_errors(ValueError, OSError, interrupted="interrupted before the first step"):
         job = prepare(*parse(list(sys.argv[1:] if argv is None else argv)))
         facts = {"images": len(job.data.train), "test_images": len(job.data.val), "class_names": job.data.classes}
@@ -58,7 +58,7 @@ def fit(job: Segmentation) -> None:
 
 
 def end(job: Segmentation) -> None:
-    """Test what was trained, and write what the run leaves behind; if it was stopped, say how it goes on."""
+    """Test and write the results; if the run was stopped, print how to resume it."""
     run = job.run
     if run.finished:
         confusion, examples = evaluate(job, shown=job.recipe.shown)
@@ -70,7 +70,7 @@ def end(job: Segmentation) -> None:
 
 
 def losses(job: Segmentation, crops: Crop) -> dict[str, Tensor]:
-    """The loss of a micro-batch and its parts, each a mean over pixels."""
+    """Compute the loss of a micro-batch and its parts, means over pixels."""
     recipe, device = job.recipe, job.run.accelerator.device
     images, truth, sizes = (part.to(device, non_blocking=True) for part in crops)
     x = normalize(images, job.cfg, sizes).contiguous(memory_format=memory_format(job.net))
@@ -84,15 +84,15 @@ def losses(job: Segmentation, crops: Crop) -> dict[str, Tensor]:
 
 
 def evaluate(job: Segmentation, shown: int = 0) -> tuple[Tensor, list[Any]]:
-    """Count the pixels of all test images by predicted and true class; leaves the network in eval mode."""
+    """Compute confusion matrix and examples of all test images; leaves the network in eval mode."""
     try:
         return count(job.predictor, job.data.val, job.run.accelerator, workers=job.recipe.workers, shown=shown)
     except ValueError as error:  # of an image or a mask
-        raise RunError(f"{error}; --resume tests the last checkpoint once that is mended") from None
+        raise RunError(f"{error}; then test the last checkpoint by --resume") from None
 
 
 def load(job: Segmentation, steps: range) -> Any:
-    """Make the loader of this process's micro-batches of some steps."""
+    """Create the loader of this process's micro-batches for a range of steps."""
     recipe, accelerator = job.recipe, job.run.accelerator
     plan = Steps(
         len(job.data.train),
@@ -107,10 +107,10 @@ def load(job: Segmentation, steps: range) -> Any:
 
 
 def take_dummy_step(job: Segmentation) -> None:
-    """Forward and backward of noise in the usual shape.
+    """Run forward and backward on noise of the training shape.
 
     Raises:
-        RunError: the network has parameters that its maps do not need, which several processes would wait for.
+        RunError: some parameters get no gradient, on which DDP would fail.
     """
     side, batch = job.recipe.crop, job.recipe.micro_batch(job.run.accelerator.num_processes)
     images = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
@@ -118,8 +118,8 @@ def take_dummy_step(job: Segmentation) -> None:
     job.run.accelerator.backward(losses(job, crops)["loss"])
     if idle := [name for name, value in job.net.named_parameters() if value.grad is None]:
         raise RunError(
-            f"{job.recipe.backbone} has parameters that its maps do not need, such as {idle[0]}: train it in one "
-            "process, or take another --backbone"
+            f"{job.recipe.backbone} has parameters without gradient, such as {idle[0]}: train it in one process, "
+            "or choose another --backbone"
         )
 
 

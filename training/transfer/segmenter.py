@@ -1,4 +1,4 @@
-"""Semantic segmentation on any timm backbone that has maps."""
+"""A small semantic segmentation network on any timm backbone with feature maps."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ __all__ = ["Segmenter"]
 
 
 class Segmenter(nn.Sequential):
-    """A timm model's maps, and for each a layer that gives scores of the classes."""
+    """A timm backbone with a 3 x 3 convolution to class logits on each of its last four feature maps."""
 
     def __init__(self, model: str, classes: int, pretrained: bool = False) -> None:
-        name, last = name_for_timm(model), (-4, -3, -2, -1)  # a stem's map comes first where there are five
+        name, last = name_for_timm(model), (-4, -3, -2, -1)  # without the stem's map, if there are five
         backbone: Any = timm.create_model(name, pretrained, features_only=True, out_indices=last)
         channels = backbone.feature_info.channels()
         super().__init__(backbone, nn.ModuleList(nn.Conv2d(c, classes, 3, padding=1) for c in channels))
         self.pretrained_cfg = timm.data.resolve_data_config({}, model=backbone)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images, B x 3 x H x W, to the layers' sum at the size of the first map, B x C x H/s x W/s."""
+        """Map normalised images, B x 3 x H x W, to logits at the stride s of the first map, B x C x H/s x W/s."""
         layers: Any = self[1]
         maps = self[0](x)
         if str(getattr(self[0], "output_fmt", "NCHW")).endswith("NHWC"):  # as Swin's

@@ -39,8 +39,8 @@ def test_the_folder_of_a_data_set(tmp_path, layout):
     assert found(root, layout) == {str(root / file) for file in WANTED[layout]}
     assert len(found(root, None)) == sum(not file.endswith("json") for file in TREES[layout])
     expected = LAYOUTS[layout].images
-    assert LAYOUTS[layout].miscount(root, expected) is None
-    miscount = LAYOUTS[layout].miscount(root, expected - 1000)
+    assert LAYOUTS[layout].check_count(root, expected) is None
+    miscount = LAYOUTS[layout].check_count(root, expected - 1000)
     assert f"has {expected:,} images, {expected - 1000:,} were found in {root}: check for" in miscount
 
 
@@ -48,7 +48,7 @@ def test_the_folder_of_a_data_set(tmp_path, layout):
 def test_the_folder_of_the_images_themselves(tmp_path, layout, folder):
     root = make(tmp_path, TREES[layout])
     assert found(root / folder, layout) == {str(root / file) for file in WANTED[layout]}
-    assert LAYOUTS[layout].miscount(root / folder, 9) is not None
+    assert LAYOUTS[layout].check_count(root / folder, 9) is not None
 
 
 @pytest.mark.parametrize("between", ["images", "images/100k"])
@@ -56,7 +56,7 @@ def test_a_folder_between_that_of_the_data_set_and_its_images(tmp_path, between,
     root = make(tmp_path, TREES["bdd100k"])
     wanted = {str(root / file) for file in WANTED["bdd100k"]}
     assert found(root / between, "bdd100k") == wanted
-    assert LAYOUTS["bdd100k"].miscount(root / between, 9) is not None
+    assert LAYOUTS["bdd100k"].check_count(root / between, 9) is not None
     monkeypatch.chdir(root)
     assert found(Path(between), "bdd100k") == wanted
     (root / "images/100k/train/1.jpg").unlink()
@@ -66,14 +66,14 @@ def test_a_folder_between_that_of_the_data_set_and_its_images(tmp_path, between,
 
 
 def test_names_that_are_no_folders_are_not_counted():
-    assert LAYOUTS["imagenet"].miscount(Path("hf:someone/train"), 9) is None
+    assert LAYOUTS["imagenet"].check_count(Path("hf:someone/train"), 9) is None
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_other_folder_is_taken_as_it_is(tmp_path, layout):
     root = make(tmp_path / "mine", ["a/1.jpg", "b/2.png"])
     assert found(root, layout) == {str(root / "a/1.jpg"), str(root / "b/2.png")}
-    assert LAYOUTS[layout].miscount(root, 2) is None
+    assert LAYOUTS[layout].check_count(root, 2) is None
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_all_of_a_folders_weights_are_loaded_and_the_rest_is_named(folder):
     own = {n: v for n, v in model.state_dict().items() if not n.endswith("num_batches_tracked")}
     assert all(torch.equal(state[name], value) for name, value in own.items())
     assert lines == [
-        f"backbone: {len(own)} tensors of {place} loaded, none is random",
-        f"left out of {place}, beside a classifier: projector.weight",
+        f"backbone: all {len(own)} tensors loaded from {place}",
+        f"unused tensors of {place}, besides a classifier: projector.weight",
     ]
     assert len(model(torch.zeros(1, 3, 64, 64))) == 4
 

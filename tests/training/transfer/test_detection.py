@@ -76,7 +76,7 @@ def test_a_short_training_beats_its_start(train, scenes, capsys):
     assert found["boxes"]["AP50"] > 20
     assert found["masks"]["AP50"] > 20
     out = capsys.readouterr().out
-    assert "70 tensors of slotcon_nano loaded, none is random" in out
+    assert "all 70 tensors loaded from slotcon_nano" in out
     assert "random: the 112 tensors of pyramid" in out
     assert f"{found['boxes']['AP']:.2f}" in out
     middle = next(line for line in lines(folder) if line["step"] == 50)

@@ -157,7 +157,7 @@ def test_detections_are_put_into_an_image_of_another_size():
     [
         ("vit_tiny_patch16_224", "have strides"),
         ("resnet50d_", "no weights"),
-        ("levit_128s", "could not be made as a backbone"),
+        ("levit_128s", "could not be loaded as a backbone"),
     ],
 )
 def test_a_backbone_without_the_maps_is_refused(backbone, words):

@@ -182,14 +182,17 @@ def test_what_cannot_be_read_ends_in_a_sentence(train, scenes, tmp_path):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--batch-size", 13], "12 images to train on do not fill a batch: use --batch-size 12 or less"),
+        (["--batch-size", 13], "12 training images do not fill a batch: use --batch-size 12 or less"),
         (["--backbone", "swin_tiny_patch4_window7_224", "--scratch"], "stride 32, not 16"),
         (["--backbone", "slotcon_r34"], "No pretrained weights exist for slotcon_r34"),
-        (["--backbone", "test_vit", "--scratch", "--crop", 100], "test_vit cannot take crops of 100 pixels"),
-        (["--backbone", "test_vit", "--scratch", "--crop", 160], "cannot take test images of any number of pixels"),
+        (["--backbone", "test_vit", "--scratch", "--crop", 100], "test_vit does not accept crops of 100 pixels"),
+        (
+            ["--backbone", "test_vit", "--scratch", "--crop", 160],
+            "does not accept test images of any number of pixels",
+        ),
         (
             ["--backbone", "test_vit", "--scratch", "--crop", 160, "--window", 90],
-            "cannot take windows of 90 pixels",
+            "does not accept windows of 90 pixels",
         ),
         (["--data", "nowhere"], "there is no folder nowhere"),
     ],
@@ -226,11 +229,11 @@ def test_a_mask_that_cannot_be_tested_ends_in_a_sentence(train, scenes, tmp_path
     ("values", "sentence"),
     [
         ({"steps": 0}, "steps=0 must be at least 1"),
-        ({"window": 32, "window_stride": 40}, "leaves pixels out"),
-        ({"window_stride": 40}, "leaves pixels out"),
-        ({"save_every": 4, "keep_every": 6}, "no multiple of save_every"),
+        ({"window": 32, "window_stride": 40}, "skips pixels"),
+        ({"window_stride": 40}, "skips pixels"),
+        ({"save_every": 4, "keep_every": 6}, "not a multiple of save_every"),
         ({"max_share": 0.0}, "max_share=0.0 must be positive"),
-        ({"ratios": (2.0, 1.0)}, "must rise"),
+        ({"ratios": (2.0, 1.0)}, "both above 0"),
         ({"ratios": (0.5, float("nan"))}, "must be a finite number"),
         ({"scale": (512.5, 4)}, "must be a whole number"),
         ({"min_lr": -1.0}, "must not be negative"),

@@ -91,7 +91,7 @@ def test_train_aug_is_all_of_sbd_and_of_train_without_val(tmp_path):
 
 def test_training_on_voc_alone_is_said(tmp_path):
     make_voc(tmp_path)
-    assert "training on the 2 images of VOC 2012 train alone" in open_data("voc", tmp_path).notes[0]
+    assert "training on the 2 images of VOC 2012 train, while" in open_data("voc", tmp_path).notes[0]
 
 
 def test_train_ids_of_cityscapes_are_taken_as_they_are(tmp_path):
@@ -139,14 +139,14 @@ def spoil(recipe, root, part):
 @pytest.mark.parametrize(
     ("recipe", "part", "sentence"),
     [
-        ("voc", "SegmentationClass", "VOC2012 holds no SegmentationClass, as VOC 2012 has it"),
-        ("voc", "train.txt", "train.txt: it is part of VOC 2012"),
+        ("voc", "SegmentationClass", "VOC2012 holds no SegmentationClass, needed for VOC 2012"),
+        ("voc", "train.txt", "train.txt of VOC 2012 is missing"),
         ("voc", "a.png", r"1 of 4 images and masks are missing, the first is \S+/SegmentationClass/a.png"),
         ("voc", "v.jpg", r"1 of 2 images and masks are missing, the first is \S+/JPEGImages/v.jpg"),
-        ("cityscapes", "gtFine", "holds no gtFine, as Cityscapes has it"),
+        ("cityscapes", "gtFine", "holds no gtFine, needed for Cityscapes"),
         ("cityscapes", "*_labelIds.png", "4 images and masks are missing"),
         ("cityscapes", "lindau_*_leftImg8bit.png", "Cityscapes val has 500 images, none was found"),
-        ("ade20k", "annotations", "holds no annotations, as ADE20K has it"),
+        ("ade20k", "annotations", "holds no annotations, needed for ADE20K"),
         ("ade20k", "z.jpg", "ADE20K validation has 2,000 images, none was found"),
         ("ade20k", "x.png", "1 of 4 images and masks are missing"),
     ],
@@ -164,11 +164,11 @@ def test_what_is_missing_is_counted_and_named(recipe, part, sentence, tmp_path):
     [
         (
             lambda root: (root / "masks" / "classes.txt").unlink(),
-            "there is no file .*classes.txt: name the classes",
+            "there is no file .*classes.txt: give class names",
         ),
         (lambda root: (root / "masks" / "classes.txt").write_text(""), "has 0 names"),
-        (lambda root: (root / "train").mkdir(), "one folder for train, .* and there is train and train2017"),
-        (lambda root: (root / "val2017").rename(root / "test"), "one folder for val, .* and there is none"),
+        (lambda root: (root / "train").mkdir(), "one folder for train, .* but there is train and train2017"),
+        (lambda root: (root / "val2017").rename(root / "test"), "one folder for val, .* but there is none"),
         (lambda root: (root / "val2017" / "a.jpg").rename(root / "val2017" / "b.jpg"), "have no mask"),
     ],
 )
@@ -182,5 +182,5 @@ def test_what_is_wrong_with_folders_is_named(change, sentence, tmp_path):
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="there is no folder"):
         open_data("voc", tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="--classes names the classes of --masks"):
+    with pytest.raises(ValueError, match="--classes needs --masks"):
         open_data("voc", tmp_path, classes=tmp_path)

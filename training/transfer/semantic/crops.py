@@ -1,4 +1,4 @@
-"""Crops of labelled images, by (epoch, index), for training."""
+"""Training crops of labelled images, by (epoch, index)."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ class Crops(Dataset[Crop]):
     """A crop of an image and its mask, drawn from (seed, epoch, index)."""
 
     def __init__(self, images: LabeledImages, augmentation: Augmentation, seed: int) -> None:
-        """Take the images, what is drawn of them, and the seed."""
+        """Set images, augmentation and its seed."""
         self.images, self.augmentation, self.seed = images, augmentation, seed
 
     def __getitem__(self, key: tuple[int, int]) -> Crop:
         """Read an image and draw a crop of it.
 
         Raises:
-            RunError: the image or its mask cannot be read, or do not belong together.
+            RunError: the image or its mask cannot be read, or their sizes differ.
         """
         try:
             image, truth = self.images[key[1]]
@@ -36,5 +36,5 @@ class Crops(Dataset[Crop]):
 
 
 def make_loader(crops: Crops, steps: Steps, workers: int) -> DataLoader[Any]:
-    """Load the micro-batches of a run as :class:`Crop` of B; the workers live as long as it does."""
+    """Load micro-batches as a :class:`Crop` of stacked tensors; workers persist over epochs."""
     return DataLoader(crops, batch_sampler=steps, pin_memory=torch.cuda.is_available(), **loading(workers))

@@ -1,4 +1,4 @@
-"""Classes for every pixel of test images, whole or by sliding windows, and the counts of one data set.
+"""Prediction of test images, whole or by sliding windows, and the confusion matrix of a data set.
 
 Dimensions: B images, C classes, H x W pixels of an image, h x w of the network's input.
 """
@@ -23,27 +23,27 @@ from training.transfer.semantic.transforms import crop_pixels, fit, normalize
 
 __all__ = ["Predictor", "count", "windows"]
 
-TOGETHER = 32  # classes whose scores are resized at a time
+TOGETHER = 32  # classes resized at a time
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network and how it is shown test images, single ones at a single scale."""
+    """A network with its single-scale test protocol."""
 
     net: FCN
     """In eval mode."""
     cfg: dict[str, Any]
-    """With ``mean`` and ``std`` of its input."""
+    """With the input's ``mean`` and ``std``."""
     scale: tuple[int, int] | None = None
-    """Long and short side within which an image is resized; None keeps its size."""
+    """Maximum long and short side after resizing; None keeps the size."""
     window: int | None = None
-    """Side of the windows, in pixels; None takes an image whole."""
+    """Side of sliding windows in pixels; None: whole images."""
     stride: int | None = None
-    """From one window to the next."""
+    """Stride of the windows in pixels."""
 
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> Tensor:
-        """The class of each pixel, int64 H x W on the network's device, of a uint8 image 3 x H x W."""
+        """Predict the class of each pixel, int64 H x W on the network's device, of a uint8 image 3 x H x W."""
         size = (image.shape[1], image.shape[2])
         image = image.to(next(self.net.parameters()).device)
         shown = crop_pixels(image, fit(*size, self.scale)) if self.scale else image
@@ -52,11 +52,11 @@ class Predictor:
         return self._classes(scores, size)
 
     def _whole(self, x: Tensor) -> Tensor:
-        """Scores 1 x C x h x w, of the input's size."""
+        """Logits 1 x C x h x w at the size of the input."""
         return self.net.upsample(self.net(x).logits.float(), x.shape[2:])
 
     def _sliding(self, x: Tensor) -> Tensor:
-        """The same, as the mean over the windows that a pixel is in."""
+        """Logits 1 x C x h x w, the mean over windows."""
         assert self.window is not None
         total = x.new_zeros(1, self.net.classes, *x.shape[2:])
         times = x.new_zeros(x.shape[2:])
@@ -66,7 +66,7 @@ class Predictor:
         return total.div_(times)
 
     def _classes(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        """The class with the highest score after resizing, which is done for a few classes at a time."""
+        """Return the argmax after resizing, with a few classes in memory at a time."""
         best, found = torch.tensor(-math.inf), torch.tensor(0)
         for number, part in enumerate(scores.split(TOGETHER, dim=1)):
             resized = part if part.shape[2:] == size else self.net.upsample(part, size)
@@ -79,7 +79,7 @@ class Predictor:
 
 
 def windows(height: int, width: int, side: int, stride: int) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of the windows that cover an image; the last ones are moved inside it."""
+    """Yield rows and columns of windows that cover an image; the last ones are shifted to end at its border."""
     ends = [
         [min(first * stride + side, length) for first in range(max(math.ceil((length - side) / stride), 0) + 1)]
         for length in (height, width)
@@ -93,20 +93,20 @@ def windows(height: int, width: int, side: int, stride: int) -> Iterator[tuple[s
 def count(
     predictor: Predictor, images: LabeledImages, accelerator: Accelerator, *, workers: int, shown: int = 0
 ) -> tuple[Tensor, list[Example]]:
-    """Predict the classes of all images, those of this process, and add up the pixels of all.
+    """Predict this process's shard, and reduce the confusion matrix over processes.
 
     Args:
         predictor: with a network on the accelerator's device.
-        images: with their classes.
-        accelerator: says precision and share.
-        workers: that load images, for each process.
-        shown: images that are kept as examples.
+        images: with masks.
+        accelerator: determines precision and shard.
+        workers: data-loader workers per process.
+        shown: number of images kept as examples.
 
     Returns:
-        C x C pixels by predicted and true class, and the examples; on all processes.
+        C x C pixel counts, predicted x true class, and the examples; the same on all processes.
 
     Raises:
-        ValueError: the images or masks cannot be read; a few images that cannot are named and left out.
+        ValueError: a mask is invalid, or too many images are unreadable; a few are reported and skipped.
     """
     classes = predictor.net.classes
     confusion = torch.zeros(classes, classes, dtype=torch.long, device=accelerator.device)

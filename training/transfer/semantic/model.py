@@ -1,6 +1,6 @@
-"""A dilated backbone with fully-convolutional heads, and its loss, exact to MMSegmentation 1.2.2.
+"""A dilated backbone with fully-convolutional heads, and its loss, equal to MMSegmentation 1.2.2.
 
-Parameters have MMSegmentation's names, so that its tools load a ResNet's state dict.
+Parameters have MMSegmentation's names: its tools load the state dict of a network with a ResNet.
 
 Dimensions: B images, C classes, H x W pixels, h x w cells of the map.
 """
@@ -27,18 +27,18 @@ Average = Literal["all", "labelled"]
 
 @dataclass(frozen=True)
 class Head:
-    """The form of a fully-convolutional head."""
+    """Settings of a fully-convolutional head."""
 
     channels: int
-    """Of its 3 x 3 convolutions."""
+    """Channels of the 3 x 3 convolutions."""
     convs: int = 2
-    """Number of these, each followed by BatchNorm and ReLU."""
+    """Number of convolutions, each followed by BatchNorm and ReLU."""
     dilation: int = 1
-    """Of these."""
+    """Dilation of the convolutions."""
     concat_input: bool = False
-    """One more such convolution, of the head's input and output side by side."""
+    """Concatenate the head's input, followed by one more convolution."""
     dropout: float = 0.0
-    """Share of channels that are zeroed before the classifier, in training."""
+    """Rate of channel dropout before the classifier."""
 
 
 class _ConvNorm(nn.Module):
@@ -53,15 +53,15 @@ class _ConvNorm(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """Convolutions and a classifier for each cell of a map."""
+    """Convolutions and a 1 x 1 classifier on a feature map."""
 
     def __init__(self, inputs: int, classes: int, form: Head) -> None:
-        """Make the layers, initialised as MMSegmentation does.
+        """Create the layers, initialised as in MMSegmentation.
 
         Args:
-            inputs: channels of the map.
+            inputs: channels of the feature map.
             classes: C.
-            form: number and kind of the layers.
+            form: settings of the layers.
         """
         super().__init__()
         widths = [inputs, *[form.channels] * form.convs]
@@ -73,7 +73,7 @@ class FCNHead(nn.Module):
         nn.init.zeros_(self.conv_seg.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """B x channels x h x w to scores B x C x h x w."""
+        """Map B x channels x h x w to logits B x C x h x w."""
         features = self.convs(x)
         if self.conv_cat is not None:
             features = self.conv_cat(torch.cat([x, features], dim=1))
@@ -82,28 +82,28 @@ class FCNHead(nn.Module):
 
 @dataclass(frozen=True)
 class Output:
-    """What a network says of a batch."""
+    """Logits of a batch."""
 
     logits: Tensor
     """B x C x h x w."""
     auxiliary: Tensor | None
-    """The same of the auxiliary head, where there is one; in training only."""
+    """Those of the auxiliary head, if any; in training only."""
 
 
 class FCN(nn.Module):
-    """A backbone, a head on its last map, and in training perhaps an auxiliary one on the map before."""
+    """A backbone, a head on its last feature map, and optionally an auxiliary head on the one before."""
 
     def __init__(
         self, backbone: Any, classes: int, head: Head, auxiliary: Head | None = None, align_corners: bool = True
     ) -> None:
-        """Put heads onto a backbone.
+        """Add heads to a backbone.
 
         Args:
             backbone: of :func:`create_backbone`.
             classes: C.
-            head: form of the head on the last map.
-            auxiliary: form of that on the map before.
-            align_corners: of the bilinear resizing of scores.
+            head: on the last map.
+            auxiliary: on the map before, if any.
+            align_corners: of the bilinear resizing of logits.
         """
         super().__init__()
         channels = backbone.feature_info.channels()
@@ -114,7 +114,7 @@ class FCN(nn.Module):
         self.classes, self.align_corners = classes, align_corners
 
     def forward(self, x: Tensor) -> Output:
-        """Normalised images, B x 3 x H x W, to scores at the strides of the maps."""
+        """Map normalised images, B x 3 x H x W, to logits at the strides of the maps."""
         maps = self.backbone(x)
         if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):  # as Swin's
             maps = [one.permute(0, 3, 1, 2) for one in maps]
@@ -122,21 +122,21 @@ class FCN(nn.Module):
         return Output(self.decode_head(maps[-1]), auxiliary)
 
     def upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
-        """Resize scores, B x C x h x w, to B x C x H x W."""
+        """Resize logits, B x C x h x w, to B x C x H x W."""
         return F.interpolate(logits, tuple(size), mode="bilinear", align_corners=self.align_corners)
 
 
 def create_backbone(name: str, output_stride: int, *, pretrained: bool = True, **kwargs: Any) -> Any:
-    """Make a timm model that returns its last two maps, the last one of some stride.
+    """Create a timm model that returns its last two feature maps, the last one with the given stride.
 
-    Where stages are dilated in place of striding, the first block of each keeps the dilation of the stage before
-    (MMSegmentation's ``contract_dilation``), which is how timm dilates its ResNets.
+    The first block of a dilated stage keeps the dilation of the stage before (MMSegmentation's
+    ``contract_dilation``), as in timm's dilated ResNets.
 
     Args:
-        name: as for :func:`slotcon_hub.models.loading.name_for_timm`.
-        output_stride: pixels of the image for a cell of the last map.
+        name: see :func:`slotcon_hub.models.loading.name_for_timm`.
+        output_stride: stride of the last map in pixels.
         pretrained: False for random weights.
-        **kwargs: of ``timm.create_model``; ``out_indices`` of more maps is one of them.
+        **kwargs: of ``timm.create_model``, such as ``out_indices`` for more maps.
 
     Raises:
         ValueError: there is no such model, it has no weights, or no map of this stride.
@@ -146,30 +146,30 @@ def create_backbone(name: str, output_stride: int, *, pretrained: bool = True, *
         known = name_for_timm(name)
         try:
             backbone: Any = timm.create_model(known, pretrained, output_stride=output_stride, **kwargs)
-        except TypeError:  # it cannot be dilated, but may have this stride as it is
+        except TypeError:  # no output_stride option; may have this stride by default
             backbone = timm.create_model(known, pretrained, **kwargs)
     except (RuntimeError, OSError, ValueError, TypeError, NotImplementedError) as error:
         raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
     stride = backbone.feature_info.reduction()[-1]
     if stride != output_stride:
         raise ValueError(
-            f"{name} has a last map of stride {stride}, not {output_stride}, and cannot be dilated: take a ResNet, "
-            "or another model of timm that takes output_stride"
+            f"{name} has a last map of stride {stride}, not {output_stride}, and cannot be dilated: use a ResNet "
+            "or another timm model with output_stride"
         )
     return backbone
 
 
 def pixel_loss(logits: Tensor, truth: Tensor, *, align_corners: bool, average: Average = "all") -> Tensor:
-    """Cross-entropy of pixels, summed over those with a label and divided by the number of pixels.
+    """Compute the cross-entropy summed over labelled pixels, divided by the number of pixels.
 
-    Scores are resized to the pixels for one image at a time, so that they need no more memory than one.
+    Logits are resized image by image, to need memory for only one full-size map.
 
     Args:
         logits: B x C x h x w.
         truth: integers B x H x W, in [0, C), or 255 for pixels without a label.
         align_corners: of the bilinear resizing.
-        average: "all" divides by all pixels, as MMSegmentation does by default and the paper's recipes were
-            trained; "labelled" by those with a label, as torch's mean, which is 0 here where there are none.
+        average: "all" divides by all pixels, as MMSegmentation's default and the paper's recipes; "labelled" by
+            labelled pixels, as torch's mean, but 0 if there are none.
     """
     pixels = truth.numel() if average == "all" else (truth != IGNORE).sum().clamp(min=1)
     with torch.autocast(logits.device.type, enabled=False):
@@ -178,7 +178,7 @@ def pixel_loss(logits: Tensor, truth: Tensor, *, align_corners: bool, average: A
 
 
 class _ResizedCrossEntropy(torch.autograd.Function):
-    """The sum over labelled pixels; the gradient is computed with it, image by image."""
+    """Sum over labelled pixels; the forward also computes the gradient, image by image."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, truth: Tensor, align_corners: bool) -> Tensor:

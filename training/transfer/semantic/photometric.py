@@ -1,4 +1,4 @@
-"""MMSegmentation's photometric distortion, on 8-bit images, with the rounding of OpenCV's colour conversions.
+"""MMSegmentation's photometric distortion of 8-bit images, with the rounding of OpenCV's colour conversions.
 
 Dimensions: H x W pixels.
 """
@@ -7,9 +7,9 @@ import numpy as np
 
 __all__ = ["distort", "hsv_to_rgb", "rgb_to_hsv", "scale_levels", "scale_saturation", "shift_hue"]
 
-BRIGHTNESS = 32  # most levels added or taken away
+BRIGHTNESS = 32  # maximum change in levels
 FACTORS = (0.5, 1.5)  # of contrast and of saturation
-HUE = 18  # of 180 for the colour circle
+HUE = 18  # maximum change, in 180ths of the colour circle
 SHIFT = 12  # bits of OpenCV's fixed-point reciprocals
 HUES = 180
 
@@ -23,13 +23,11 @@ OF_VALUE, OF_CHROMA = _reciprocals(255), _reciprocals(HUES / 6)
 
 
 def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Distort brightness, contrast, saturation and hue, each of them with probability one half.
-
-    Contrast comes either second or last.
+    """Distort brightness, contrast, saturation and hue, each with probability 0.5; contrast either second or last.
 
     Args:
         image: uint8 H x W x 3, RGB.
-        rng: of all that is drawn.
+        rng: the source of all randomness.
     """
     if rng.integers(2):
         image = scale_levels(image, 1.0, rng.uniform(-BRIGHTNESS, BRIGHTNESS))
@@ -47,7 +45,7 @@ def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def scale_levels(levels: np.ndarray, factor: float, offset: float = 0.0) -> np.ndarray:
-    """Multiply uint8 levels and add to them, in [0, 255]; fractions are cut off."""
+    """Compute ``levels * factor + offset`` of uint8 levels, clipped to [0, 255] and truncated."""
     changed = levels.astype(np.float32) * np.float32(factor) + np.float32(offset)
     return changed.clip(0, 255).astype(np.uint8)
 
@@ -60,14 +58,14 @@ def scale_saturation(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def shift_hue(image: np.ndarray, steps: int) -> np.ndarray:
-    """Turn the hues of a uint8 H x W x 3 image by so many 180ths of the colour circle."""
+    """Rotate the hues of a uint8 H x W x 3 image by ``steps`` 180ths of the colour circle."""
     hsv = rgb_to_hsv(image)
     hsv[..., 0] = (hsv[..., 0].astype(int) + steps) % HUES
     return hsv_to_rgb(hsv)
 
 
 def rgb_to_hsv(image: np.ndarray) -> np.ndarray:
-    """uint8 RGB to uint8 hue in [0, 180), saturation and value, H x W x 3."""
+    """Convert uint8 RGB to uint8 hue in [0, 180), saturation and value, H x W x 3."""
     red, green, blue = np.moveaxis(image.astype(np.int32), -1, 0)
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
@@ -81,9 +79,9 @@ def rgb_to_hsv(image: np.ndarray) -> np.ndarray:
 
 
 def hsv_to_rgb(hsv: np.ndarray) -> np.ndarray:
-    """The reverse of :func:`rgb_to_hsv`, as far as 8 bits allow.
+    """Convert back from :func:`rgb_to_hsv`, within 8-bit rounding.
 
-    As OpenCV's vectorised code, fractions are cut off; one value in 4,000 differs from it, by one level.
+    Truncates like OpenCV's vectorised code; one value in 4,000 differs from it, by one level.
     """
     hue, saturation, value = np.moveaxis(hsv.astype(np.float32), -1, 0)
     saturation, value = saturation * np.float32(1 / 255), value * np.float32(1 / 255)

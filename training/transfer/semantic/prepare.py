@@ -1,4 +1,4 @@
-"""A recipe made ready: its run, images, network, and the checkpoint that it starts from."""
+"""Preparation of a run: data, network, optimiser, and the checkpoint to resume from."""
 
 import hashlib
 import sys
@@ -22,12 +22,12 @@ from training.transfer.semantic.transforms import Augmentation
 
 __all__ = ["Segmentation", "build", "prepare"]
 
-CHECKED = 2_000  # masks of train, and of val, that are read before training; the others when they are used
+CHECKED = 2_000  # masks per split checked before training; the others are checked on use
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A training that is ready to start or to resume."""
+    """A training ready to start or resume."""
 
     recipe: Recipe
     run: Run
@@ -35,17 +35,17 @@ class Segmentation:
     net: FCN
     """On the run's device, not wrapped."""
     cfg: dict[str, Any]
-    """With the backbone's ``mean`` and ``std``."""
+    """The backbone's ``mean`` and ``std``."""
 
     @property
     def augmentation(self) -> Augmentation:
-        """What is drawn of an image."""
+        """The recipe's training augmentation."""
         recipe = self.recipe
         return Augmentation(recipe.crop, recipe.scale, recipe.ratios, recipe.max_share, recipe.photometric)
 
     @property
     def predictor(self) -> Predictor:
-        """The network in eval mode, with its tests."""
+        """The network, set to eval mode, with the recipe's test protocol."""
         recipe = self.recipe
         return Predictor(self.net.eval(), self.cfg, recipe.test_scale, recipe.window, recipe.window_stride)
 
@@ -54,14 +54,14 @@ def prepare(name: str, recipe: Recipe) -> Segmentation:
     """Open the data, build the network, and load the checkpoint to resume from; nothing is written.
 
     Raises:
-        ValueError: something that the user can mend, in one sentence.
+        ValueError: an error of the user, with its fix.
     """
     run = Run(name, recipe)
     assert recipe.data is not None
     data = open_data(name, recipe.data.expanduser(), recipe.masks, recipe.classes)
     images = len(data.train)
     if images < recipe.batch_size:
-        raise ValueError(f"{images} images to train on do not fill a batch: use --batch-size {images} or less")
+        raise ValueError(f"{images} training images do not fill a batch: use --batch-size {images} or less")
     if run.is_main:
         for note in data.notes:
             print(f"warning: {note}", file=sys.stderr)
@@ -81,12 +81,12 @@ def prepare(name: str, recipe: Recipe) -> Segmentation:
 
 
 def build(recipe: Recipe, classes: int, processes: PartialState, *, pretrained: bool) -> tuple[FCN, dict[str, Any]]:
-    """Build the network of a recipe, on the CPU, and say how its input is normalised.
+    """Build the network of a recipe on the CPU, and return it with the ``mean`` and ``std`` of its input.
 
     Args:
         recipe: of the run.
         classes: C.
-        processes: of the run; BatchNorm takes its statistics over all of them.
+        processes: of the run; with several, BatchNorm is synchronised.
         pretrained: load the backbone's weights.
 
     Raises:
@@ -105,27 +105,27 @@ def build(recipe: Recipe, classes: int, processes: PartialState, *, pretrained: 
 
 @torch.inference_mode()
 def _check_sizes(net: FCN, recipe: Recipe) -> None:
-    """Make sure that a network takes the crops of training, and the windows of tests, or images of any size."""
+    """Check that the network accepts training crops, and test windows or images of any size."""
     sizes = {f"crops of {recipe.crop}": (recipe.crop, recipe.crop)}
     if recipe.window:
         sizes[f"windows of {recipe.window}"] = (recipe.window, recipe.window)
     else:
-        sizes["test images of any number of"] = (recipe.crop + 13, recipe.crop + 3)
+        sizes["test images of any number of"] = (recipe.crop + 13, recipe.crop + 3)  # no multiples of a patch
     for what, (height, width) in sizes.items():
         try:
             net.eval()(torch.zeros(1, 3, height, width))
         except (AssertionError, IndexError, RuntimeError) as error:
             raise ValueError(
-                f"{recipe.backbone} cannot take {what} pixels ({first_line(error)}): give a --crop and a --window "
-                "that it takes, or take another --backbone"
+                f"{recipe.backbone} does not accept {what} pixels ({first_line(error)}): give a valid --crop and "
+                "--window, or another --backbone"
             ) from None
 
 
 def _check_masks(data: SegmentationData, is_main: bool) -> None:
-    """Read masks before training, on the main process for all.
+    """Check masks before training, on the main process.
 
     Raises:
-        ValueError: something is wrong with them; on all processes alike.
+        ValueError: on all processes: a mask is invalid.
     """
     problem = None
     if is_main:

@@ -1,4 +1,4 @@
-"""The numbers of a segmentation network as JSON, as tables, and as a grid of images.
+"""Results of a segmentation network as JSON, tables, and a grid of images.
 
 Dimensions: C classes.
 """
@@ -18,11 +18,11 @@ __all__ = ["draw_grid", "measure", "print_tables"]
 
 
 def measure(confusion: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """Measure by counts, C x C by predicted and true class: shares in [0, 1].
+    """Compute metrics in [0, 1] of C x C pixel counts, predicted x true class.
 
     Returns:
-        ``miou``, ``pixel_accuracy``, ``mean_accuracy`` (the mean over classes that have pixels), and ``per_class``
-        of all classes: name, pixels, IoU and accuracy, NaN for what neither side or no truth shows.
+        ``miou``, ``pixel_accuracy``, ``mean_accuracy`` (over classes with pixels), and ``per_class``: name, pixels,
+        IoU (NaN if absent from truth and prediction) and accuracy (NaN if absent from truth).
     """
     found = score(confusion, range(len(names)))
     pixels = confusion.sum(0).tolist()
@@ -39,7 +39,7 @@ def measure(confusion: Tensor, names: Sequence[str]) -> dict[str, Any]:
 
 
 def print_tables(numbers: dict[str, Any]) -> None:
-    """Print what :func:`measure` found, in percent."""
+    """Print the results of :func:`measure`, in percent."""
     whole = Table("%", Column("", justify="right"))
     for name, label in (
         ("miou", "mIoU"),
@@ -60,5 +60,5 @@ def print_tables(numbers: dict[str, Any]) -> None:
 
 
 def draw_grid(examples: Sequence[Example], names: Sequence[str], target: Path) -> None:
-    """Draw images, their true and their predicted classes into a PNG."""
+    """Draw images, true and predicted classes into a PNG."""
     draw_examples(examples, {"predicted": ("predicted classes", range(len(names)))}, names, target)

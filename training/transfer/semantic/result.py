@@ -1,4 +1,4 @@
-"""What a training ends with: the network, its numbers and a grid of images; and the network read back."""
+"""Results of a training (export, metrics, grid of images), and loading of the export."""
 
 import json
 from dataclasses import asdict
@@ -22,11 +22,11 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def finish(job: Segmentation, confusion: Tensor, examples: list[Example]) -> None:
-    """Write ``export``, ``results.json`` and ``grid.png`` into the folder of the run, and print the numbers.
+    """Write ``export``, ``results.json`` and ``grid.png`` into the folder of the run, and print the results.
 
     Args:
-        job: that is trained.
-        confusion: C x C pixels of the test images by predicted and true class.
+        job: the finished training.
+        confusion: C x C pixel counts of the test images, predicted x true class.
         examples: for the grid.
     """
     folder, recipe = job.run.folder, job.recipe
@@ -40,14 +40,14 @@ def finish(job: Segmentation, confusion: Tensor, examples: list[Example]) -> Non
     draw_grid(examples, job.data.classes, folder / "grid.png")
     print_tables(numbers)
     print(
-        f"{folder / 'grid.png'} shows images; the network is loaded by\n"
+        f"{folder / 'grid.png'} shows predictions; load the network by\n"
         "from training.transfer.semantic.result import load\n"
         f'predictor = load("{folder / "export"}")  # uint8 3 x H x W to H x W classes'
     )
 
 
 def _save(job: Segmentation, folder: Path) -> None:
-    """Write the weights, by MMSegmentation's names, and all that they are to be used with."""
+    """Write the weights with MMSegmentation's names, and the configuration."""
     net, recipe, test = job.net, job.recipe, job.predictor
     folder.mkdir()
     save_file({name: value.cpu().contiguous() for name, value in net.state_dict().items()}, folder / WEIGHTS)
@@ -65,10 +65,10 @@ def _save(job: Segmentation, folder: Path) -> None:
 
 
 def load(folder: str | Path) -> Predictor:
-    """Read the network of an ``export`` back, with its tests, on the CPU.
+    """Load an ``export`` on the CPU.
 
     Raises:
-        ValueError: the backbone is not known here, or the weights do not fit.
+        ValueError: the backbone is unknown, or the weights do not match.
         OSError: a file is missing.
     """
     config: dict[str, Any] = json.loads((Path(folder) / CONFIG).read_text())
@@ -80,7 +80,7 @@ def load(folder: str | Path) -> Predictor:
     try:
         net.load_state_dict(load_file(Path(folder) / WEIGHTS))
     except RuntimeError as error:
-        raise ValueError(f"{folder} does not fit its {CONFIG}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{folder}: {WEIGHTS} does not match {CONFIG}: {' '.join(str(error).split())}") from None
     scale = tuple(config["scale"]) if config["scale"] else None
     cfg = {name: config[name] for name in ("mean", "std")}
     return Predictor(net.eval(), cfg, scale, config["window"], config["stride"])

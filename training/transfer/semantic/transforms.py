@@ -1,4 +1,4 @@
-"""Random scale, crop, flip and colours of images and masks, in MMSegmentation's order, and images for a network.
+"""Random scale, crop, flip and photometric distortion, in MMSegmentation's order, and normalisation.
 
 Dimensions: B images, H x W pixels of an image, S pixels of a crop's side.
 """
@@ -15,18 +15,18 @@ from training.transfer.semantic.photometric import distort
 
 __all__ = ["Augmentation", "Crop", "crop_labels", "crop_pixels", "fit", "normalize"]
 
-DRAWS = 10  # of a crop, where one class has too much of it
+DRAWS = 10  # further crops tried if one class has too large a share
 
 
 class Crop(NamedTuple):
     """A square of an image and of its mask."""
 
     image: Tensor
-    """uint8 3 x S x S: zeros below and to the right of an image that is smaller."""
+    """uint8 3 x S x S, smaller images padded with zeros at the bottom and right."""
     truth: Tensor
-    """uint8 S x S, 255 there."""
+    """uint8 S x S, padded with 255."""
     size: Tensor
-    """int64 (2,): height and width of the part that the image fills."""
+    """int64 (2,): height and width without padding."""
 
 
 class Box(NamedTuple):
@@ -40,24 +40,21 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to an image and its mask in training."""
+    """Training augmentation of an image and its mask."""
 
     crop: int
     """S."""
     scale: tuple[int, int]
-    """Long and short side within which images are resized, before the random factor."""
+    """Maximum long and short side after resizing, before the random factor."""
     ratios: tuple[float, float] = (0.5, 2.0)
-    """Range of that factor."""
+    """Range of the random factor."""
     max_share: float = 1.0
-    """Of the labelled pixels that one class may have; else other crops are tried, up to ten."""
+    """Maximum fraction of labelled pixels of one class; otherwise up to ten other crops are tried."""
     photometric: bool = False
     """Distort brightness, contrast, saturation and hue."""
 
     def __call__(self, image: Tensor, truth: Tensor, rng: np.random.Generator) -> Crop:
-        """Draw a crop of an image, uint8 3 x H x W, and of its mask, uint8 H x W.
-
-        Only what the crop shows is resized.
-        """
+        """Draw a crop of an image, uint8 3 x H x W, and its mask, uint8 H x W; only the crop is resized."""
         height, width = truth.shape
         ratio = rng.uniform(*self.ratios)
         size = fit(height, width, (int(self.scale[0] * ratio), int(self.scale[1] * ratio)))
@@ -88,21 +85,21 @@ class Augmentation:
 
 
 def fit(height: int, width: int, scale: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of an image resized, in its own proportions, to just fit a long and a short side."""
+    """Return the largest height and width with the image's aspect ratio that fit a long and a short side."""
     factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
 def crop_pixels(image: Tensor, size: tuple[int, int], box: Box | None = None) -> Tensor:
-    """Resize an image bilinearly, without antialiasing, and cut a part out of it, of which alone it is computed.
+    """Resize an image bilinearly without antialiasing, computing only a part of it.
 
     Args:
         image: uint8 3 x H x W.
         size: height and width of the whole image after resizing.
-        box: the part; None for all of it.
+        box: the part; None: everything.
 
     Returns:
-        uint8 3 x height x width, as OpenCV resizes, to one level.
+        uint8 3 x height x width, within one level of OpenCV.
     """
     box = box or Box(0, 0, *size)
     if tuple(image.shape[1:]) == tuple(size):
@@ -116,7 +113,7 @@ def crop_pixels(image: Tensor, size: tuple[int, int], box: Box | None = None) ->
 
 
 def _neighbours(first: int, count: int, old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The two old pixels between whose centres each new one's lies, and the weight of the second."""
+    """Return, for each new pixel, the two neighbouring old pixels and the weight of the second."""
     place = ((torch.arange(first, first + count, dtype=torch.float64) + 0.5) * (old / new) - 0.5).clamp(0, old - 1)
     lower = place.floor()
     parts = lower.long(), (lower + 1).clamp(max=old - 1).long(), (place - lower).float()
@@ -124,7 +121,7 @@ def _neighbours(first: int, count: int, old: int, new: int, device: torch.device
 
 
 def crop_labels(truth: Tensor, size: tuple[int, int], box: Box) -> Tensor:
-    """Resize a mask, H x W, to the nearest label as OpenCV does, rounding coordinates down, and cut a part out."""
+    """Resize a mask, H x W, by OpenCV's nearest neighbour (coordinates rounded down), computing only ``box``."""
     rows, columns = (
         torch.arange(first, first + count) * old // new
         for first, count, old, new in zip(box[:2], box[2:], truth.shape, size, strict=True)
@@ -133,12 +130,12 @@ def crop_labels(truth: Tensor, size: tuple[int, int], box: Box) -> Tensor:
 
 
 def normalize(images: Tensor, cfg: dict[str, Any], sizes: Tensor | None = None) -> Tensor:
-    """Make uint8 images, B x 3 x H x W, float32 by a backbone's mean and deviation.
+    """Normalise uint8 images, B x 3 x H x W, to float32 by a backbone's mean and standard deviation.
 
     Args:
         images: on any device.
         cfg: with ``mean`` and ``std``, of values in [0, 1].
-        sizes: int64 B x 2: the height and width that an image fills; what is beyond becomes 0. None for all.
+        sizes: int64 B x 2, height and width without padding, which becomes 0; None: no padding.
     """
     mean, std = (torch.tensor(cfg[name], device=images.device).view(-1, 1, 1) for name in ("mean", "std"))
     values = images.float().div_(255).sub_(mean).div_(std)
