@@ -31,6 +31,8 @@ class RunSettings:
     )
     """Settings that may change when a run is resumed; a recipe adds its own."""
 
+    data: str | Path | None = None
+    """Data set; a recipe says of what kind."""
     batch_size: int = 512
     """Images in an optimisation step, over all processes and accumulation steps."""
     accumulation_steps: int = 1
