@@ -1,4 +1,4 @@
-"""Cells of training images with the classes of their pixels, which the protocols on dense features learn from.
+"""Training data of the dense protocols: cells of feature maps with the class counts of their pixels.
 
 Dimensions: B images, C channels, h x w cells of a map, S side of an image, K classes, M cells collected.
 """
@@ -20,23 +20,23 @@ from training.evaluation.metrics import confusion_matrix
 
 __all__ = ["Cells", "class_counts", "collect"]
 
-_ROWS = 1024  # that are moved at a time
+_ROWS = 1024  # rows moved at a time
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells of training images: the first drawn of every image, then the second of every image, and so on."""
+    """Cells of training images: the first drawn cell of every image, then the second of every image, and so on."""
 
     features: Tensor
     """float32 M x C."""
     counts: Tensor
-    """float32 M x K: how many pixels of a cell each class has; at least one has some."""
+    """float32 M x K: number of pixels of each class in a cell; at least one is positive."""
     ends: tuple[int, ...]
-    """How many of the cells each of the sizes that were asked for takes; the last is M."""
+    """Number of cells for each requested size; the last is M."""
 
 
 def class_counts(truths: Tensor, height: int, width: int, classes: int) -> Tensor:
-    """Count the pixels of each cell by class; a pixel is of the cell that its centre is in.
+    """Count the pixels of each class in each cell; a pixel belongs to the cell that contains its centre.
 
     Args:
         truths: uint8 B x S x S, 255 for pixels without a label.
@@ -65,24 +65,24 @@ def collect(
     option: str,
     sizes: Sequence[int],
 ) -> Cells:
-    """Collect cells that have a labelled pixel, from every image as many, drawn by seed and number of the image.
+    """Collect cells with a labelled pixel, equally many from each image, drawn by (seed, image index).
 
-    Every process gets all of them, M x (C + K) x 4 bytes; what it needs beside them is that of a batch.
+    Every process gets all of them and needs M x (C + K) x 4 bytes, and the memory of a batch.
 
     Args:
-        model: that makes the maps.
+        model: returns feature maps.
         images: a data set of images, each with its mask, that all have one size.
         classes: K.
-        accelerator: says which of the processes this is.
+        accelerator: determines the shard.
         settings: of the command.
-        option: that names the sizes.
-        sizes: numbers of cells, ascending; the smaller ones are the first of the largest.
+        option: name of the option of the sizes, for errors.
+        sizes: numbers of cells, ascending; smaller sets are prefixes of larger ones.
 
     Raises:
-        ValueError: a size is less than a cell of each image, or no cell has a label.
+        ValueError: a size is less than one cell per image, or no cell has a label.
     """
     if sizes[0] < len(images):
-        raise ValueError(f"{option} {sizes[0]} is less than a cell of each of the {len(images)} images: give more")
+        raise ValueError(f"{option} {sizes[0]} is less than one cell per image: give at least {len(images)}")
     height, width = model.cells(settings.size)
     wanted = [min(size // len(images), height * width) for size in sizes]  # cells of an image
     features, counts = (
@@ -94,24 +94,24 @@ def collect(
             chosen = _draw(labels[i].any(1).cpu(), settings.seed, number)[: wanted[-1]].to(cells.device)
             places = torch.arange(len(chosen), device=cells.device) * len(images) + number
             features[places], counts[places] = cells[i, chosen], labels[i, chosen].float()
-    if accelerator.num_processes > 1:  # each has other rows, and zeros for the rest
+    if accelerator.num_processes > 1:  # each process has its rows, other rows are zero
         dist.all_reduce(features)
         dist.all_reduce(counts)
     filled = counts.any(1)
     if not filled.any():
-        raise ValueError("no pixel of the masks to learn from has a label: there is nothing to learn")
+        raise ValueError("no pixel of the training masks has a label: check --masks and --train-split")
     ends = tuple(int(filled[: n * len(images)].sum()) for n in wanted)
     return Cells(_compact(features, filled), _compact(counts, filled), ends)
 
 
 def _draw(valid: Tensor, seed: int, number: int) -> Tensor:
-    """The cells of an image that are valid, in an order that seed and number of the image decide."""
+    """Return the valid cells of an image in random order, drawn from (seed, image index)."""
     order = torch.from_numpy(np.random.default_rng([seed, number]).permutation(len(valid)))
     return order[valid[order]]
 
 
 def _compact(rows: Tensor, filled: Tensor) -> Tensor:
-    """Move the filled rows to the front, in place, since there may be no room for a second of them."""
+    """Move the filled rows to the front, in place to save memory."""
     end = 0
     for some, kept in zip(rows.split(_ROWS), filled.split(_ROWS), strict=True):
         moved = some[kept]

@@ -1,4 +1,4 @@
-"""A comparison of the maps of frozen models: what all protocols on dense features are told, and the models.
+"""Options and model loop of all protocols on dense features of frozen models.
 
 Dimensions: S side of an image in pixels.
 """
@@ -22,34 +22,33 @@ __all__ = ["Comparison", "compare"]
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A comparison of the frozen maps of timm models on images of one size.
+    """A comparison of frozen feature maps of timm models.
 
     Raises:
-        ValueError: a number is impossible.
+        ValueError: an option is out of range.
     """
 
     models: tuple[str, ...]
-    """timm models with weights, or folders that runs exported; of a prototype model the projections are taken."""
+    """timm models with weights, or export folders of runs; for prototype models the projections are used."""
     data: Path
     """Folder of images."""
     size: int = 448
-    """Pixels that the short side of images and masks is resized to; the central square of this side is taken, and
-    all numbers are of its pixels."""
+    """Resize the short side of images and masks to this many pixels, then measure on the central square."""
     baseline: bool = False
-    """Measure each model with random weights too, and BatchNorm statistics of the images."""
+    """Add a random-init baseline of each model, BatchNorm statistics re-estimated on the images."""
     batch_size: int = 8
-    """Images that a process takes at a time."""
+    """Batch size per process."""
     workers: int = 2
-    """Processes that load images, for each process."""
+    """Data-loader workers per process."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of the models; all that follows them is in float32."""
+    """Precision of the models; everything else uses float32."""
     seed: int = 0
-    """Of what is drawn: random weights, and what the protocol draws."""
+    """Seed of random weights and of the protocol."""
     output: Path | None = None
-    """JSON file of the numbers, the protocol and the settings."""
+    """JSON file of results, protocol and settings."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
+        """Validate."""
         command.check_positive(self, "size", "batch_size")
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: give at least 0")
@@ -64,17 +63,18 @@ def compare(
     load: Callable[..., MapModel],
     measure: Callable[[MapModel], dict[str, Any]],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Measure each model and, where it is asked for, the same with random weights.
+    """Measure each model and optionally its random-init baseline.
 
     Args:
         settings: of the command.
-        accelerator: says the device.
-        images: a data set whose samples begin with an image, uint8 3 x S x S, for the statistics of random models.
-        load: makes a model by name, of a size, with weights or without.
-        measure: one.
+        accelerator: determines the device.
+        images: a data set whose samples begin with an image, uint8 3 x S x S; BatchNorm statistics of baselines
+            are estimated on it.
+        load: takes name, size and ``pretrained``.
+        measure: measures a model.
 
     Returns:
-        What was measured by title, and by the name of a model what its maps are.
+        Results by title, and descriptions of the feature maps by model name.
     """
     results, features = {}, {}
     for name in settings.models:

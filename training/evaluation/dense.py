@@ -1,4 +1,4 @@
-"""What the protocols on dense features share: their settings, images and masks, the models' maps, tables and JSON.
+"""Shared code of the protocols on dense features: settings, images and masks, feature maps, confusion matrices.
 
 Dimensions: B images, C channels, S side of an image in pixels, h x w cells of a map.
 """
@@ -27,41 +27,41 @@ __all__ = ["Dense", "Parts", "count", "evaluate", "maps", "open_parts", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Dense(Comparison):
-    """A comparison of the frozen maps of timm models on images with masks."""
+    """A comparison of frozen feature maps of timm models on images with masks."""
 
     models: tuple[str, ...]
-    """timm models with weights, or folders that runs exported; of a prototype model the projections are taken. Or
-    files of `slotcon-hub embed --dense --size SIZE --images DATA`."""
+    """timm models with weights, or export folders of runs (for prototype models the projections are used), or files
+    of `slotcon-hub embed --dense --size SIZE --images DATA`."""
     data: Path
     """Folder with a folder of images for each split."""
     masks: Path
-    """Folder with a folder for each split of grey or palette PNGs, named as the images: a pixel is the number of
-    its class, or 255 for none."""
+    """Folder with a folder for each split of grey or palette PNGs, named as the images: a pixel is its class index,
+    or 255 for none."""
     train_split: str = "train"
-    """Split that is learned from, such as train2017."""
+    """Training split, such as train2017."""
     test_split: str = "val"
-    """Split that is measured."""
+    """Test split."""
     classes: Path | None = None
-    """Text file of class names, one a line; without it, classes are what the masks show."""
+    """Text file of class names, one per line; default: the classes in the masks."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What is learned from, and what is measured."""
+    """The training and test split."""
 
     train: LabeledImages
     test: LabeledImages
     names: tuple[str, ...] | None
-    """Of the classes; None for what the masks show."""
+    """Class names; None: the classes in the masks."""
 
     @property
     def classes(self) -> int:
-        """How many labels the masks can have."""
+        """Number of possible labels: 255 without names."""
         return len(self.names) if self.names else IGNORE
 
 
 def open_parts(settings: Dense) -> Parts:
-    """List both splits.
+    """Open both splits.
 
     Raises:
         ValueError: one cannot be opened.
@@ -78,7 +78,7 @@ def open_parts(settings: Dense) -> Parts:
 
 
 Measure = Callable[[MapModel, Parts, Accelerator, Any], dict[str, dict[str, Any]]]
-"""Numbers by the title of a column, as :func:`as_numbers` gives them, of a model with the settings."""
+"""Maps (model, parts, accelerator, settings) to results of :func:`as_numbers` by column title."""
 
 
 def run(
@@ -88,20 +88,20 @@ def run(
     measure: Measure,
     protocol: Callable[[Any], dict[str, Any]],
 ) -> None:
-    """Read the settings from the command line, measure each model, and print and write the numbers.
+    """Run a command: measure each model, print the results and write the JSON file.
 
     Args:
         name: of the command.
-        description: of what it does, for ``--help``.
-        settings: its settings.
-        measure: a model.
-        protocol: says of settings how is measured, for the JSON file.
+        description: for ``--help``.
+        settings: class of its settings.
+        measure: measures a model.
+        protocol: describes the protocol for the JSON file.
     """
     command.run(name, description, settings, lambda chosen: evaluate(name, chosen, measure, protocol))
 
 
 def evaluate(name: str, settings: Dense, measure: Measure, protocol: Callable[[Any], dict[str, Any]]) -> None:
-    """Measure each model, and print and write the numbers."""
+    """Measure each model, print the results and write the JSON file."""
     command.check_outputs(settings.output, None)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
@@ -115,7 +115,7 @@ def evaluate(name: str, settings: Dense, measure: Measure, protocol: Callable[[A
 
 
 def _facts(settings: Dense, parts: Parts) -> dict[str, Any]:
-    """What is measured on what."""
+    """Describe data and preprocessing for the JSON file."""
     size = settings.size
     return {
         "train": len(parts.train),
@@ -138,10 +138,7 @@ def _stack(samples: list[tuple[int, tuple[Tensor, Tensor]]]) -> tuple[Tensor, Te
 def maps(
     model: Any, images: Any, accelerator: Accelerator, settings: Comparison
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield, for this process's share of the images batch by batch, on its device:
-
-    their numbers (B), the model's maps (float32 B x C x h x w) and the masks (uint8 B x S x S).
-    """
+    """Yield batches of this process's shard: indices B, features float32 B x C x h x w, masks uint8 B x S x S."""
     data = StoredSamples(images, model, settings.data) if isinstance(model, StoredMaps) else images
     batches = command.stream(data, _stack, accelerator, batch_size=settings.batch_size, workers=settings.workers)
     for numbers, batch, truths in batches:
@@ -160,20 +157,20 @@ def count(
     groups: Sequence[int],
     classes: int,
 ) -> list[Tensor]:
-    """Segment all images, those of this process, and add up the counts of all.
+    """Segment this process's shard, and reduce the confusion matrices over processes.
 
     Args:
-        model: that makes the maps.
-        images: with their masks.
-        accelerator: says device and share.
+        model: returns feature maps.
+        images: with masks.
+        accelerator: determines device and shard.
         settings: of the command.
-        score: B x C x h x w maps to scores B x K x h x w of K groups, in one or several ways; they are resized
-            bilinearly to the pixels, which take the group of the highest.
-        groups: K of each way.
+        score: maps B x C x h x w features to one or several scores B x K x h x w of K groups; pixels get the argmax
+            of scores resized bilinearly.
+        groups: K of each score.
         classes: of the masks.
 
     Returns:
-        For each way K x classes counts of labelled pixels.
+        For each score the K x classes counts of labelled pixels.
     """
     counts = [torch.zeros(k, classes, dtype=torch.long, device=accelerator.device) for k in groups]
     for _, found, truths in maps(model, images, accelerator, settings):

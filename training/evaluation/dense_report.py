@@ -1,4 +1,4 @@
-"""The numbers of the protocols on dense features as tables and JSON."""
+"""Results of the protocols on dense features as tables and JSON."""
 
 import math
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ __all__ = ["as_numbers", "report"]
 
 
 def as_numbers(found: Segmentation, confusion: Tensor, names: tuple[str, ...] | None) -> dict[str, Any]:
-    """What is reported of a segmentation, shares in [0, 1]: mIoU, pixel accuracy, and the IoU of each class.
+    """Return mIoU, pixel accuracy, and pixels and IoU of each class; metrics in [0, 1].
 
     Args:
-        found: what :func:`training.evaluation.metrics.score` made of the counts.
+        found: the result of :func:`training.evaluation.metrics.score`.
         confusion: K x C counts.
-        names: of the classes; None takes their numbers, up to the last that anything shows.
+        names: of the classes; None: their indices, up to the last class in truth or prediction.
 
     Raises:
         ValueError: no pixel has a label.
     """
     pixels = confusion.sum(0)
     if not pixels.any():
-        raise ValueError("no pixel of the masks has a label: there is nothing to measure")
+        raise ValueError("no pixel of the masks has a label: check --masks")
     last = max(c for c, iou in enumerate(found.iou) if iou == iou)
     names = names or tuple(map(str, range(last + 1)))
     per_class = [{"name": name, "pixels": int(pixels[c]), "iou": found.iou[c]} for c, name in enumerate(names)]
@@ -36,16 +36,16 @@ def as_numbers(found: Segmentation, confusion: Tensor, names: tuple[str, ...] | 
 
 
 def report(name: str, settings: Any, results: Mapping[str, Mapping[str, Any]], protocol: dict[str, Any]) -> None:
-    """Print the tables, and write what the settings ask for.
+    """Print the tables, and write ``settings.output``.
 
     Args:
         name: of the command.
         settings: of the command.
-        results: by model and by column, of :func:`as_numbers`.
-        protocol: how was measured; its "features" say by model what its maps are.
+        results: by model and column, of :func:`as_numbers`.
+        protocol: of the JSON file; its "features" describe the feature maps of each model.
     """
     print(
-        f"{name} on {settings.data}: {protocol['train']:,} images to learn from, {protocol['test']:,} measured, "
+        f"{name} on {settings.data}: {protocol['train']:,} training and {protocol['test']:,} test images, "
         f"at {settings.size} x {settings.size} pixels"
     )
     columns = list(next(iter(results.values())))
@@ -60,14 +60,14 @@ def report(name: str, settings: Any, results: Mapping[str, Mapping[str, Any]], p
 
 
 def _told(found: dict[str, Any]) -> str:
-    """mIoU in percent, and its deviation where there is one."""
+    """Format the mIoU in percent, with its standard deviation if there is one."""
     deviation = found.get("miou_deviation", math.nan)
     told = f"{100 * found['miou']:.2f}"
     return told if math.isnan(deviation) else f"{told} ± {100 * deviation:.2f}"
 
 
 def _per_class(results: dict[str, dict[str, Any]]) -> Table:
-    """IoU of each class for each model; those that no pixel shows are left out."""
+    """Make the table of IoUs by class and model, without classes that have no pixels."""
     table = Table("IoU, %", *(Column(shorten(title, 32), justify="right") for title in results))
     several = list(results.values())
     for c, one in enumerate(several[0]["per_class"]):

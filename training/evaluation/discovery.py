@@ -1,4 +1,4 @@
-"""Object discovery: how well groups of pixels cover objects, ``python -m training.evaluation.discovery``.
+"""Object discovery by best Jaccard index of groups and objects: ``python -m training.evaluation.discovery``.
 
 Dimensions: B images, K groups, n objects, S side of an image in pixels, h x w cells of a map.
 """
@@ -35,36 +35,35 @@ __all__ = ["Discovery", "best_jaccards", "main", "summarize"]
 
 @dataclass(frozen=True, kw_only=True)
 class Discovery(Comparison):
-    """Groups of pixels, compared with annotated objects."""
+    """Options of object discovery."""
 
     objects: Path
-    """JSON file of COCO's format, or VOC's folder SegmentationObject, which has SegmentationClass beside it."""
+    """JSON file in COCO's format, or VOC's folder SegmentationObject, with SegmentationClass beside it."""
     names: Path | None = None
-    """Text file of the images to take of VOC, one a line, such as ImageSets/Segmentation/val.txt."""
+    """Text file with image names of VOC, one per line, such as ImageSets/Segmentation/val.txt."""
     groups: Literal["prototypes", "clusters"] = "prototypes"
-    """prototypes: of prototype models, a pixel is in the group of the most similar one. clusters: of any model, by
-    k-means of the cells of these images."""
+    """prototypes: group pixels by the most similar prototype of a prototype model. clusters: by k-means of the
+    features of these images, for any model."""
     clusters: int = 256
-    """Of k-means."""
+    """K of k-means."""
     cells: int = 102_400
-    """Cells that k-means takes at most, the same number of every image."""
+    """Maximum number of cells for k-means, equally many from each image."""
     size: int = 224
-    """Pixels that the short side of images and objects is resized to; the central square of this side is taken,
-    and objects are what is left of them in it."""
+    """Resize the short side of images and objects to this many pixels, then crop the central square."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
+        """Validate."""
         super().__post_init__()
         command.check_positive(self, "clusters", "cells")
 
 
 def best_jaccards(groups: Tensor, masks: Tensor, void: Tensor) -> list[float]:
-    """Find for each object the group that covers it best, by intersection over union.
+    """Compute the best IoU of each object over the groups of its image.
 
     Args:
         groups: integers S x S.
         masks: bool n x S x S, the objects; each has a pixel outside the void.
-        void: bool S x S: pixels that are of neither object nor group.
+        void: bool S x S: pixels to ignore.
 
     Returns:
         n IoUs in (0, 1].
@@ -80,7 +79,7 @@ def best_jaccards(groups: Tensor, masks: Tensor, void: Tensor) -> list[float]:
 
 
 def summarize(found: Sequence[tuple[int, float]], names: Sequence[str]) -> dict[str, Any]:
-    """Average over objects, and over classes the averages of their objects; classes without objects do not count.
+    """Average the IoUs over objects, and over the classes that have objects.
 
     Args:
         found: class and best IoU of each object.
@@ -102,7 +101,7 @@ def summarize(found: Sequence[tuple[int, float]], names: Sequence[str]) -> dict[
 
 
 def _load_scores(name: str, size: int, *, pretrained: bool = True) -> MapModel:
-    """A prototype model whose map is that of the similarities."""
+    """Load a prototype model that returns similarity maps."""
     model: Any = load_prototypes(name)
     if not pretrained:
         model = timm.create_model(name_for_timm(name, "prototypes"), global_pool="").eval()
@@ -121,7 +120,7 @@ def _discover(
     settings: Discovery,
     score: Callable[[Tensor], Tensor],
 ) -> list[tuple[int, float]]:
-    """Class and best IoU of the objects of all processes, in the order of the images."""
+    """Return class and best IoU of all objects, gathered from all processes, in the order of the images."""
     found = []
     size = settings.size, settings.size
     batches = command.stream(images, _stack, accelerator, batch_size=settings.batch_size, workers=settings.workers)
@@ -136,7 +135,7 @@ def _discover(
 
 
 class _Blank:
-    """The images, each with one label for all of its pixels."""
+    """Images with all-zero masks."""
 
     def __init__(self, images: Any) -> None:
         self.images = images
@@ -159,7 +158,7 @@ def _measure(model: MapModel, images: Any, accelerator: Accelerator, settings: D
         found = _discover(model, images, accelerator, settings, lambda maps: cluster_scores(maps, [centers])[0])
     if not found:
         raise ValueError(
-            f"{settings.objects} has no object in the central squares of the images: there is nothing to find"
+            f"{settings.objects} has no object in the central squares of the images: give images with objects"
         )
     names = images.classes or tuple(map(str, range(max(label for label, _ in found) + 1)))
     return {"groups": groups, **summarize(found, names)}
@@ -168,14 +167,14 @@ def _measure(model: MapModel, images: Any, accelerator: Accelerator, settings: D
 def _open(settings: Discovery) -> CocoObjects | VocObjects:
     if not settings.objects.is_dir():
         if settings.names:
-            raise ValueError("--names is of VOC's folders: a JSON file lists its images itself")
+            raise ValueError("--names is only for VOC's folders: leave it out, a JSON file lists its images")
         return CocoObjects(settings.data, settings.objects, settings.size)
     names = settings.names.read_text().split() if settings.names else None
     return VocObjects(settings.data, settings.objects, names, settings.size)
 
 
 def main(settings: Discovery) -> None:
-    """Measure each model, and print and write the numbers."""
+    """Run the command."""
     command.check_outputs(settings.output, None)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
@@ -207,9 +206,9 @@ def _report(settings: Discovery, images: int, results: dict[str, dict[str, Any]]
         "resolution_of_comparison": [size, size],
         "groups": "most similar prototype"
         if settings.groups == "prototypes"
-        else f"k-means, K = {settings.clusters}, of cells of these images, of length 1",
+        else f"k-means, K = {settings.clusters}, of L2-normalised cells of these images",
         "prediction": "argmax of similarities, resized bilinearly to the pixels (align_corners=False)",
-        "jaccard": "of the best group of the image, over its pixels but the void; crowds are left out",
+        "jaccard": "of the best group of the image, without void pixels and crowds",
         "seed": settings.seed,
         "features": features,
     }

@@ -22,26 +22,26 @@ from training.evaluation.neighbors import nearest
 
 __all__ = ["InContext", "vote"]
 
-QUERIES = 1024  # that are compared at a time
+QUERIES = 1024  # per matrix product
 
 DESCRIPTION = "Segment images by the nearest cells of other images (Hummingbird): nothing is trained."
 
 
 @dataclass(frozen=True, kw_only=True)
 class InContext(Dense):
-    """In-context segmentation as of Hummingbird."""
+    """Options of in-context segmentation."""
 
     memory: tuple[int, ...] = (10_240, 102_400)
-    """Cells in memory, a column each, the same number of every training image. The largest takes, on every process,
-    4 bytes for each cell, and in it for each channel of the map and each class: 102,400 cells of a ResNet-50 and 27
-    classes are 0.85 GB. Without --classes it is 255 classes."""
+    """Numbers of cells in memory, one column each, equally many from each training image. The largest needs
+    4 x cells x (channels + classes) bytes per process, 0.85 GB for 102,400 cells of a ResNet-50 and 27 classes;
+    without --classes there are 255."""
     neighbors: int = 30
-    """Cells that vote."""
+    """Nearest cells that vote."""
     temperature: float = 0.02
-    """Of the votes: softmax(cosine / temperature)."""
+    """Votes are softmax(cosine / temperature)."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
+        """Validate."""
         super().__post_init__()
         command.check_positive(self, "neighbors")
         if not self.memory:
@@ -51,23 +51,23 @@ class InContext(Dense):
 
 
 def remember(cells: Cells) -> Cells:
-    """Make a memory of cells, in place: features of length 1, and shares of the classes in place of counts."""
+    """L2-normalise the features and turn counts into class fractions, in place."""
     cells.features.div_(cells.features.norm(dim=1, keepdim=True).clamp(min=1e-12))
     cells.counts.div_(cells.counts.sum(1, keepdim=True))
     return cells
 
 
 def vote(cells: Tensor, memory: Cells, k: int, temperature: float) -> list[Tensor]:
-    """Let the k most similar entries vote for the classes of each cell, with softmax(cosine / temperature).
+    """Average the class fractions of the k nearest entries, weighted by softmax(cosine / temperature).
 
     Args:
-        cells: float32 Q x C, of length 1.
+        cells: float32 Q x C, L2-normalised.
         memory: of :func:`remember`.
-        k: entries; fewer vote where the memory has fewer.
+        k: entries, at most the size of the memory.
         temperature: of the softmax.
 
     Returns:
-        For each of ``memory.ends`` the shares of the votes, Q x K; they sum to 1.
+        For each of ``memory.ends`` the class probabilities, Q x K.
     """
     return [
         torch.einsum("qk,qkc->qc", (similarities / temperature).softmax(1), memory.counts[entries])
@@ -76,7 +76,7 @@ def vote(cells: Tensor, memory: Cells, k: int, temperature: float) -> list[Tenso
 
 
 def _scores(found: Tensor, memory: Cells, settings: InContext) -> list[Tensor]:
-    """Votes for the cells of B x C x h x w maps: for each of ``memory.ends`` B x K x h x w."""
+    """Classify the cells of B x C x h x w maps: B x K x h x w for each of ``memory.ends``."""
     cells = F.normalize(found.flatten(2).mT.flatten(0, 1), dim=1)
     voted = [vote(some, memory, settings.neighbors, settings.temperature) for some in cells.split(QUERIES)]
     shape = len(found), *found.shape[2:], memory.counts.shape[1]
@@ -86,7 +86,7 @@ def _scores(found: Tensor, memory: Cells, settings: InContext) -> list[Tensor]:
 def measure(
     model: MapModel, parts: Parts, accelerator: Accelerator, settings: InContext
 ) -> dict[str, dict[str, Any]]:
-    """Fill the memory, and segment with each size of it."""
+    """Fill the memory, and segment with each memory size."""
     sizes = sorted(settings.memory)
     memory = remember(collect(model, parts.train, parts.classes, accelerator, settings, "--memory", sizes))
     classify = functools.partial(_scores, memory=memory, settings=settings)
@@ -100,14 +100,14 @@ def measure(
 
 
 def protocol(settings: InContext) -> dict[str, Any]:
-    """How is measured."""
+    """Describe the protocol for the JSON file."""
     return {
         "memory": sorted(settings.memory),
-        "memory_drawn": "uniformly among the cells with a labelled pixel, as many of every image",
-        "memory_labels": "shares of the classes among the labelled pixels of a cell",
+        "memory_drawn": "uniformly among cells with a labelled pixel, equally many from each image",
+        "memory_labels": "class fractions of the labelled pixels of a cell",
         "neighbors": settings.neighbors,
         "temperature": settings.temperature,
-        "votes": "softmax(cosine / temperature) of the nearest, exact; of equal ones the first",
+        "votes": "softmax(cosine / temperature) of the exact nearest neighbours",
         "prediction": "argmax of votes, resized bilinearly to the pixels (align_corners=False)",
     }
 

@@ -1,4 +1,4 @@
-"""Linear segmentation: one 1 x 1 convolution on frozen maps, ``python -m training.evaluation.linear_segmentation``.
+"""Linear segmentation, a 1 x 1 convolution on frozen maps: ``python -m training.evaluation.linear_segmentation``.
 
 Dimensions: B images, C channels, h x w cells, K classes, M cells.
 """
@@ -21,25 +21,25 @@ from training.evaluation.metrics import score
 
 __all__ = ["LinearSegmentation", "loss", "train"]
 
-DESCRIPTION = "Segment images by a linear classifier of the cells of frozen maps, a convolution of 1 x 1."
+DESCRIPTION = "Segment images by a linear classifier (1 x 1 convolution) on frozen feature maps."
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSegmentation(Dense):
-    """A linear classifier of cells."""
+    """Options of linear segmentation."""
 
     cells: int = 1_024_000
-    """Cells of training images that are learned from at most, the same number of every image: they take 4 bytes,
-    on every process, for each channel of the map and each class; without --classes that is 255 classes."""
+    """Maximum number of training cells, equally many from each image; they need 4 x cells x (channels + classes)
+    bytes per process; without --classes there are 255."""
     epochs: int = 50
-    """Passes over these cells."""
+    """Training epochs of the classifier."""
     lr: float = 1e-3
-    """Learning rate of Adam at the first step; it falls to 0 along a cosine."""
+    """Initial learning rate of Adam, with cosine decay to 0."""
     train_batch_size: int = 1024
-    """Cells in a step of the classifier."""
+    """Cells per batch of the classifier."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
+        """Validate."""
         super().__post_init__()
         command.check_positive(self, "cells", "epochs", "train_batch_size")
         if self.lr <= 0:
@@ -47,20 +47,19 @@ class LinearSegmentation(Dense):
 
 
 def loss(scores: Tensor, counts: Tensor) -> Tensor:
-    """Mean cross-entropy of the labelled pixels, each of which has the scores of its cell.
+    """Compute the mean cross-entropy of labelled pixels, each with the logits of its cell.
 
     Args:
-        scores: B x K, before the softmax.
-        counts: B x K, how many pixels of the cell each class has.
+        scores: B x K logits.
+        counts: B x K, number of pixels of each class in the cell.
     """
     return -(counts * scores.log_softmax(1)).sum() / counts.sum()
 
 
 def train(cells: Cells, settings: LinearSegmentation, *, quiet: bool = False) -> tuple[nn.Conv2d, list[int]]:
-    """Train the classifier; what it is of one process, it is of several.
+    """Train the classifier, identically on every process.
 
-    The features are standardised for it, by mean and deviation of each channel over the cells, which is then made
-    part of its weights.
+    Features are standardised per channel for training; the standardisation is then folded into the weights.
 
     Args:
         cells: of the training images; their features are standardised in place.
@@ -68,12 +67,12 @@ def train(cells: Cells, settings: LinearSegmentation, *, quiet: bool = False) ->
         quiet: show no progress bar.
 
     Returns:
-        A convolution from C channels to scores of the classes that some cell has, and their numbers.
+        A convolution from C channels to logits of the classes that occur in the cells, and their indices.
     """
     seen = cells.counts.any(0).nonzero()[:, 0]
     features, counts = cells.features, cells.counts[:, seen]
     std, mean = torch.std_mean(features, dim=0)
-    std = std.nan_to_num().clamp(min=1e-6)  # of one cell it is NaN
+    std = std.nan_to_num().clamp(min=1e-6)  # NaN for a single cell
     features.sub_(mean).div_(std)
     random = torch.Generator().manual_seed(settings.seed)
     classifier = nn.Linear(features.shape[1], counts.shape[1]).to(features.device)
@@ -100,7 +99,7 @@ def train(cells: Cells, settings: LinearSegmentation, *, quiet: bool = False) ->
 def measure(
     model: MapModel, parts: Parts, accelerator: Accelerator, settings: LinearSegmentation
 ) -> dict[str, dict[str, Any]]:
-    """Train the classifier, alike on every process, and segment."""
+    """Train the classifier, identically on every process, and segment."""
     cells = collect(model, parts.train, parts.classes, accelerator, settings, "--cells", [settings.cells])
     classifier, seen = train(cells, settings, quiet=not accelerator.is_main_process)
 
@@ -115,11 +114,11 @@ def measure(
 
 
 def protocol(settings: LinearSegmentation) -> dict[str, Any]:
-    """How is measured."""
+    """Describe the protocol for the JSON file."""
     return {
-        "classifier": "1 x 1 convolution, of features standardised by mean and deviation over the training cells",
+        "classifier": "1 x 1 convolution on features standardised over the training cells",
         "optimizer": f"Adam, learning rate {settings.lr}, cosine to 0, no weight decay",
-        "loss": "mean cross-entropy of the labelled pixels, each with the scores of its cell",
+        "loss": "mean cross-entropy of labelled pixels, each with the logits of its cell",
         "epochs": settings.epochs,
         "batch": f"{settings.train_batch_size} cells",
         "training_images": "central squares, without augmentation",

@@ -1,4 +1,4 @@
-"""Clusters of frozen cells, matched with classes: ``python -m training.evaluation.overclustering``.
+"""k-means clusters of frozen features, matched with classes: ``python -m training.evaluation.overclustering``.
 
 Dimensions: B images, C channels, h x w cells, K clusters.
 """
@@ -24,40 +24,38 @@ from training.evaluation.metrics import merge_majority, score
 
 __all__ = ["Overclustering", "average", "cluster_scores"]
 
-DESCRIPTION = (
-    "Segment images by k-means clusters of the cells of frozen maps, matched with the classes of the masks."
-)
+DESCRIPTION = "Segment images by k-means clusters of frozen feature maps, matched with the classes of the masks."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overclustering(Dense):
-    """k-means on cells."""
+    """Options of overclustering."""
 
     clusters: int = 500
-    """Of k-means, where each cluster takes the class that most of its pixels have. Another column has as many
-    clusters as classes, matched one to one (Hungarian)."""
+    """K of k-means, each cluster assigned to its most frequent class. Another column has as many clusters as
+    classes, matched one to one (Hungarian)."""
     seeds: int = 5
-    """Runs of k-means, from --seed on, of which mean and deviation are reported."""
+    """Number of k-means runs, with seeds from --seed on; mean and standard deviation are reported."""
     iterations: int = 50
-    """Of k-means, at most."""
+    """Maximum number of k-means iterations."""
     cells: int = 102_400
-    """Cells of training images that are clustered at most, the same number of every image: they take 4 bytes, on
-    every process, for each channel of the map and each class; without --classes that is 255 classes."""
+    """Maximum number of training cells, equally many from each image; they need 4 x cells x (channels + classes)
+    bytes per process; without --classes there are 255."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
+        """Validate."""
         super().__post_init__()
         command.check_positive(self, "clusters", "seeds", "iterations", "cells")
 
 
 def cluster_scores(found: Tensor, centers: Sequence[Tensor]) -> list[Tensor]:
-    """Affinities, B x K x h x w, of the cells of B x C x h x w maps, made of length 1, with each set of centres."""
+    """Compute the affinities, B x K x h x w, of L2-normalised B x C x h x w maps with each set of centres."""
     cells = F.normalize(found, dim=1).permute(0, 2, 3, 1)
     return [affinities(cells, some).permute(0, 3, 1, 2) for some in centers]
 
 
 def average(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean of the numbers of several seeds, and for mIoU the standard deviation of a sample; NaN of a single one.
+    """Average results over seeds, with the sample standard deviation of the mIoU (NaN for one seed).
 
     Args:
         runs: of :func:`training.evaluation.dense_report.as_numbers`.
@@ -79,7 +77,7 @@ def average(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def measure(
     model: MapModel, parts: Parts, accelerator: Accelerator, settings: Overclustering
 ) -> dict[str, dict[str, Any]]:
-    """Cluster training cells, alike on every process, and segment by each set of clusters."""
+    """Cluster training cells, identically on every process, and segment by each set of clusters."""
     cells = collect(model, parts.train, parts.classes, accelerator, settings, "--cells", [settings.cells])
     points = F.normalize(cells.features, dim=1)
     classes = len(parts.names) if parts.names else int(cells.counts.any(0).nonzero().max()) + 1
@@ -103,15 +101,15 @@ def measure(
 
 
 def protocol(settings: Overclustering) -> dict[str, Any]:
-    """How is measured."""
+    """Describe the protocol for the JSON file."""
     return {
-        "clusters": f"k-means (k-means++, at most {settings.iterations} iterations) of training cells of length 1",
+        "clusters": f"k-means++, at most {settings.iterations} iterations, on L2-normalised training cells",
         "seeds": list(range(settings.seed, settings.seed + settings.seeds)),
         "cells": settings.cells,
-        "cells_drawn": "uniformly among those with a labelled pixel, as many of every image",
-        "matching": "on the measured images: Hungarian, most matched pixels; many to one, most frequent class",
+        "cells_drawn": "uniformly among cells with a labelled pixel, equally many from each image",
+        "matching": "on the test images: Hungarian, most matched pixels; many to one, most frequent class",
         "prediction": "nearest cluster of features resized bilinearly to the pixels (align_corners=False)",
-        "deviation": "standard deviation of the sample of seeds",
+        "deviation": "sample standard deviation over seeds",
     }
 
 

@@ -186,7 +186,7 @@ def test_two_processes_find_the_same(prototypes, coco, tmp_path, groups):
     [
         ({"objects": Path("/nowhere.json")}, "/nowhere.json cannot be read as JSON"),
         ({"objects": Path("/tmp")}, "there is no folder /SegmentationClass: VOC has it beside SegmentationObject"),
-        ({"names": Path("/tmp/val.txt")}, "--names is of VOC's folders: a JSON file lists its images itself"),
+        ({"names": Path("/tmp/val.txt")}, "--names is only for VOC's folders: leave it out"),
         ({"data": Path("/nowhere")}, r"7 of the 7 images of .*objects\.json are missing"),
         ({"models": ("resnet10t",)}, "resnet10t is a backbone without prototypes"),
         ({"groups": "clusters", "clusters": 500}, "500 clusters of 112 cells"),

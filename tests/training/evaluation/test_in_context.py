@@ -133,7 +133,7 @@ def test_what_is_drawn_follows_the_seed(backbone, masked, here, tmp_path):
     ("change", "sentence"),
     [
         ({"memory": ()}, "--memory: give at least one number of cells"),
-        ({"memory": (6, 100)}, "--memory 6 is less than a cell of each of the 7 images"),
+        ({"memory": (6, 100)}, "--memory 6 is less than one cell per image: give at least 7"),
         ({"neighbors": 0}, "--neighbors 0: give at least 1"),
         ({"temperature": 0.0}, "--temperature 0.0: give one above 0"),
         ({"seed": -1}, "--seed -1: give at least 0"),
@@ -155,5 +155,5 @@ def test_masks_without_a_label_are_refused(backbone, masked, here, tmp_path):
         (tmp_path / "masks" / split).mkdir(parents=True)
         for file in (masked / "masks" / split).iterdir():
             Image.fromarray(np.full((72, 90), 255, np.uint8)).save(tmp_path / "masks" / split / file.name)
-    with pytest.raises(ValueError, match="no pixel of the masks to learn from has a label"):
+    with pytest.raises(ValueError, match="no pixel of the training masks has a label"):
         command(here, settings(backbone, masked, masks=tmp_path / "masks"))

@@ -93,7 +93,7 @@ def test_training_teaches(backbone, masked, here, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"cells": 3}, "--cells 3 is less than a cell of each of the 7 images"),
+        ({"cells": 3}, "--cells 3 is less than one cell per image: give at least 7"),
         ({"cells": 0}, "--cells 0: give at least 1"),
         ({"epochs": 0}, "--epochs 0: give at least 1"),
         ({"train_batch_size": 0}, "--train-batch-size 0: give at least 1"),

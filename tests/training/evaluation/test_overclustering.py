@@ -109,7 +109,7 @@ def test_classes_that_some_seeds_lack():
         ({"clusters": 0}, "--clusters 0: give at least 1"),
         ({"seeds": 0}, "--seeds 0: give at least 1"),
         ({"iterations": 0}, "--iterations 0: give at least 1"),
-        ({"cells": 6}, "--cells 6 is less than a cell of each of the 7 images"),
+        ({"cells": 6}, "--cells 6 is less than one cell per image: give at least 7"),
     ],
 )
 def test_errors_are_one_sentence(backbone, masked, here, change, sentence):
