@@ -19,6 +19,7 @@ from slotcon_hub.concepts.inference import CenterCrop, dense_maps
 from slotcon_hub.concepts.segments import Segment, describe_segments, group_map
 from slotcon_hub.images import EncodedImage
 from slotcon_hub.models.prototype_model import SlotConPrototypes
+from slotcon_hub.models.sizes import find_sizes
 
 __all__ = ["SIZES", "Analysis", "analyze", "decode_for_display"]
 
@@ -83,11 +84,13 @@ def analyze(model: SlotConPrototypes, image: Tensor, size: int, precision: torch
     Args:
         model: in eval mode.
         image: uint8 3 x H x W, of :func:`decode_for_display`.
-        size: short side in pixels to which the image is resized for the network.
+        size: short side in pixels to which the image is resized for a network that takes more than one size.
         precision: of the network, float32 or bfloat16.
     """
-    interpolation = InterpolationMode(CenterCrop.from_model(model).interpolation)
-    taken = resize(image, [size], interpolation, max_size=_LONGEST, antialias=True)
+    taken = image
+    if find_sizes(model).only is None:
+        interpolation = InterpolationMode(CenterCrop.from_model(model).interpolation)
+        taken = resize(image, [size], interpolation, max_size=_LONGEST, antialias=True)
     z, scores = dense_maps(model, taken[None], precision)
     longest = max(image.shape[1:])
     displayed = _scaled(image, min(max(longest, _DISPLAYED[0]), _DISPLAYED[1]) / longest)

@@ -3,6 +3,7 @@
 gradio is only imported when the page is built: it comes with the extra ``explore``.
 """
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -98,8 +99,9 @@ def launch(
         prevent_thread_lock=True,
         ssr_mode=False,
     )
-    print(f"open {page.local_url}", flush=True)
-    page.block_thread()
+    with contextlib.suppress(KeyboardInterrupt):
+        print(f"open {page.local_url}", flush=True)
+        page.block_thread()
 
 
 def build_page(models: Sequence[Explored], examples: Path = EXAMPLES) -> Any:

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import timm
 import torch
 from image_files import KINDS
 from PIL import Image
@@ -89,3 +90,12 @@ def test_components_are_those_of_the_projections(model):
     z = dense_maps(model, image[None])[0][0]
     right = fit_components([z]).project(z, (128, 640)).permute(1, 2, 0).numpy() * 255
     assert abs(np.asarray(found.principal_components()) - right).max() <= 0.51
+
+
+def test_a_model_of_one_size():
+    args = {"backbone": "test_vit_relpos", "num_classes": 5, "hidden_dim": 8, "out_dim": 4, "global_pool": ""}
+    model, image = timm.create_model("slotcon_proto", **args).eval(), tensor(painted(3, 61, 700))
+    groups, segments = segment_image(model, image)
+    found = analyze(model, image, 64)
+    assert torch.equal(torch.from_numpy(found.groups), groups)
+    assert found.segments == segments

@@ -189,3 +189,24 @@ def test_a_port_that_is_taken(models, address, capsys):
     port = address.rstrip("/").rpartition(":")[2]
     assert main(["explore", "--model", models[0], "--device", "cpu", "--port", port]) == 1
     assert f"127.0.0.1, port {port}, is not free (Address already in use" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "host", "port"),
+    [([], "127.0.0.1", None), (["--host", "0.0.0.0", "--port", "7999"], "0.0.0.0", 7999)],
+)
+def test_it_listens_on_loopback_unless_told_until_ctrl_c(models, arguments, host, port, monkeypatch, capsys):
+    class Page:
+        local_url = "http://address"
+
+        def launch(self, **options):
+            self.options = options
+
+        def block_thread(self):
+            raise KeyboardInterrupt
+
+    page = Page()
+    monkeypatch.setattr(app, "build_page", lambda models, examples: page)
+    assert main(["explore", "--model", models[0], "--device", "cpu", *arguments]) == 0
+    assert (page.options["server_name"], page.options["server_port"], page.options["share"]) == (host, port, False)
+    assert capsys.readouterr().out == "open http://address\n"
