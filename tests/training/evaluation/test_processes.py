@@ -55,8 +55,8 @@ DENSE = {
 """The protocols on dense features, and their options."""
 
 
-@pytest.mark.parametrize("name", DENSE)
-def test_dense_protocols_give_the_same_numbers_in_two_processes(name, tmp_path):
+@pytest.mark.parametrize(("name", "batch_size"), [*((name, 2) for name in DENSE), ("in_context", 64)])  # for one
+def test_dense_protocols_give_the_same_numbers_in_two_processes(name, batch_size, tmp_path):
     rng = np.random.default_rng(0)
     for split, number in (("train", IMAGES), ("val", 5)):
         for i in range(number):
@@ -66,7 +66,7 @@ def test_dense_protocols_give_the_same_numbers_in_two_processes(name, tmp_path):
                 Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / kind / split / f"{i}.png")
     save_model(timm.create_model("slotcon_nano", num_classes=0).eval(), tmp_path / "model", 64)
     options = ["--models", tmp_path / "model", "--data", tmp_path / "images", "--masks", tmp_path / "masks"]
-    options += ["--size", 64, "--batch-size", 2, "--workers", 0, "--baseline", *DENSE[name]]
+    options += ["--size", 64, "--batch-size", batch_size, "--workers", 0, "--baseline", *DENSE[name]]
     results = []
     for processes in (1, 2):
         file = tmp_path / f"{processes}.json"
