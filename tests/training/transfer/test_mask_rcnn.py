@@ -178,7 +178,7 @@ def test_norms_that_are_computed_again_give_the_same_numbers_and_keep_less():
     head = nn.Sequential(*(Conv2dNormActivation(8, 8) for _ in range(3)), nn.Flatten(), nn.Linear(8 * 49, 5))
     twin, x = copy.deepcopy(head), torch.randn(6, 8, 7, 7)
     peaks = []
-    for one, run in ((head, lambda x: head(x.sin())), (twin, lambda x: run_recomputing_norms(twin, torch.sin, x))):
+    for one, run in ((head, head), (twin, lambda x: run_recomputing_norms(twin, x))):
         with LiveBytes(one, x) as tensors:
             run(x).square().mean().backward()
         peaks.append(tensors.peak)
@@ -186,4 +186,4 @@ def test_norms_that_are_computed_again_give_the_same_numbers_and_keep_less():
     for (name, p), q in zip(head.named_parameters(), twin.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad), name
     assert all(torch.equal(*pair) for pair in zip(head.buffers(), twin.buffers(), strict=True))
-    assert torch.equal(head.eval()(x.sin()), run_recomputing_norms(twin.eval(), torch.sin, x))
+    assert torch.equal(head.eval()(x), run_recomputing_norms(twin.eval(), x))

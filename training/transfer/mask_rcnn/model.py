@@ -42,7 +42,7 @@ class Pyramid(nn.Module):
             _move_strides(body)
         if not pretrained:
             _reset_last_norms(body)
-        recompute_first_stage(body)
+        recompute_first_stage(body, strides=(4, 8))
         self.body = body
         norm = nn.BatchNorm2d if config.norms else None
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), config.channels, LastLevelMaxPool(), norm)

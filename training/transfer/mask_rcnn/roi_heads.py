@@ -3,7 +3,6 @@
 B images, K classes, R regions of all images, F those of objects, M cells of a mask's side (28).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,7 +64,7 @@ class Detections:
         return mask_op.paste(self.masks, self.boxes, size)
 
 
-def pool_regions(maps: Sequence[Tensor], strides: list[int], boxes: list[Tensor], side: int) -> Tensor:
+def pool_regions(maps: list[Tensor], strides: list[int], boxes: list[Tensor], side: int) -> Tensor:
     """R x C x side x side: each region from the level of the pyramid that its area asks for.
 
     Args:
@@ -184,10 +183,7 @@ class RoIHeads(nn.Module):
         return self.box_predictor(self._run([self.box_head], BOX_SIDE, maps, regions))
 
     def _run(self, layers: list[nn.Module], side: int, maps: list[Tensor], regions: list[Tensor]) -> Tensor:
-        def pool(*maps: Tensor) -> Tensor:
-            return pool_regions(maps, self.strides, regions, side)
-
-        return run_recomputing_norms(layers, pool, *maps)
+        return run_recomputing_norms(layers, pool_regions(maps, self.strides, regions, side))
 
     def detect(self, maps: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
         """Detections in the images as the network sees them.
