@@ -17,7 +17,7 @@ pytest.importorskip("gradio")
 expect = playwright.expect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-WAIT = 30_000  # ms: processors are shared
+WAIT = 60_000  # ms: processors are shared
 
 
 @contextmanager
@@ -36,7 +36,8 @@ def chromium() -> Iterator[Any]:
 def served(command: list[str], log: Path, **environment: str) -> Iterator[str]:
     """Start a program that serves the page, and yield the address that it prints."""
     with log.open("w") as out:
-        env = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"} | environment
+        ours = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": str(log.parent / "gradio")}
+        env = os.environ | ours | environment
         process = subprocess.Popen(
             [sys.executable, *command], stdout=subprocess.PIPE, stderr=out, text=True, env=env
         )
