@@ -1,1 +1,1 @@
-"""Mask R-CNN on a feature pyramid, as Detectron2 defines and trains it (the paper's A.2.1)."""
+"""Mask R-CNN with a feature pyramid, equal to Detectron2's (supplementary A.2.1)."""

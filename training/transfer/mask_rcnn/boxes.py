@@ -1,7 +1,7 @@
-"""Boxes against boxes: who matches whom, which ones are learnt from, which ones stay.
+"""Box operations: matching, sampling, clipping, non-maximum suppression.
 
-Boxes are N x 4, (left, top, right, bottom) in pixels, always float32, whatever the network computes in: as in
-Detectron2. G objects, N boxes of an image.
+Boxes are N x 4, (left, top, right, bottom) in pixels, float32 under any mixed precision, as in Detectron2.
+G objects, N boxes of an image.
 """
 
 import torch
@@ -13,17 +13,17 @@ __all__ = ["clip", "match", "nonempty", "sample", "suppress"]
 
 
 def match(objects: Tensor, boxes: Tensor, low: float, high: float, low_quality: bool) -> tuple[Tensor, Tensor]:
-    """Give each box the object that it overlaps most.
+    """Match each box with the object of the largest IoU.
 
     Args:
         objects: G x 4.
         boxes: N x 4.
-        low: a box that overlaps none by as much is background.
-        high: a box that overlaps its object by as much is one of this object; between the two it is neither.
-        low_quality: the boxes that overlap an object most are objects, however little that is.
+        low: boxes with a smaller IoU are background.
+        high: boxes with at least this IoU are objects; in between they are neither.
+        low_quality: the boxes with the largest IoU with an object are objects, below ``high``, too.
 
     Returns:
-        N indices of objects, 0 where they mean nothing; N labels, 1 object, 0 background, -1 neither.
+        N indices of objects (0 for boxes that are not objects); N labels: 1 object, 0 background, -1 neither.
     """
     if not len(objects) or not len(boxes):
         nothing = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
@@ -34,12 +34,12 @@ def match(objects: Tensor, boxes: Tensor, low: float, high: float, low_quality: 
 
 
 def sample(labels: Tensor, number: int, fraction: float) -> Tensor:
-    """Draw the indices that are learnt from, objects first.
+    """Sample indices for the losses, objects first.
 
     Args:
         labels: N, above 0 object, 0 background, below 0 neither.
-        number: that is drawn, if there are as many.
-        fraction: of these that may be objects.
+        number: maximum number of samples.
+        fraction: maximum fraction of objects.
     """
     objects, background = torch.where(labels > 0)[0], torch.where(labels == 0)[0]
     wanted = min(len(objects), int(number * fraction))
@@ -49,7 +49,7 @@ def sample(labels: Tensor, number: int, fraction: float) -> Tensor:
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut ... x 4 boxes at the border of an image of a height and width."""
+    """Clip ... x 4 boxes to an image of (height, width)."""
     height, width = size
     limits = boxes.new_tensor([width, height, width, height])
     return torch.minimum(boxes.clamp(min=0), limits)
@@ -61,6 +61,6 @@ def nonempty(boxes: Tensor) -> Tensor:
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, most: int) -> Tensor:
-    """Indices of the boxes that no better one of their group overlaps by more than a threshold, best first."""
+    """Apply non-maximum suppression within groups; returns the kept indices, best first."""
     dtype = scores.dtype if scores.dtype == torch.float64 else torch.float32
     return batched_nms(boxes.to(dtype), scores.to(dtype), groups, threshold)[:most]

@@ -1,4 +1,4 @@
-"""What a detector is made of; its defaults are those of the paper."""
+"""Configuration of a detector; the defaults are the paper's."""
 
 from dataclasses import dataclass, replace
 
@@ -10,22 +10,22 @@ class MaskRCNNConfig:
     """Architecture, sampling and thresholds of a Mask R-CNN.
 
     Attributes:
-        backbone: name of a timm model that has maps of strides 4, 8, 16 and 32.
-        classes: names of the classes, in the order of the labels 0, 1, ...
+        backbone: name of a timm model with feature maps of strides 4, 8, 16 and 32.
+        classes: class names in the order of the labels 0, 1, ...
         category_ids: the data set's ids of these classes.
-        channels: of the pyramid and the convolutions behind it.
-        norms: BatchNorm after the convolutions of pyramid, box head and mask head, which then have no bias.
+        channels: of the pyramid and the heads.
+        norms: BatchNorm instead of biases in the convolutions of pyramid, box head and mask head.
         box_convs: convolutions of the box head.
         box_layers: fully connected layers of the box head.
-        stride_in_1x1: stride of a bottleneck in its first convolution, as in the ResNets of the first Detectron.
-        proposals: the most boxes of an image that are looked at closely.
-        regions: of these and of the objects' own boxes, those of an image that a step learns from.
-        mean: of a channel, red, green, blue, in 0-255.
-        std: the same, of its spread.
-        score_threshold: detections below are left out.
-        detections: the most of an image.
-        test_side: pixels of an image's short side when it is looked at.
-        longest_side: pixels that its long side does not exceed then, nor in training.
+        stride_in_1x1: stride of a bottleneck in its first convolution, as in the original Detectron.
+        proposals: maximum proposals per image.
+        regions: proposals and ground-truth boxes sampled per image for the losses of the heads.
+        mean: of red, green and blue in 0-255.
+        std: standard deviation of red, green and blue in 0-255.
+        score_threshold: minimum score of detections.
+        detections: maximum per image.
+        test_side: short side of test images in pixels.
+        longest_side: maximum long side in pixels, in training and test.
     """
 
     backbone: str = "resnet50"
@@ -57,5 +57,5 @@ class MaskRCNNConfig:
 
     @classmethod
     def numbered(cls, classes: int, **kwargs: object) -> "MaskRCNNConfig":
-        """The same for classes without names."""
+        """Create a configuration with classes named 0, 1, ..."""
         return replace(cls(classes=tuple(str(n) for n in range(classes))), **kwargs)  # type: ignore[arg-type]

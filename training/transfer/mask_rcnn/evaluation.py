@@ -25,12 +25,12 @@ from training.transfer.mask_rcnn.roi_heads import Detections
 
 __all__ = ["as_results", "detect_all", "ground_truth", "measure", "print_tables", "write_results"]
 
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # as the first six numbers of COCO's evaluation
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the first six numbers of COCO's evaluation
 KINDS = {"boxes": "bbox", "masks": "segm"}
 
 
 class _TestImages(Dataset[tuple[int, np.ndarray]]):
-    """Images resized for a detector, each with its number."""
+    """Pairs of an index and a resized image, uint8 H x W x 3."""
 
     def __init__(self, images: CocoImages, numbers: Sequence[int], short: int, longest: int) -> None:
         self.images, self.numbers, self.short, self.longest = images, numbers, short, longest
@@ -47,16 +47,16 @@ class _TestImages(Dataset[tuple[int, np.ndarray]]):
 def detect_all(
     model: MaskRCNN, images: CocoImages, workers: int = 0, progress: Callable[[int], None] | None = None
 ) -> list[dict[str, Any]]:
-    """Detect in all images, each by itself, dealt over the processes; all must call this together.
+    """Detect objects in single images, divided among the processes; a collective call.
 
     Args:
-        model: put back into its mode afterwards.
-        images: to be looked at.
-        workers: that load images, of each process.
-        progress: told the number of images done by this process.
+        model: its training mode is restored afterwards.
+        images: test images.
+        workers: data-loader workers per process.
+        progress: called with the number of finished images of this process.
 
     Returns:
-        Results in COCO's format, in order of images; on process 0 alone.
+        Results in COCO's format, in the order of the images; only on rank 0.
     """
     device = next(model.parameters()).device
     numbers = [n for part in shard_batches(len(images), 1, rank(), world_size()) for n in part]
@@ -65,7 +65,7 @@ def detect_all(
     with eval_mode(model):
         for number, pixels in DataLoader(seen, batch_size=None, collate_fn=_only, **loading(workers)):
             record = images[number]
-            image = torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)  # a copy, which may be written
+            image = torch.from_numpy(np.array(pixels)).to(device).permute(2, 0, 1)  # copied: must be writable
             (detections,) = model.detect([image], [(record.height, record.width)])
             found.append((number, as_results(record, detections, model.config.category_ids)))
             if progress:
@@ -75,12 +75,12 @@ def detect_all(
 
 
 def _only(sample: Any) -> Any:
-    """Leave NumPy's arrays as they are: no file descriptor stays open for them."""
+    """Keep NumPy arrays: tensors from workers hold file descriptors."""
     return sample
 
 
 def as_results(record: Record, found: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Detections in an image, in its own pixels, as COCO's results: boxes as corner and size, masks encoded."""
+    """Convert detections, in pixels of the original image, to COCO's results: boxes x, y, w, h and RLE masks."""
     masks = found.bitmaps((record.height, record.width)).cpu().numpy().astype(np.uint8)
     encoded = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(masks) else []
     boxes = found.boxes.cpu().clone()
@@ -103,7 +103,7 @@ def _text(counts: bytes | str) -> str:
 
 
 def ground_truth(images: CocoImages) -> dict[str, Any]:
-    """The data set in COCO's format as evaluators take it: annotations numbered from 1, each with its area."""
+    """Convert the data set to COCO's format for evaluators: annotation ids from 1, each with its area."""
     content: dict[str, Any] = {"images": [], "annotations": []}
     content["categories"] = [
         {"id": id, "name": name} for id, name in zip(images.category_ids, images.classes, strict=True)
@@ -115,7 +115,7 @@ def ground_truth(images: CocoImages) -> dict[str, Any]:
             shape = [p.tolist() for p in one.polygons]
             content["annotations"].append(
                 {
-                    "id": len(content["annotations"]) + 1,  # some evaluators take the id 0 for no match
+                    "id": len(content["annotations"]) + 1,  # some evaluators treat id 0 as no match
                     "image_id": record.id,
                     "category_id": images.category_ids[one.label],
                     "bbox": [left, top, right - left, bottom - top],
@@ -128,11 +128,11 @@ def ground_truth(images: CocoImages) -> dict[str, Any]:
 
 
 def measure(images: CocoImages, results: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Average precisions in percent, NaN where there is nothing to be found.
+    """Compute average precisions in percent, NaN without ground truth.
 
     Args:
-        images: the truth.
-        results: in COCO's format, of these images.
+        images: the ground truth.
+        results: of these images, in COCO's format.
 
     Returns:
         ``boxes`` and ``masks``, each with ``AP, AP50, AP75, APs, APm, APl``; ``per_class`` with the name, the
@@ -154,7 +154,7 @@ def measure(images: CocoImages, results: Iterable[dict[str, Any]]) -> dict[str, 
 def _average_precision(
     truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str
 ) -> tuple[dict[str, float], list[float]]:
-    # A result's box beside its mask would decide whether it is small or large: each evaluation takes its own.
+    # With both, the box would determine the size class of a mask: each evaluation only gets its own kind.
     other = "bbox" if iou_type == "segm" else "segmentation"
     own = [{key: value for key, value in one.items() if key != other} for one in results]
     if not own:
@@ -176,7 +176,7 @@ def _average_precision(
 
 
 def print_tables(numbers: dict[str, Any]) -> None:
-    """Print what :func:`measure` found."""
+    """Print the results of :func:`measure`."""
     whole = Table("%", *(Column(name, justify="right") for name in NAMES))
     for kind in KINDS:
         whole.add_row(kind, *(f"{numbers[kind][name]:.2f}" for name in NAMES))
@@ -190,6 +190,6 @@ def print_tables(numbers: dict[str, Any]) -> None:
 
 
 def write_results(path: Path, results: list[dict[str, Any]]) -> None:
-    """Write results as JSON in COCO's format, whole or not at all."""
+    """Write results as JSON in COCO's format, atomically."""
     with atomic_write(path) as new:
         new.write_text(json.dumps(results))

@@ -1,4 +1,4 @@
-"""Images and their objects as a step learns from them: resized, flipped, batched by their orientation."""
+"""Training images with their objects: resized, flipped, batched by orientation."""
 
 import itertools
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from training.transfer.mask_rcnn.target import Mask, Target
 
 __all__ = ["AspectBatches", "Batch", "Examples", "collate", "read_image"]
 
-ORDERS = 0  # a stream of random numbers, as of training.data.plan
+ORDERS = 0  # random stream, as in training.data.plan
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of a step, in one flat tensor: a loader's worker hands over a file descriptor for each tensor.
+    """A batch in one flat tensor, since each tensor from a data-loader worker needs a file descriptor.
 
     Attributes:
-        pixels: of all images after each other, uint8.
-        sizes: height and width of each.
-        targets: its objects.
+        pixels: of all images, concatenated, uint8.
+        sizes: height and width of each image.
+        targets: objects of each image.
     """
 
     pixels: Tensor
@@ -37,28 +37,28 @@ class Batch:
     targets: list[Target]
 
     def images(self, device: torch.device) -> list[Tensor]:
-        """3 x H x W each, uint8, on a device."""
+        """Return the images, uint8 3 x H x W each, on a device."""
         pixels = self.pixels.to(device, non_blocking=True)
         parts = pixels.split([3 * height * width for height, width in self.sizes])
         return [one.view(3, *size) for one, size in zip(parts, self.sizes, strict=True)]
 
     def pin_memory(self) -> "Batch":
-        """The same in memory that a GPU copies from while it computes: called by the loader."""
+        """Return a copy in pinned memory; called by the loader."""
         return Batch(self.pixels.pin_memory(), self.sizes, self.targets)
 
 
 def collate(samples: list[tuple[np.ndarray, Target]]) -> Batch:
-    """Put 3 x H x W images of any sizes and their objects into a batch."""
+    """Collate 3 x H x W images of any sizes and their objects."""
     images, targets = zip(*samples, strict=True)
     flat = torch.from_numpy(np.concatenate([one.ravel() for one in images]))
     return Batch(flat, [one.shape[1:] for one in images], list(targets))
 
 
 def read_image(record: Record) -> np.ndarray:
-    """H x W x 3, uint8, red, green, blue.
+    """Read an image, uint8 H x W x 3, RGB.
 
     Raises:
-        RunError: it cannot be read, or is of another size than the data set says; it names the file.
+        RunError: it cannot be read, or its size differs from the data set's JSON file.
     """
     try:
         image = decode(record.path.read_bytes()).permute(1, 2, 0).numpy()
@@ -74,12 +74,12 @@ class Examples(Dataset[tuple[np.ndarray, Target]]):
     """Training examples by (epoch, index): each is drawn from (seed, epoch, index)."""
 
     def __init__(self, images: CocoImages, short: tuple[int, ...], longest: int, seed: int) -> None:
-        """Take the images.
+        """Select the images with objects.
 
         Args:
-            images: of which those without objects are left out.
-            short: pixels of the short side, of which one is drawn.
-            longest: pixels that the long side does not exceed.
+            images: all images.
+            short: short sides in pixels, one drawn per image.
+            longest: maximum long side in pixels.
             seed: of the draws.
 
         Raises:
@@ -95,12 +95,12 @@ class Examples(Dataset[tuple[np.ndarray, Target]]):
         return len(self.numbers)
 
     def wide(self) -> np.ndarray:
-        """Of each, whether it is wider than high."""
+        """Return for each image whether it is wider than high."""
         height, width = self.images.sizes[self.numbers].T
         return width > height
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, Target]:
-        """Read, resize and perhaps flip an image with its objects."""
+        """Read, resize and randomly flip an image with its objects."""
         epoch, index = key
         rng = np.random.default_rng([self.seed, SAMPLES, epoch, index])
         record = self.images[self.numbers[index]]
@@ -111,7 +111,7 @@ class Examples(Dataset[tuple[np.ndarray, Target]]):
 
 
 def _target(record: Record, size: tuple[int, int], flip: bool) -> Target:
-    """The objects of an image in its new size; crowds, and what has no area, are left out."""
+    """Transform the objects of an image, without crowds and empty boxes."""
     height, width = size
     scale = np.array([width / record.width, height / record.height])
     objects = [one for one in record.instances if not one.crowd]
@@ -138,11 +138,10 @@ def _mask(instance: Instance, scale: np.ndarray, size: tuple[int, int], flip: bo
 
 
 class AspectBatches(Sampler[list[tuple[int, int]]]):
-    """The (epoch, index) pairs of this process, micro-batch after micro-batch, for the steps of a whole run.
+    """Yield this process's micro-batches of (epoch, index) pairs, for the steps of a run.
 
-    Images come in a random order of every epoch, and wait in one of two rows, for wide and for high ones, until
-    there is a batch of them: so less is padded. A batch does not depend on the number of processes, over which it
-    is dealt.
+    An epoch is a random order of all images. Wide and high images are queued separately until there is a global
+    batch of one kind, which reduces padding. Global batches do not depend on the number of processes.
     """
 
     def __init__(
@@ -156,16 +155,16 @@ class AspectBatches(Sampler[list[tuple[int, int]]]):
         processes: int = 1,
         accumulation: int = 1,
     ) -> None:
-        """Plan the steps.
+        """Set the range of steps.
 
         Args:
-            wide: of each image, whether it is wider than high.
-            batch_size: of all processes together, in one optimisation step.
+            wide: for each image, whether it is wider than high.
+            batch_size: global batch size of an optimisation step, over all processes.
             steps: step numbers, counted from the start of the run.
             seed: of the orders.
             rank: of this process.
-            processes: how many there are.
-            accumulation: micro-batches a process makes of its share.
+            processes: number of processes.
+            accumulation: micro-batches per process and step.
 
         """
         self.wide, self.batch_size, self.steps, self.seed = wide.tolist(), batch_size, steps, seed
@@ -176,7 +175,7 @@ class AspectBatches(Sampler[list[tuple[int, int]]]):
         return len(self.steps) * self.accumulation
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yield micro-batches; those of earlier steps are planned too, since who waits depends on them."""
+        """Yield micro-batches; earlier steps are planned too, since the queues depend on them."""
         parts = self.processes * self.accumulation
         for step, batch in enumerate(itertools.islice(self._batches(), self.steps.stop)):
             if step >= self.steps.start:

@@ -1,4 +1,4 @@
-"""Masks of objects: what the mask head is to answer in a box, and its answer back in the image."""
+"""Object masks: targets of the mask head within boxes, and predictions pasted into the image."""
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ __all__ = ["crop", "paste"]
 
 
 def crop(masks: list[Mask], boxes: Tensor, side: int) -> Tensor:
-    """What the mask head is to answer: each object's mask within its box, on a grid.
+    """Make the targets of the mask head: each object's mask on a grid within its box.
 
-    Polygons are drawn on the grid itself; bitmaps are averaged over its cells.
+    Polygons are rasterized on the grid; bitmaps are averaged over its cells.
 
     Args:
         masks: N of them.
@@ -23,7 +23,7 @@ def crop(masks: list[Mask], boxes: Tensor, side: int) -> Tensor:
         side: cells of the grid.
 
     Returns:
-        N x side x side, bool, where the boxes are.
+        bool N x side x side, on the device of the boxes.
     """
     grids = torch.zeros(len(masks), side, side, dtype=torch.bool)
     for grid, mask, box in zip(grids, masks, boxes.cpu(), strict=True):
@@ -37,12 +37,12 @@ def crop(masks: list[Mask], boxes: Tensor, side: int) -> Tensor:
 
 def _draw_in_box(polygons: list[np.ndarray], box: np.ndarray, side: int) -> np.ndarray:
     corner, size = box[:2], box[2:] - box[:2]
-    cells = side / np.maximum(size, 0.1)  # of a pixel; no box is thinner than a tenth of one
+    cells = side / np.maximum(size, 0.1)  # per pixel; boxes count as at least 0.1 pixels wide
     return rasterize([((p.reshape(-1, 2) - corner) * cells).ravel() for p in polygons], side, side)
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Put the answers of the mask head into the image.
+    """Paste predictions of the mask head into the image.
 
     Args:
         masks: N x M x M probabilities.
@@ -50,10 +50,10 @@ def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         size: height and width of the image.
 
     Returns:
-        N x height x width, bool: at least a half, sampled bilinearly at the centres of the pixels.
+        bool N x height x width: probability at least 0.5, sampled bilinearly at pixel centres.
     """
     found = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
-    for image, mask, box in zip(found, masks, boxes, strict=True):  # one by one: most are small
+    for image, mask, box in zip(found, masks, boxes, strict=True):  # only the region of each box
         left, top = (int(v) for v in (box[:2].floor() - 1).clamp(min=0))
         right, bottom = (int(v) for v in box[2:].ceil() + 1)
         part = image[top:bottom, left:right]  # the slice ends at the border

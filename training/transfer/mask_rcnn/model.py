@@ -1,4 +1,4 @@
-"""Mask R-CNN on a feature pyramid over any timm backbone whose last four maps have strides of 4 and so on."""
+"""Mask R-CNN with a feature pyramid on any timm backbone with feature maps of strides 4, 8, 16 and 32 (or 16)."""
 
 from collections import OrderedDict
 from typing import Any
@@ -18,11 +18,11 @@ from training.transfer.recompute import recompute_first_stage
 __all__ = ["MaskRCNN", "Pyramid"]
 
 STRIDES = ([4, 8, 16, 32], [4, 8, 16, 16])
-DIVISOR = 32  # of the sides of a batch
+DIVISOR = 32  # sides of a batch are multiples of this
 
 
 class Pyramid(nn.Module):
-    """A backbone's maps of strides 4 to 32 to maps of strides 4 to 64, all of C channels.
+    """A backbone and a feature pyramid: five maps of strides 4 to 64 with C channels.
 
     Attributes:
         strides: of the five maps.
@@ -48,7 +48,7 @@ class Pyramid(nn.Module):
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), config.channels, LastLevelMaxPool(), norm)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """B x 3 x H x W to five maps B x C x H/s x W/s."""
+        """Map B x 3 x H x W to five maps B x C x H/s x W/s."""
         maps = self.body(images)
         if self.channels_last:
             maps = [one.permute(0, 3, 1, 2) for one in maps]
@@ -56,7 +56,7 @@ class Pyramid(nn.Module):
 
 
 def _move_strides(body: nn.Module) -> None:
-    """Move the stride of each bottleneck from its 3 x 3 convolution to its first."""
+    """Move the stride of each bottleneck from its 3 x 3 to its first 1 x 1 convolution."""
     block: Any
     for block in body.modules():
         if hasattr(block, "conv3") and block.conv2.stride != (1, 1):
@@ -64,28 +64,28 @@ def _move_strides(body: nn.Module) -> None:
 
 
 def _reset_last_norms(body: nn.Module) -> None:
-    """Let random residual branches count from the start, as in Detectron2; timm begins with weights of zero."""
+    """Initialise the last BatchNorm of residual branches to 1, as in Detectron2; timm initialises it to 0."""
     for norm in body.modules():
         if isinstance(norm, nn.BatchNorm2d) and not norm.weight.any():
             nn.init.ones_(norm.weight)
 
 
 class MaskRCNN(nn.Module):
-    """The whole detector; its parameters are named as torchvision's Mask R-CNN names them.
+    """The detector, with parameter names of torchvision's Mask R-CNN.
 
     Attributes:
-        loaded: sentences on which weights were loaded and which are random.
+        loaded: sentences that report loaded and random weights.
     """
 
     def __init__(self, config: MaskRCNNConfig, *, pretrained: bool = False) -> None:
-        """Make the network.
+        """Create the network.
 
         Args:
-            config: of it.
+            config: architecture, sampling and thresholds.
             pretrained: load the backbone's weights; all others are random.
 
         Raises:
-            ValueError: there is no such backbone, it has no weights, or no maps of the strides.
+            ValueError: there is no such backbone, it has no weights, or its maps have other strides.
         """
         super().__init__()
         self.config = config
@@ -99,13 +99,13 @@ class MaskRCNN(nn.Module):
         ]
 
     def batch(self, images: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Normalise images and pad them on the right and below, with zeros, to one size that 32 divides.
+        """Normalise images, and zero-pad them at the right and bottom to one size, a multiple of 32.
 
         Args:
-            images: 3 x H x W each, red, green, blue, 0-255.
+            images: 3 x H x W each, RGB, 0-255.
 
         Returns:
-            B x 3 x H' x W', and the sizes before.
+            B x 3 x H' x W', and the heights and widths without padding.
         """
         weight = next(self.parameters())
         mean, std = (weight.new_tensor(of).view(3, 1, 1) for of in (self.config.mean, self.config.std))
@@ -117,14 +117,14 @@ class MaskRCNN(nn.Module):
         return batch, sizes
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> Any:
-        """Five losses by their names, of images with targets, in train mode; detections, in eval mode.
+        """Compute the five losses in train mode, with targets; or detections in eval mode.
 
         Args:
-            images: 3 x H x W each, red, green, blue, 0-255, of any sizes.
+            images: 3 x H x W each, RGB, 0-255, of any sizes.
             targets: the objects of each image.
 
         Returns:
-            A dict of scalars, whose sum is learnt; or a list of :class:`Detections`, in pixels of the images given.
+            A dict of scalar losses, to be summed; or a list of :class:`Detections`, in pixels of ``images``.
         """
         batch, sizes = self.batch(images)
         maps = self.backbone(batch)
@@ -136,6 +136,6 @@ class MaskRCNN(nn.Module):
 
     @torch.inference_mode()
     def detect(self, images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
-        """Detections in images of other sizes, such as those that the images were resized from."""
+        """Detect objects, and rescale detections to ``sizes``, such as those before resizing."""
         seen = [(one.shape[1], one.shape[2]) for one in images]
         return [d.rescale(*both) for d, *both in zip(self(images), seen, sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""A detector's state dict in Detectron2's names, and back; and what such a state dict is the state of."""
+"""Conversion of state dicts to and from Detectron2's names, and the configuration of a Detectron2 state dict."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from training.transfer.mask_rcnn.config import MaskRCNNConfig
 
 __all__ = ["config_of", "detectron2_name", "from_detectron2", "to_detectron2"]
 
-_HEADS: list[tuple[str, Any]] = [  # ours to Detectron2's, with what stands for a number
+_HEADS: list[tuple[str, Any]] = [  # our pattern to Detectron2's name
     (r"backbone\.fpn\.(inner|layer)_blocks\.(\d)\.([01])", lambda m: _pyramid(*m.groups())),
     (r"rpn\.head\.conv\.0\.0", "proposal_generator.rpn_head.conv"),
     (r"rpn\.head\.cls_logits", "proposal_generator.rpn_head.objectness_logits"),
@@ -27,7 +27,7 @@ _BLOCKS: dict[tuple[int, ...], tuple[str, str]] = {
     (3, 4, 6, 3): ("resnet34", "resnet50"),
     (3, 4, 23, 3): ("", "resnet101"),
     (3, 8, 36, 3): ("", "resnet152"),
-}  # without and with a third convolution
+}  # basic blocks and bottlenecks
 
 
 def _conv(prefix: str, index: str, part: str) -> str:
@@ -39,11 +39,11 @@ def _pyramid(kind: str, index: str, part: str) -> str:
 
 
 def detectron2_name(name: str, box_convs: int = 4) -> str:
-    """Detectron2's name of one of a detector's tensors.
+    """Return Detectron2's name of a tensor.
 
     Args:
-        name: of a parameter or a buffer of :class:`MaskRCNN` on a plain ResNet.
-        box_convs: of its configuration; the fully connected layers are counted from there.
+        name: of a parameter or buffer of :class:`MaskRCNN` on a plain ResNet.
+        box_convs: of its configuration: the index of the first fully connected layer.
     """
     if name.startswith("backbone.body."):
         return "backbone.bottom_up." + backbone_name(name.removeprefix("backbone.body."))
@@ -53,30 +53,30 @@ def detectron2_name(name: str, box_convs: int = 4) -> str:
             return found
     if layer := re.fullmatch(r"roi_heads\.box_head\.(\d+)\.(weight|bias)", name):
         return f"roi_heads.box_head.fc{(int(layer[1]) - box_convs - 1) // 2 + 1}.{layer[2]}"
-    return name  # of the box predictor, which both name the same
+    return name  # box predictor: same names
 
 
 def to_detectron2(state: Mapping[str, Tensor], box_convs: int = 4) -> dict[str, Any]:
-    """Make the checkpoint that Detectron2's ``DetectionCheckpointer`` loads, of a detector on a plain ResNet.
+    """Convert the state dict of a detector on a plain ResNet for Detectron2's ``DetectionCheckpointer``.
 
     Returns:
-        To be pickled: ``{"model": {name: array}, "__author__": ...}``.
+        ``{"model": {name: array}, "__author__": ...}``, to be pickled.
     """
     arrays = {detectron2_name(k, box_convs): v.detach().cpu().numpy() for k, v in state.items()}
     return {"model": arrays, "__author__": "slotcon_hub"}
 
 
 def from_detectron2(state: Mapping[str, Any], expected: Sequence[str], box_convs: int = 4) -> dict[str, Tensor]:
-    """Turn a checkpoint of Detectron2's Mask R-CNN into the state dict of a :class:`MaskRCNN`.
+    """Convert a checkpoint of Detectron2's Mask R-CNN to the state dict of a :class:`MaskRCNN`.
 
     Args:
-        state: names to tensors or arrays, perhaps under ``model``; anchors and pixel statistics are left out, and
-            the counters that frozen norms lack are zero.
-        expected: names of the tensors of the :class:`MaskRCNN` that is to take them.
+        state: maps names to tensors or arrays, optionally under ``model``; anchors and pixel statistics are
+            ignored, ``num_batches_tracked``, absent in frozen norms, becomes 0.
+        expected: tensor names of the target :class:`MaskRCNN`.
         box_convs: of its configuration.
 
     Raises:
-        ValueError: a tensor is missing or left over.
+        ValueError: a tensor is missing or unexpected.
     """
     theirs = dict(state.get("model", state))
     ours: dict[str, Tensor] = {}
@@ -97,14 +97,14 @@ def from_detectron2(state: Mapping[str, Any], expected: Sequence[str], box_convs
 
 
 def config_of(shapes: Mapping[str, Sequence[int]], **others: Any) -> MaskRCNNConfig:
-    """What a checkpoint of Detectron2's Mask R-CNN R-FPN is made of, as far as shapes of its tensors tell.
+    """Derive the configuration of a Detectron2 Mask R-CNN R-FPN from tensor shapes.
 
     Args:
-        shapes: of each tensor, by Detectron2's name.
-        **others: what shapes do not tell, such as ``stride_in_1x1``.
+        shapes: by Detectron2's names.
+        **others: settings not visible in shapes, such as ``stride_in_1x1``.
 
     Raises:
-        ValueError: it is no such detector.
+        ValueError: not a Mask R-CNN on a ResNet with a pyramid.
     """
     counts = [
         len({k.split(".")[3] for k in shapes if k.startswith(f"backbone.bottom_up.res{n}.")}) for n in range(2, 6)

@@ -1,4 +1,4 @@
-"""A page of images with the boxes and masks that were found, beside the true ones."""
+"""A page of images with detections and ground truth side by side."""
 
 import base64
 import io
@@ -33,16 +33,16 @@ def write_page(
     most: int = 24,
     least_score: float = 0.5,
 ) -> None:
-    """Write an HTML file that needs no other.
+    """Write a self-contained HTML file.
 
     Args:
         path: of the file.
         title: of the page.
-        numbers: what :func:`training.transfer.mask_rcnn.evaluation.measure` found.
-        images: the truth.
+        numbers: of :func:`training.transfer.mask_rcnn.evaluation.measure`.
+        images: the ground truth.
         results: in COCO's format.
-        most: images on the page, spread over all.
-        least_score: of a detection that is drawn.
+        most: maximum number of images, spread evenly.
+        least_score: minimum score of drawn detections.
     """
     labels = {id: label for label, id in enumerate(images.category_ids)}
     chosen = np.linspace(0, len(images) - 1, min(most, len(images))).astype(int).tolist()
@@ -85,7 +85,7 @@ def _draw_truth(pixels: Tensor, record: Record, images: CocoImages) -> str:
 def _draw(
     pixels: Tensor, masks: list[Any], boxes: list[Any], labels: list[int], texts: list[str], classes: int
 ) -> str:
-    """A JPEG as the address of an image."""
+    """Draw objects and return a JPEG as data URI."""
     if masks:
         palette = [tuple(color) for color in colors(classes).tolist()]
         own = [palette[label] for label in labels]

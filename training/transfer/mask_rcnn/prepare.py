@@ -1,4 +1,4 @@
-"""A recipe made ready: its run, images, detector, and the checkpoint that it starts from."""
+"""Preparation of a run: data, detector, optimiser, and the checkpoint to resume from."""
 
 import hashlib
 import sys
@@ -26,7 +26,7 @@ __all__ = ["Detection", "build", "make_optimizer", "prepare"]
 
 @dataclass(frozen=True)
 class Detection:
-    """A training that is ready to start or to resume."""
+    """A training ready to start or resume."""
 
     recipe: Recipe
     run: Run
@@ -40,7 +40,7 @@ def prepare(name: str, recipe: Recipe) -> Detection:
     """Open the data, build the detector, and load the checkpoint to resume from; nothing is written.
 
     Raises:
-        ValueError: something that the user can mend, in one sentence.
+        ValueError: an error of the user, with its fix.
     """
     run = Run(name, recipe)
     assert recipe.data is not None
@@ -63,14 +63,14 @@ def prepare(name: str, recipe: Recipe) -> Detection:
 
 
 def open_data(root: Path, say: bool) -> tuple[CocoImages, CocoImages]:
-    """The images of train and val.
+    """Open the train and val images.
 
     Args:
         root: of the data set.
-        say: whether to say what is left out.
+        say: print a warning about skipped objects.
 
     Raises:
-        ValueError: something is missing, or the two have other classes.
+        ValueError: a file is missing or invalid, or the splits have different classes.
     """
     train, val = (CocoImages(*find_coco(root, split)) for split in ("train", "val"))
     if (train.category_ids, train.classes) != (val.category_ids, val.classes):
@@ -90,12 +90,12 @@ def build(recipe: Recipe, images: CocoImages, processes: PartialState, *, pretra
 
     Args:
         recipe: of the run.
-        images: whose classes it is for.
-        processes: of the run; BatchNorm takes its statistics over all of them.
+        images: determine the classes.
+        processes: of the run; with several, BatchNorm is synchronised.
         pretrained: load the backbone's weights.
 
     Raises:
-        ValueError: there is no such backbone, it has no weights, or no maps of the strides.
+        ValueError: there is no such backbone, it has no weights, or its maps have other strides.
     """
     set_seed(recipe.seed)
     config = MaskRCNNConfig(
@@ -116,7 +116,7 @@ def build(recipe: Recipe, images: CocoImages, processes: PartialState, *, pretra
 
 
 def make_optimizer(detector: nn.Module, lr: float, weight_decay: float) -> torch.optim.SGD:
-    """SGD with momentum 0.9, which decays everything but the parameters of norms."""
+    """Create SGD with momentum 0.9, without weight decay for norms."""
     norms = {p for m in detector.modules() if isinstance(m, _BatchNorm | nn.LayerNorm) for p in m.parameters()}
     rest = [p for p in detector.parameters() if p not in norms]
     plain = [p for p in detector.parameters() if p in norms]

@@ -1,4 +1,4 @@
-"""The paper's recipes of detection (supplementary A.2.1), as its authors ran them on Detectron2."""
+"""The paper's Detectron2 recipes (supplementary A.2.1), and the command line."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,10 @@ __all__ = ["RECIPES", "Recipe", "lr_at", "parse"]
 
 @dataclass(frozen=True)
 class Recipe(RunSettings):
-    """How a detector is made, trained and tested.
+    """Settings of detector, training and test.
 
     Raises:
-        ValueError: for values that cannot work, naming the fix.
+        ValueError: a value is invalid.
     """
 
     RESUMABLE = RunSettings.RESUMABLE | {"data", "save_every", "keep_every", "shown"}
@@ -27,43 +27,43 @@ class Recipe(RunSettings):
     backbone: str = "slotcon_r50"
     """Name of a timm model with weights, or the folder of a pre-training run or of its export."""
     scratch: bool = False
-    """Begin with a random backbone, for comparison."""
+    """Start from random weights, as baseline."""
     batch_size: int = 16
-    """Images in an optimisation step, over all processes and accumulation steps."""
+    """Images per optimisation step, over all processes and accumulation steps."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
-    """Precision of the layers (losses stay in float32): no is float32, as the paper; auto takes what accelerate was
-    told, else bf16 on GPUs that have it, and fp16 on others."""
+    """Precision of the layers (losses use float32): no is float32, as in the paper; auto uses accelerate's setting,
+    else bf16 on GPUs that support it, and fp16 on others."""
     steps: int = 90_000
-    """Optimisation steps; the learning rate is a tenth after 2/3 and again after 8/9 of them."""
+    """Optimisation steps; the learning rate is multiplied by 0.1 after 2/3 and 8/9 of them."""
     lr: float = 0.02
     """Learning rate of SGD with momentum 0.9."""
     warmup_steps: int = 1_000
-    """In which the learning rate rises linearly, from a thousandth of itself."""
+    """Steps of linear warmup, from 0.001 of the learning rate."""
     weight_decay: float = 1e-4
-    """Of all parameters but those of norms."""
+    """Weight decay of all parameters except those of norms."""
     short_sides: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
-    """Pixels of an image's short side in training, one of which is drawn."""
+    """Short sides of training images in pixels, one drawn per image."""
     test_side: int = 800
-    """The same in tests."""
+    """Short side of test images in pixels."""
     longest_side: int = 1333
-    """Pixels that the long side does not exceed."""
+    """Maximum long side in pixels, in training and test."""
 
     channels: int = 256
-    """Of the pyramid and of the convolutions behind it."""
+    """Channels of the pyramid and the heads."""
     proposals: int = 1_000
-    """The most boxes of an image that are looked at closely."""
+    """Maximum proposals per image."""
     regions: int = 512
-    """Those of them that a step learns from."""
+    """Regions sampled per image for the losses of the heads."""
     recalibration_steps: int = 200
-    """Steps' images from which BatchNorm's statistics are estimated anew before a test; 0 leaves them."""
+    """Training batches for re-estimating BatchNorm statistics before each test; 0 to skip."""
     test_every: int = 0
-    """Steps between two tests on the images of val; 0 tests at the end alone."""
+    """Steps between tests on val; 0: only at the end."""
     shown: int = 24
     """Test images in detections.html."""
     save_every: int = 1_000
-    """Steps between two checkpoints; there is always one at the end."""
+    """Steps between checkpoints; the last step always has one."""
     keep_every: int = 0
-    """Steps between two checkpoints that are kept for good, besides; a multiple of --save-every, or 0 for none."""
+    """Steps between checkpoints that are never deleted; a multiple of --save-every, or 0 for none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,12 +83,12 @@ class Recipe(RunSettings):
             )
 
     def schedule(self) -> Schedule:
-        """The steps of a run, and those at which it is saved."""
+        """Return the total steps and the checkpoint intervals."""
         return Schedule(self.steps, self.save_every, self.keep_every)
 
 
 def lr_at(step: int, recipe: Recipe) -> float:
-    """The learning rate of the step that has ``step`` steps before it."""
+    """Return the learning rate of a step, counted from 0."""
     lr = recipe.lr * 0.1 ** sum(9 * step >= ninths * recipe.steps for ninths in (6, 8))
     if step < recipe.warmup_steps:
         done = step / recipe.warmup_steps
@@ -115,5 +115,5 @@ Recipes, each with its own --help:
 
 
 def parse(argv: list[str]) -> tuple[str, Recipe]:
-    """Read the name of a recipe and the options that override it."""
+    """Parse the name of a recipe and the options that override it."""
     return parse_recipe(argv, RECIPES, HELP, "detection.py")

@@ -1,4 +1,4 @@
-"""Images resized by their short side, as Detectron2 does: by Pillow, bilinear, to rounded sizes."""
+"""Resizing by the short side, as in Detectron2: Pillow, bilinear, rounded sizes."""
 
 import numpy as np
 from PIL import Image
@@ -7,9 +7,9 @@ __all__ = ["resize", "resized_size"]
 
 
 def resized_size(height: int, width: int, short: int, longest: int) -> tuple[int, int]:
-    """Height and width of an image whose short side becomes ``short``, unless its long side exceeded ``longest``.
+    """Return height and width for a short side of ``short``, or less if the long side would exceed ``longest``.
 
-    Rounded to the nearest whole pixel, half up.
+    Rounded to whole pixels, half up.
     """
     scale = short / min(height, width)
     new: tuple[float, float] = (short, scale * width) if height < width else (scale * height, short)
@@ -20,7 +20,7 @@ def resized_size(height: int, width: int, short: int, longest: int) -> tuple[int
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """H x W x 3 uint8 to another height and width."""
+    """Resize a uint8 H x W x 3 image to ``size`` (height, width)."""
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))

@@ -1,4 +1,4 @@
-"""What a training ends with: the detector, its numbers, its detections and a page; and the detector read back."""
+"""Results of a training (export, metrics, detections, page), and loading of the export."""
 
 import json
 from collections.abc import Iterable
@@ -25,11 +25,11 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def finish(job: Detection, results: list[dict[str, Any]]) -> None:
-    """Write ``export``, ``results.json``, ``detections.json`` and ``detections.html``; print the numbers.
+    """Write ``export``, ``results.json``, ``detections.json`` and ``detections.html``; print the results.
 
     Args:
-        job: that is trained.
-        results: its detections in the images of val, in COCO's format.
+        job: the finished training.
+        results: detections in the val images, in COCO's format.
     """
     folder, recipe = job.run.folder, job.recipe
     numbers = measure(job.val, results)
@@ -48,7 +48,7 @@ def finish(job: Detection, results: list[dict[str, Any]]) -> None:
 
 
 def save(detector: MaskRCNN, folder: Path) -> None:
-    """Write a detector's weights as safetensors, and its configuration as JSON, whole or not at all."""
+    """Write weights as safetensors and the configuration as JSON, atomically."""
     with atomic_write(folder) as new:
         new.mkdir()
         state = {name: value.detach().cpu().contiguous() for name, value in detector.state_dict().items()}
@@ -57,13 +57,13 @@ def save(detector: MaskRCNN, folder: Path) -> None:
 
 
 def load(folder: str | Path) -> MaskRCNN:
-    """Read a detector back, on the CPU and in eval mode.
+    """Load a detector on the CPU, in eval mode.
 
     Args:
         folder: of :func:`save`, such as the ``export`` of a run.
 
     Raises:
-        ValueError: the folder holds no detector, or its files do not fit.
+        ValueError: the folder holds no detector, or weights and configuration do not match.
     """
     folder = Path(folder)
     try:
@@ -80,13 +80,13 @@ def load(folder: str | Path) -> MaskRCNN:
 
 
 def card_results(numbers: dict[str, Any], dataset: str, protocol: str, command: str) -> Iterable[Result]:
-    """The rows of a model card for a backbone: AP of boxes and of masks.
+    """Yield the rows of a backbone's model card: box AP and mask AP.
 
     Args:
         numbers: of :func:`training.transfer.mask_rcnn.evaluation.measure`, or a run's ``results.json``.
-        dataset: as the cards name it, such as "COCO val2017".
-        protocol: what was trained, and how long, in a few words.
-        command: that did it.
+        dataset: name on the card, such as "COCO val2017".
+        protocol: short description of the training.
+        command: of the training.
     """
     for kind, metric in (("boxes", "box AP"), ("masks", "mask AP")):
         yield Result(dataset, metric, round(numbers[kind]["AP"], 1), protocol, command=command)

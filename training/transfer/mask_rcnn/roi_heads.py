@@ -1,6 +1,6 @@
-"""What is made of proposals: classes, boxes, masks.
+"""Box and mask heads: classes, boxes and masks of proposals.
 
-B images, K classes, R regions of all images, F those of objects, M cells of a mask's side (28).
+B images, K classes, R regions of all images, F regions of objects, M cells of a mask's side (28).
 """
 
 from dataclasses import dataclass, replace
@@ -21,16 +21,16 @@ from training.transfer.recompute import run_recomputing_norms
 
 __all__ = ["Detections", "RoIHeads", "pool_regions"]
 
-OVERLAP = 0.5  # of a region and an object, to be learnt as this object
-OBJECTS = 0.25  # share of the regions of an image that may be objects
+OVERLAP = 0.5  # minimum IoU of a region with its object
+OBJECTS = 0.25  # maximum fraction of objects among the regions of an image
 NMS = 0.5
-BOX_SIDE, MASK_SIDE = 7, 14  # cells that a region is pooled to
+BOX_SIDE, MASK_SIDE = 7, 14  # cells of a pooled region
 WIDTH = 1024  # of the fully connected layers
 
 
 @dataclass
 class Detections:
-    """What was found in an image.
+    """Detections in an image.
 
     Attributes:
         boxes: N x 4, float32.
@@ -45,11 +45,11 @@ class Detections:
     masks: Tensor
 
     def rescale(self, seen: tuple[int, int], size: tuple[int, int]) -> "Detections":
-        """The same in an image of another size; boxes that are empty there are left out.
+        """Rescale to an image of another size; boxes that become empty are dropped.
 
         Args:
-            seen: height and width of the image as the network saw it.
-            size: of the image that the boxes are to be in.
+            seen: height and width of the network's input.
+            size: height and width of the target image.
         """
         (height, width), (seen_height, seen_width) = size, seen
         boxes = self.boxes.clone()
@@ -60,22 +60,22 @@ class Detections:
         return Detections(boxes[keep], self.scores[keep], self.labels[keep], self.masks[keep])
 
     def bitmaps(self, size: tuple[int, int]) -> Tensor:
-        """N x height x width masks in the image that the boxes are in, bool."""
+        """Paste the masks into the image, bool N x height x width."""
         return mask_op.paste(self.masks, self.boxes, size)
 
 
 def pool_regions(maps: list[Tensor], strides: list[int], boxes: list[Tensor], side: int) -> Tensor:
-    """R x C x side x side: each region from the level of the pyramid that its area asks for.
+    """Pool each region from the pyramid level that corresponds to its area: R x C x side x side.
 
     Args:
         maps: four levels.
-        strides: of these.
+        strides: of the levels.
         boxes: of each image.
-        side: cells of the result.
+        side: cells of a pooled region.
     """
     regions = torch.cat(boxes)
     image = torch.cat([torch.full_like(one[:, :1], n) for n, one in enumerate(boxes)])
-    # float32 where layers compute in less: corners of regions need their digits
+    # at least float32: half precision is too coarse for box coordinates
     rois = torch.cat([image, regions], dim=1).to(torch.promote_types(maps[0].dtype, torch.float32))
     areas = (regions[:, 2] - regions[:, 0]) * (regions[:, 3] - regions[:, 1])
     level = (4 + torch.log2(areas.sqrt() / 224 + 1e-8)).floor().clamp(2, len(maps) + 1).long() - 2
@@ -88,7 +88,7 @@ def pool_regions(maps: list[Tensor], strides: list[int], boxes: list[Tensor], si
 
 
 class BoxPredictor(nn.Module):
-    """K + 1 logits, the background last, and four deltas for each of the K classes."""
+    """Linear layers for K + 1 logits, the background last, and four deltas per class."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -100,12 +100,12 @@ class BoxPredictor(nn.Module):
         nn.init.zeros_(self.bbox_pred.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """R x C to R x (K + 1) and R x 4K."""
+        """Map R x C to R x (K + 1) logits and R x 4K deltas."""
         return self.cls_score(features), self.bbox_pred(features)
 
 
 class RoIHeads(nn.Module):
-    """Box head and mask head, their losses and their answers."""
+    """Box head and mask head, their losses and detections."""
 
     def __init__(self, config: MaskRCNNConfig, strides: list[int]) -> None:
         super().__init__()
@@ -127,12 +127,12 @@ class RoIHeads(nn.Module):
         self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
 
     def losses(self, maps: list[Tensor], proposals: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        """Losses of classes, boxes and masks.
+        """Compute the losses of classes, boxes and masks.
 
         Args:
             maps: the first four levels.
             proposals: boxes of each image.
-            targets: its objects.
+            targets: objects of each image.
         """
         sampled = [self._sample(*one) for one in zip(proposals, targets, strict=True)]
         labels, matched = (torch.cat([getattr(s, name) for s in sampled]) for name in ("labels", "boxes"))
@@ -149,7 +149,7 @@ class RoIHeads(nn.Module):
 
     @torch.no_grad()
     def _sample(self, proposals: Tensor, target: Target) -> "_Sampled":
-        """The regions of an image that are learnt from: proposals, and the objects' own boxes."""
+        """Sample the training regions of an image from proposals and ground-truth boxes."""
         boxes, classes = target.tensors(proposals.device)
         regions = torch.cat([proposals, boxes])
         matched, is_object = op.match(boxes, regions, OVERLAP, OVERLAP, low_quality=False)
@@ -166,8 +166,7 @@ class RoIHeads(nn.Module):
         objects = [s.labels < self.classes for s in sampled]
         regions = [s.regions[one] for s, one in zip(sampled, objects, strict=True)]
         if not any(len(one) for one in regions):
-            # The norms, and other processes that wait for them, need some region: one of the background,
-            # whose loss is zero.
+            # BatchNorm, synchronised over processes, needs a region on each: a background one with zero loss.
             stand_in = [s.regions[:1] for s in sampled]
             return 0 * self._mask_logits(maps, stand_in).sum()
         labels = torch.cat([s.labels[one] for s, one in zip(sampled, objects, strict=True)])
@@ -186,7 +185,7 @@ class RoIHeads(nn.Module):
         return run_recomputing_norms(layers, pool_regions(maps, self.strides, regions, side))
 
     def detect(self, maps: list[Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> list[Detections]:
-        """Detections in the images as the network sees them.
+        """Detect objects, in pixels of the network's input.
 
         Args:
             maps: the first four levels.
@@ -206,7 +205,7 @@ class RoIHeads(nn.Module):
         ]
 
     def _best(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Detections:
-        """R x K x 4 boxes and R x (K + 1) scores to what is left of them; still without masks."""
+        """Threshold R x K x 4 boxes and R x (K + 1) scores, and apply NMS; masks are still empty."""
         finite = torch.isfinite(boxes).flatten(1).all(1) & torch.isfinite(scores).all(1)
         boxes, scores = op.clip(boxes[finite], size), scores[finite, :-1]
         region, label = torch.where(scores > self.config.score_threshold)
@@ -217,13 +216,13 @@ class RoIHeads(nn.Module):
 
 @dataclass
 class _Sampled:
-    """The regions of an image that are learnt from.
+    """The training regions of an image.
 
     Attributes:
         regions: R x 4.
-        labels: R, the number of classes for the background.
-        boxes: R x 4, of the object that each overlaps most.
-        masks: of the objects of those regions that are no background.
+        labels: R, K for the background.
+        boxes: R x 4, ground truth of the object with the largest IoU.
+        masks: ground truth of the regions that are not background.
     """
 
     regions: Tensor

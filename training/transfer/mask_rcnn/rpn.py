@@ -1,6 +1,6 @@
-"""The region proposal network: anchors, its two losses, the best boxes.
+"""The region proposal network: anchors, losses, proposals.
 
-B images, A anchors a cell, N anchors of all levels, K proposals of an image.
+B images, A anchors per cell, N anchors of all levels, K proposals of an image.
 """
 
 import math
@@ -17,30 +17,30 @@ from training.transfer.mask_rcnn.target import Target
 
 __all__ = ["RPN", "anchors_of_level", "cell_anchors"]
 
-SIZES = (32, 64, 128, 256, 512)  # pixels, of the levels, which most often have strides 4, 8, 16, 32, 64
-RATIOS = (0.5, 1.0, 2.0)  # height to width
-LOW, HIGH = 0.3, 0.7  # overlap of background, of objects
-SAMPLED, OBJECTS = 256, 0.5  # anchors of an image, and the share of them that may be objects
+SIZES = (32, 64, 128, 256, 512)  # pixels per level; usual strides are 4, 8, 16, 32, 64
+RATIOS = (0.5, 1.0, 2.0)  # height / width
+LOW, HIGH = 0.3, 0.7  # IoU: below LOW background, from HIGH object
+SAMPLED, OBJECTS = 256, 0.5  # anchors per image, and the maximum fraction of objects
 NMS = 0.7
-BEFORE_NMS = {True: 2000, False: 1000}  # of a level, in training and after
+BEFORE_NMS = {True: 2000, False: 1000}  # boxes per level, in training and in test
 
 
 def cell_anchors(size: float) -> Tensor:
-    """A x 4 boxes around the origin; unlike torchvision's they are not rounded to whole pixels."""
+    """Make the A x 4 anchors around the origin, not rounded to whole pixels, unlike torchvision's."""
     widths = [math.sqrt(size**2 / ratio) for ratio in RATIOS]
     sides = [(width, ratio * width) for width, ratio in zip(widths, RATIOS, strict=True)]
     return torch.tensor([[-w / 2, -h / 2, w / 2, h / 2] for w, h in sides])
 
 
 def anchors_of_level(size: float, shape: tuple[int, int], stride: int, device: torch.device) -> Tensor:
-    """(H * W * A) x 4 anchors of a map of H x W cells, float32."""
+    """Make the anchors of a map of H x W cells, float32 (H * W * A) x 4."""
     y, x = (torch.arange(0, n * stride, stride, dtype=torch.float32, device=device) for n in shape)
     y, x = (v.flatten() for v in torch.meshgrid(y, x, indexing="ij"))
     return (torch.stack([x, y, x, y], dim=1)[:, None] + cell_anchors(size).to(device)).flatten(0, 1)
 
 
 class RPN(nn.Module):
-    """A head that every level shares, and what follows from its answers."""
+    """A head shared by all levels, its losses and proposals."""
 
     def __init__(self, config: MaskRCNNConfig, strides: list[int]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class RPN(nn.Module):
             targets: the objects of each image, in training.
 
         Returns:
-            Of each image K x 4 boxes and K logits, best first; the losses, if there are targets.
+            K x 4 boxes and K logits of each image, best first; and losses, empty without targets.
         """
         logits, deltas = self.head(maps)
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
@@ -76,7 +76,7 @@ class RPN(nn.Module):
     def _losses(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: Tensor, targets: list[Target]
     ) -> dict[str, Tensor]:
-        """Sums over the sampled anchors, by the number of anchors that could have been sampled."""
+        """Sum over sampled anchors, divided by the maximum number of sampled anchors."""
         every_logit, every_delta = torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
         classification = location = every_logit.new_zeros(())
         for logit, delta, target in zip(every_logit, every_delta, targets, strict=True):
@@ -92,7 +92,7 @@ class RPN(nn.Module):
             if len(objects):
                 wanted = self.coder.encode_single(boxes[matched[objects]], anchors[objects])
                 location = location + (delta[objects] - wanted).abs().sum()
-        # a batch without any object has a gradient for each parameter too, which DDP waits for
+        # DDP needs a gradient for each parameter, also in a batch without objects
         location = location + 0 * every_delta[:, :0].sum()
         sampled = SAMPLED * len(targets)
         return {"loss_rpn_cls": classification / sampled, "loss_rpn_loc": location / sampled}
@@ -100,7 +100,7 @@ class RPN(nn.Module):
     def _propose(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: list[tuple[int, int]]
     ) -> list[tuple[Tensor, Tensor]]:
-        """Of each level the best, of these the ones that overlap no better one, of all levels the best."""
+        """Take the top boxes of each level, apply NMS per level, and keep the best of all levels."""
         scores, boxes, levels = [], [], []
         for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
             best, where = logit.topk(min(BEFORE_NMS[self.training], logit.shape[1]), dim=1)

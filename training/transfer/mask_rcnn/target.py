@@ -1,4 +1,4 @@
-"""The objects of an image, as they travel from the loader to the losses."""
+"""Training targets of an image."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,10 +17,10 @@ Mask: TypeAlias = "list[np.ndarray] | np.ndarray"
 class Target:
     """The G objects of an image.
 
-    Arrays of NumPy, not tensors: a loader's worker would hand over a file descriptor for each tensor.
+    NumPy arrays, since each tensor from a data-loader worker needs a file descriptor.
 
     Attributes:
-        boxes: G x 4, float32, in pixels of the image as the network sees it.
+        boxes: G x 4, float32, in pixels of the network's input.
         labels: G, int64, from 0.
         masks: G of them.
     """
@@ -30,6 +30,6 @@ class Target:
     masks: list[Mask]
 
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Boxes and labels on a device."""
+        """Return boxes and labels on a device."""
         boxes = torch.from_numpy(self.boxes).reshape(-1, 4)
         return boxes.to(device, torch.float32), torch.from_numpy(self.labels).to(device, torch.int64)

@@ -1,4 +1,4 @@
-"""A detector in the plain format of torchvision, for those who have torchvision alone."""
+"""Conversion of a detector to torchvision's Mask R-CNN."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ __all__ = ["to_torchvision", "torchvision_state"]
 
 
 def torchvision_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn a detector's state dict into torchvision's, whose first class is the background.
+    """Convert a state dict to torchvision's, whose class 0 is the background.
 
     Args:
         state: of a :class:`MaskRCNN` on a plain ResNet.
@@ -31,23 +31,25 @@ def torchvision_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"roi_heads.{name}.{kind}"
             for name in ("box_predictor.cls_score", "box_predictor.bbox_pred", "mask_predictor.mask_fcn_logits")
         )
-        converted[scores] = state[scores].roll(1, dims=0)  # the background is our last
-        converted[boxes] = torch.cat([torch.zeros_like(state[boxes][:4]), state[boxes]])  # it has no box of its own
+        converted[scores] = state[scores].roll(1, dims=0)  # our background is last
+        converted[boxes] = torch.cat(
+            [torch.zeros_like(state[boxes][:4]), state[boxes]]
+        )  # ours has no background box
         converted[masks] = torch.cat([torch.zeros_like(state[masks][:1]), state[masks]])
     return converted
 
 
 def to_torchvision(detector: MaskRCNN) -> TorchvisionMaskRCNN:
-    """Make torchvision's model of the same weights, in eval mode; its labels count from 1.
+    """Create torchvision's model with the same weights, in eval mode; its labels start at 1.
 
-    Its detections differ a little: it resizes images in floats, aligns regions otherwise, and pastes masks onto
+    Detections differ slightly: torchvision resizes float images, aligns RoIs differently, and pastes masks at
     whole pixels.
 
     Args:
         detector: on a plain ResNet of torchvision, with norms.
 
     Raises:
-        ValueError: torchvision has no such backbone.
+        ValueError: the backbone is not a plain ResNet, or the heads have no norms.
     """
     config = detector.config
     make = getattr(resnet, config.backbone.partition(".")[0].replace("slotcon_r", "resnet"), None)
@@ -79,6 +81,6 @@ def to_torchvision(detector: MaskRCNN) -> TorchvisionMaskRCNN:
         box_score_thresh=config.score_threshold,
         box_detections_per_img=config.detections,
     )
-    model.rpn.anchor_generator.cell_anchors = [cell_anchors(size) for size in SIZES]  # theirs are rounded
+    model.rpn.anchor_generator.cell_anchors = [cell_anchors(size) for size in SIZES]  # torchvision rounds its own
     model.load_state_dict(torchvision_state(detector.state_dict()))
     return model.eval()
