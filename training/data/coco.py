@@ -156,13 +156,13 @@ class CocoImages:
             if not image.get("file_name"):
                 raise ValueError(f"{where} has no file_name: name its file in {self.folder}")
             path = self.folder / image["file_name"]
-            height, width = self._size(image, path)
+            height, width = self._read_size(image, path)
             found = [_instance(a, labels, height, width, where) for a in objects.get(image["id"], [])]
             kept = [instance for instance in found if instance is not None]
             self.dropped += len(found) - len(kept)
             yield Record(image["id"], path, height, width, kept)
 
-    def _size(self, image: dict[str, Any], path: Path) -> tuple[int, int]:
+    def _read_size(self, image: dict[str, Any], path: Path) -> tuple[int, int]:
         if image.get("height") and image.get("width"):
             return int(image["height"]), int(image["width"])
         try:

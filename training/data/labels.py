@@ -40,30 +40,32 @@ def open_labeled(data: str, split: str, image_column: str = "image", label_colum
     """
     path = Path(data).expanduser()
     if data.startswith("hf:"):
-        return _of_table(data, split, image_column, label_column)
+        return _open_table(data, split, image_column, label_column)
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}: give class folders, Parquet files, or hf:<name>")
     folders = {name: path / name for names in FOLDERS.values() for name in names if (path / name).is_dir()}
     root = next((path / name for name in FOLDERS.get(split, (split,)) if (path / name).is_dir()), path)
     files = list(files_below(root))
     if any(file.endswith(".parquet") for file in files):
-        return _of_table(data, split, image_column, label_column)
+        return _open_table(data, split, image_column, label_column)
     if root == path and (folders or split != "train"):
         there = ", ".join(folders) or "none"
         raise ValueError(f"{path} has no folder for the split {split!r} (there are: {there}): name another split")
     images = ImageFiles(root, listed=files)
     classes = (inner for folder in folders.values() for inner in list_folder(folder)[0])
-    return LabeledFiles(images, *_number([_class(file, root) for file in images.paths], map(_name, classes)))
+    return LabeledFiles(
+        images, *_number_classes([_class_of(file, root) for file in images.paths], map(_class_name, classes))
+    )
 
 
-def _number(names: list[str], others: Iterable[str] = ()) -> tuple[list[int], list[str]]:
+def _number_classes(names: list[str], others: Iterable[str] = ()) -> tuple[list[int], list[str]]:
     """Return class indices and sorted classes of text labels; ``others`` are classes without images."""
     classes = sorted({*names, *others})
     numbers = {name: number for number, name in enumerate(classes)}
     return [numbers[name] for name in names], classes
 
 
-def _class(file: str, root: Path) -> str:
+def _class_of(file: str, root: Path) -> str:
     first, *rest = file.removeprefix(os.path.join(root, "")).split(os.sep)
     if not rest:
         where = f"a folder in {printable(root)} that is named after its class"
@@ -71,11 +73,11 @@ def _class(file: str, root: Path) -> str:
     return printable(first)
 
 
-def _name(folder: str) -> str:
+def _class_name(folder: str) -> str:
     return printable(os.path.basename(folder))
 
 
-def _of_table(data: str, split: str, image_column: str, label_column: str) -> LabeledFiles:
+def _open_table(data: str, split: str, image_column: str, label_column: str) -> LabeledFiles:
     import datasets
 
     table = load_table(data, split)
@@ -89,7 +91,7 @@ def _of_table(data: str, split: str, image_column: str, label_column: str) -> La
         raise ValueError(f"{where}: row {values.index(None)} has no label: remove such rows")
     kinds = {type(value) for value in values}
     if kinds in ({str}, {bool}):
-        return LabeledFiles(images, *_number(list(map(str, values))))
+        return LabeledFiles(images, *_number_classes(list(map(str, values))))
     if kinds != {int}:
         raise ValueError(f"{where}: labels must be integers, text or booleans, not {feature}")
     if min(values) < 0:

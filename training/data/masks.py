@@ -53,7 +53,7 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
             ValueError: there are no images, or an image or a mask has no partner.
         """
         if names is None:
-            found, truths = _by_name(images, ""), _by_name(masks, ".png")
+            found, truths = _list_by_name(images, ""), _list_by_name(masks, ".png")
             _check_partners(found, truths, masks, "mask")
             _check_partners(truths, found, images, "image")
             self.files = [(found[name], truths[name]) for name in sorted(found)]
@@ -157,7 +157,7 @@ def _check_size(mask: Path, truth: Tensor, height: int, width: int) -> None:
         )
 
 
-def _by_name(folder: Path, ending: str) -> dict[str, Path]:
+def _list_by_name(folder: Path, ending: str) -> dict[str, Path]:
     """Map relative path without suffix to path, for the images below a folder that end with ``ending``."""
     files: dict[str, Path] = {}
     for path in map(Path, ImageFiles(folder).paths):

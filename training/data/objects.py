@@ -33,7 +33,7 @@ class Objects(NamedTuple):
     """bool S x S: pixels to ignore."""
 
 
-def _cut(image: Tensor, masks: Tensor, labels: Sequence[int], void: Tensor, crop: CenterSquare) -> Objects:
+def _crop(image: Tensor, masks: Tensor, labels: Sequence[int], void: Tensor, crop: CenterSquare) -> Objects:
     image, stack = crop(image, torch.cat([masks, void[None]]).byte())
     masks, void = stack[:-1].bool(), stack[-1].bool()
     kept = (masks & ~void).flatten(1).any(1)
@@ -81,7 +81,7 @@ class CocoObjects(Dataset[Objects]):
         objects = [one for one in record.instances if not one.crowd]
         masks = np.array([one.bitmap(*size) for one in objects], dtype=np.uint8).reshape(-1, *size)
         void = torch.zeros(size, dtype=torch.bool)
-        return _cut(image, torch.from_numpy(masks), [one.label for one in objects], void, self.crop)
+        return _crop(image, torch.from_numpy(masks), [one.label for one in objects], void, self.crop)
 
 
 class VocObjects(Dataset[Objects]):
@@ -142,4 +142,4 @@ class VocObjects(Dataset[Objects]):
             if not len(shown):
                 raise ValueError(f"{printable(file)} has no class for object {number} of its image")
             labels.append(int(shown.long().bincount().argmax()))
-        return _cut(image, masks, labels, numbers == IGNORE, self.crop)
+        return _crop(image, masks, labels, numbers == IGNORE, self.crop)

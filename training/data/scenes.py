@@ -231,19 +231,19 @@ def _landscape(rng: np.random.Generator, height: int, width: int) -> tuple[np.nd
     depth = (y - horizon) / (1 - horizon)
     image, mask = _sky(rng, x, depth), np.zeros((height, width), np.uint8)
 
-    def lay(name: str, color: np.ndarray, where: np.ndarray) -> None:
+    def paint(name: str, color: np.ndarray, where: np.ndarray) -> None:
         np.copyto(image, color, where=where)
         mask[where] = CLASSES.index(name)
 
     if rng.random() < 0.35:
-        lay("mountain", *_mountain(rng, x, depth))
+        paint("mountain", *_mountain(rng, x, depth))
     far, *near = LAYOUTS[rng.integers(len(LAYOUTS))]
-    lay(far, GROUNDS[far](rng, x, depth), depth >= 0)
+    paint(far, GROUNDS[far](rng, x, depth), depth >= 0)
     for name in near:
         shore = rng.uniform(0.25, 0.5) + 0.06 * np.sin(rng.uniform(1, 5) * x + rng.uniform(0, 6))
         if name == "road" and rng.random() < 0.5:
             shore = abs(x - rng.uniform(0.6, 0.9)) / rng.uniform(0.5, 0.8) - 0.05
-        lay(name, GROUNDS[name](rng, x, depth), depth > shore.clip(0.02))
+        paint(name, GROUNDS[name](rng, x, depth), depth > shore.clip(0.02))
     return _over(image, 0.3 * (1 - abs(depth) * 3).clip(0), HAZE), mask, depth
 
 

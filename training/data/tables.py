@@ -193,7 +193,7 @@ def load_table(data: str, split: str, source: tuple[dict[str, Any], bool] | None
 
     wanted, is_split = source or find_source(data)
     split = split if is_split else "train"
-    with _one_sentence(data, split):
+    with _shorten_errors(data, split):
         return datasets.load_dataset(**wanted, split=split)
 
 
@@ -207,7 +207,7 @@ def list_parquet(data: str, split: str, source: tuple[dict[str, Any], bool]) -> 
 
     wanted, is_split = source
     split = split if is_split else "train"
-    with _one_sentence(data, split):
+    with _shorten_errors(data, split):
         files = datasets.load_dataset_builder(**wanted).config.data_files or {}
         if split not in files:
             raise ValueError(f"there are {', '.join(map(str, files)) or 'no files'}")
@@ -218,7 +218,7 @@ def list_parquet(data: str, split: str, source: tuple[dict[str, Any], bool]) -> 
 
 
 @contextlib.contextmanager
-def _one_sentence(data: str, split: str) -> Iterator[None]:
+def _shorten_errors(data: str, split: str) -> Iterator[None]:
     import datasets
 
     try:

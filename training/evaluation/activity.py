@@ -26,7 +26,7 @@ from training.evaluation import command
 from training.evaluation.activity_report import report
 from training.evaluation.models import similarities, standardize
 
-__all__ = ["Activity", "ImagesAndViews", "Settings", "main", "watch"]
+__all__ = ["Activity", "ImagesAndViews", "Settings", "main", "measure_activity"]
 
 EXAMPLES = 5
 
@@ -125,7 +125,9 @@ class Activity:
 
 
 @torch.inference_mode()
-def watch(model: Any, data: ImagesAndViews, accelerator: Accelerator, *, batch_size: int, workers: int) -> Activity:
+def measure_activity(
+    model: Any, data: ImagesAndViews, accelerator: Accelerator, *, batch_size: int, workers: int
+) -> Activity:
     """Measure activity on this process's shard, and reduce over processes.
 
     Args:
@@ -154,7 +156,7 @@ def watch(model: Any, data: ImagesAndViews, accelerator: Accelerator, *, batch_s
         usage += active.sum(0)
         histogram += active.sum(1).bincount(minlength=number + 1)
         numbers = batch["number"].to(device).expand(number, -1)
-        nearest, examples = _first(
+        nearest, examples = _keep_most_similar(
             torch.cat([nearest, _segment_similarity(whole).T], 1), torch.cat([examples, numbers], 1)
         )
         one, other = (
@@ -175,7 +177,7 @@ def watch(model: Any, data: ImagesAndViews, accelerator: Accelerator, *, batch_s
         histogram=histogram.cpu(),
         in_views=int(in_views) / 2 / images,
         pairs=int(pairs) / images,
-        examples=_first(*everyone)[1].cpu(),
+        examples=_keep_most_similar(*everyone)[1].cpu(),
     )
 
 
@@ -192,7 +194,7 @@ def _segment_similarity(scores: Tensor) -> Tensor:
     return torch.where(counts > 0, sums / counts, -torch.inf)
 
 
-def _first(similarity: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def _keep_most_similar(similarity: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Return the E largest similarities of each row and their image indices; ties by lower index."""
     numbers = numbers.where(similarity > -torch.inf, -1)
     order = numbers.argsort(dim=1, stable=True)
@@ -209,7 +211,7 @@ def main(settings: Settings) -> None:
     with accelerator.main_process_first():
         images = open_images(settings.data, settings.split, settings.image_column)
     data = ImagesAndViews(images, model, settings.seed)
-    found = watch(model, data, accelerator, batch_size=settings.batch_size, workers=settings.workers)
+    found = measure_activity(model, data, accelerator, batch_size=settings.batch_size, workers=settings.workers)
     if accelerator.is_main_process:
         report(settings, model, data, found)
 

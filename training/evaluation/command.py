@@ -103,7 +103,7 @@ class _Caught(Dataset[tuple[int, Any]]):
             return index, error
 
 
-def _join(
+def _collate(
     samples: list[tuple[int, Any]], join: Callable[[list[tuple[int, Any]]], Any]
 ) -> tuple[list[Exception], Any]:
     """Return the errors, and the batch of the other samples; None if there are none."""
@@ -133,7 +133,7 @@ def stream(
     """
     batches: Any = shard_batches(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(
-        _Caught(data), batch_sampler=batches, collate_fn=functools.partial(_join, join=join), **loading(workers)
+        _Caught(data), batch_sampler=batches, collate_fn=functools.partial(_collate, join=join), **loading(workers)
     )
     unreadable = 0
     for errors, batch in tqdm(loader, "images", unit="batch", disable=not accelerator.is_main_process, leave=False):

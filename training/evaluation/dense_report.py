@@ -53,20 +53,20 @@ def report(name: str, settings: Any, results: Mapping[str, Mapping[str, Any]], p
     table = Table("mIoU, %", *(Column(title, justify="right") for title in numbers))
     for title, found in results.items():
         stride = protocol["features"][title.removesuffix(", random")]["stride"]
-        table.add_row(shorten(title), f"{stride:g}", *(_told(found[column]) for column in columns))
+        table.add_row(shorten(title), f"{stride:g}", *(_format_miou(found[column]) for column in columns))
     show(table)
-    show(_per_class({title: found[columns[-1]] for title, found in results.items()}))
+    show(_make_class_table({title: found[columns[-1]] for title, found in results.items()}))
     command.write(settings.output, name, settings, protocol=protocol, results=results)
 
 
-def _told(found: dict[str, Any]) -> str:
+def _format_miou(found: dict[str, Any]) -> str:
     """Format the mIoU in percent, with its standard deviation if there is one."""
     deviation = found.get("miou_deviation", math.nan)
-    told = f"{100 * found['miou']:.2f}"
-    return told if math.isnan(deviation) else f"{told} ± {100 * deviation:.2f}"
+    miou = f"{100 * found['miou']:.2f}"
+    return miou if math.isnan(deviation) else f"{miou} ± {100 * deviation:.2f}"
 
 
-def _per_class(results: dict[str, dict[str, Any]]) -> Table:
+def _make_class_table(results: dict[str, dict[str, Any]]) -> Table:
     """Make the table of IoUs by class and model, without classes that have no pixels."""
     table = Table("IoU, %", *(Column(shorten(title, 32), justify="right") for title in results))
     several = list(results.values())

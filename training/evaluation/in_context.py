@@ -50,7 +50,7 @@ class InContext(Dense):
             raise ValueError(f"--temperature {self.temperature}: give one above 0")
 
 
-def remember(cells: Cells) -> Cells:
+def normalize_memory(cells: Cells) -> Cells:
     """L2-normalise the features and turn counts into class fractions, in place."""
     cells.features.div_(cells.features.norm(dim=1, keepdim=True).clamp(min=1e-12))
     cells.counts.div_(cells.counts.sum(1, keepdim=True))
@@ -62,7 +62,7 @@ def vote(cells: Tensor, memory: Cells, k: int, temperature: float) -> list[Tenso
 
     Args:
         cells: float32 Q x C, L2-normalised.
-        memory: of :func:`remember`.
+        memory: of :func:`normalize_memory`.
         k: entries, at most the size of the memory.
         temperature: of the softmax.
 
@@ -88,7 +88,7 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """Fill the memory, and segment with each memory size."""
     sizes = sorted(settings.memory)
-    memory = remember(collect(model, parts.train, parts.classes, accelerator, settings, "--memory", sizes))
+    memory = normalize_memory(collect(model, parts.train, parts.classes, accelerator, settings, "--memory", sizes))
     classify = functools.partial(_scores, memory=memory, settings=settings)
     counts = count(model, parts.test, accelerator, settings, classify, [parts.classes] * len(sizes), parts.classes)
     results = {}

@@ -103,7 +103,9 @@ def evaluate(
     return score(confusion, match)
 
 
-def _by_size(samples: list[tuple[int, tuple[Tensor, Tensor]]]) -> list[tuple[tuple[int, ...], Tensor, Tensor]]:
+def _stack_by_size(
+    samples: list[tuple[int, tuple[Tensor, Tensor]]],
+) -> list[tuple[tuple[int, ...], Tensor, Tensor]]:
     """Stack images and masks of equal size: indices, B x 3 x H x W, B x H x W."""
     sizes: dict[torch.Size, list[tuple[int, Tensor, Tensor]]] = {}
     for number, (image, truth) in samples:
@@ -145,7 +147,7 @@ def count(
         confusions["refined"] = confusions["plain"].clone()
     wanted = set(np.linspace(0, len(images) - 1, shown).astype(int).tolist())
     examples = []
-    batches = command.stream(images, _by_size, accelerator, batch_size=batch_size, workers=workers)
+    batches = command.stream(images, _stack_by_size, accelerator, batch_size=batch_size, workers=workers)
     for numbers, batch, truths in itertools.chain.from_iterable(batches):
         with accelerator.autocast():
             scores = similarities(model, standardize(model, batch))

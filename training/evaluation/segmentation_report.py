@@ -87,7 +87,7 @@ def _protocol(benchmark: Benchmark, model: Any, classes: int) -> dict[str, Any]:
         "mean": model.pretrained_cfg["mean"],
         "std": model.pretrained_cfg["std"],
         "assignment": "argmax of cosine similarities, resized bilinearly to the pixels (align_corners=False)",
-        "matching": "Hungarian, one to one, most matched pixels, one confusion matrix for all images",
+        "matching": "Hungarian, one to one, most matched pixels, one confusion matrix over all images",
         "ignored_label": IGNORE,
     }
 

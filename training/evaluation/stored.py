@@ -58,7 +58,7 @@ class StoredMaps:
         return self.map[0], self.map[1]
 
     def describe(self, size: int) -> dict[str, Any]:
-        """What decided the features, as the file says."""
+        """Return the configuration stored in the file."""
         return self.file.config
 
 
@@ -103,7 +103,7 @@ class StoredPooled:
         self.head_hidden_size = self.file.shape[0]
 
     def describe(self) -> dict[str, Any]:
-        """What decided the features, as the file says."""
+        """Return channels and the configuration stored in the file."""
         return {"channels": self.head_hidden_size, "preprocessing": self.file.config}
 
     def to(self, device: Any) -> "StoredPooled":

@@ -14,7 +14,7 @@ from slotcon_hub.concepts.inference import load_prototypes
 from slotcon_hub.images import ImageFiles, decode
 from training.data import color
 from training.data.views import TwoViews, stack
-from training.evaluation.activity import ImagesAndViews, Settings, main, watch
+from training.evaluation.activity import ImagesAndViews, Settings, main, measure_activity
 
 IMAGES, PROTOTYPES = 11, 15
 
@@ -59,7 +59,7 @@ def slow_activity(data: ImagesAndViews, net: torch.nn.Module) -> dict[str, list]
 def test_activity_equals_loops(prototypes, folder):
     net = load_prototypes(str(prototypes))
     data = ImagesAndViews(ImageFiles(folder), net, seed=3)
-    found = watch(net, data, Accelerator(cpu=True), batch_size=4, workers=0)
+    found = measure_activity(net, data, Accelerator(cpu=True), batch_size=4, workers=0)
     slow = slow_activity(data, net)
     assert found.images == IMAGES
     assert found.usage.tolist() == [sum(k in active for active in slow["active"]) for k in range(PROTOTYPES)]

@@ -434,7 +434,7 @@ def test_a_data_set_that_is_not_complete_is_warned_of_once(run, images, capsys):
     for place in (images.parent, images.parent / "train2017"):
         with pytest.raises(SystemExit, match="timm cannot make"):
             run("coco_800ep", "--data", place, *TINY.split(), "--backbone", "nonsense")
-        warning = f"warning: COCO train2017 has 118,287 images, 10 were found in {place}: is it complete"
+        warning = f"warning: COCO train2017 has 118,287 images, 10 were found in {place}: check for missing"
         assert capsys.readouterr().err.count(warning) == 1
 
 
