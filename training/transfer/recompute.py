@@ -15,14 +15,14 @@ __all__ = ["recompute_first_stage", "run_recomputing_norms"]
 
 
 def recompute_first_stage(backbone: Any, strides: Sequence[int] = (4,)) -> None:
-    """Checkpoint the stage of stride 4 in training: only its input is stored, other activations are recomputed.
+    """Checkpoint the stages of some strides in training: only their inputs are stored, the rest is recomputed.
 
-    In a ResNet-50 this stage has a third of the activations but a tenth of the FLOPs. A backbone without such a
-    stage, such as a vision transformer, is unchanged.
+    In a ResNet-50 the stage of stride 4 has a third of the activations but a tenth of the FLOPs. A backbone without
+    such stages, such as a vision transformer, is unchanged.
 
     Args:
         backbone: of ``timm.create_model(..., features_only=True)``.
-        strides: of the stages that are checkpointed.
+        strides: of the output of each stage.
     """
     modules = dict(backbone.named_modules())
     for stride in strides:
@@ -40,7 +40,7 @@ def run_recomputing_norms(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
 
     Args:
         layers: convolutions, norms and activations, in any nesting of ``Sequential``.
-        x: input of the first.
+        x: input of the first layer.
     """
     flat = (part for layer in layers for part in layer.modules() if not list(part.children()))
     segment: list[nn.Module] = []
