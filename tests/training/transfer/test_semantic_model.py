@@ -8,13 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from runs import assert_equal
+from shared_data import shared_data
 
 import slotcon_hub  # noqa: F401  (registers the models)
 from training.tools.benchmark.memory import LiveBytes
 from training.transfer.semantic.model import FCN, Head, create_backbone, pixel_loss
 from training.transfer.semantic.recipes import ADE20K
 
-FILE = Path(__file__).parent / "golden_files" / "mmseg.json"
+FILE = "mmseg_golden.json"
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +27,13 @@ def golden():
 
 
 def test_numbers_are_those_of_mmsegmentation(golden):
-    differences = golden.mmseg(FILE)
+    differences = golden.mmseg(shared_data(FILE))
     assert len(differences) == 2 * 7 + 2 * 9
     assert max(differences.values()) < 1e-9, differences
 
 
 def test_other_numbers_are_seen(golden, tmp_path):
-    content = json.loads(FILE.read_text())
+    content = json.loads(shared_data(FILE).read_text())
     content["cases"] = content["cases"][:1]
     numbers = content["cases"][0]["expected"]
     del numbers["train"]
