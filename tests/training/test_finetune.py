@@ -117,7 +117,7 @@ def test_it_learns_and_saves_what_timm_loads(folder, backbone, tmp_path, capsys,
 def said_to_load(out: str) -> dict[str, Any]:
     """What the printed lines give."""
     found: dict[str, Any] = {}
-    exec(out.split("It is loaded by\n")[1], found)
+    exec(out.split("Load it by\n")[1], found)
     return found
 
 
@@ -136,7 +136,7 @@ def test_what_is_saved_loads_in_timm_alone_and_claims_nothing(tmp_path, name):
     lines = save_classifier(net, tmp_path / "tuned", ["a", "b", "c"])
     x = torch.linspace(-1, 1, 3 * 64 * 64).view(1, 3, 64, 64)
     expected = net.eval()(x).detach()
-    torch.testing.assert_close(said_to_load(f"It is loaded by\n{lines}")["model"](x), expected)
+    torch.testing.assert_close(said_to_load(f"Load it by\n{lines}")["model"](x), expected)
     assert ("slotcon_hub" in lines) == (name == "slotcon_nano_proto")
     config = json.loads((tmp_path / "tuned" / "config.json").read_text())
     assert not {"tag", "license", "description", "origin_url", "paper_ids"} & config["pretrained_cfg"].keys()

@@ -146,7 +146,7 @@ def test_busy_prints_both_kinds_of_waiting(capsys):
     for _, alone, busy, times in rows:
         assert float(times) == pytest.approx(float(busy) / float(alone), abs=0.06, rel=0.06)
     assert out.count("alone, sleeping costs") == 2
-    with pytest.raises(SystemExit, match=r"^error: measure 1 round or more"):
+    with pytest.raises(SystemExit, match=r"^error: rounds, steps and others must be at least 1"):
         main(["busy", "--rounds", "0"])
 
 

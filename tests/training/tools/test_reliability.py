@@ -117,7 +117,7 @@ def test_sigterm_saves_and_ends_every_process(options, whole, tmp_path, processe
 
     moved = Launch([*argv, other], tmp_path / "moved.log", 3 - processes)
     assert not any(moved.end()), moved.log.read_text()
-    assert f"processes={3 - processes} in place of {processes}" in moved.log.read_text()
+    assert f"processes={3 - processes} instead of {processes}" in moved.log.read_text()
     assert "metrics.jsonl" in differences(whole(processes), other)
     exact = losses(whole(processes))
     assert {s: v for s, v in losses(other).items() if s <= step} == {s: v for s, v in exact.items() if s <= step}
@@ -163,11 +163,11 @@ def test_the_lock_of_a_machine_that_is_gone_is_waited_for(tmp_path, monkeypatch)
     """A server of files keeps it for 90 seconds or so."""
     waited, held = [], iter([True] * 100)
 
-    def lock(*_):
+    def lock_of_another(*_):
         if next(held, False):
             raise BlockingIOError
 
-    monkeypatch.setattr(fcntl, "lockf", lock)
+    monkeypatch.setattr(fcntl, "lockf", lock_of_another)
     monkeypatch.setattr(time, "sleep", waited.append)
     lock(tmp_path)
     assert sum(waited) == 100
