@@ -37,6 +37,11 @@ def test_those_that_can_be_read_one_by_one():
     assert list(Tolerant(Numbers(4, 1))) == [(0, 0), (2, 20), (3, 30)]
 
 
+# When the first batch raises, torch closes the queue of indices, to which its feeder thread may be writing still.
+FEEDER = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@FEEDER
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_end_the_work(workers):
     with pytest.raises(
@@ -47,6 +52,7 @@ def test_too_many_end_the_work(workers):
         list(load_tolerant(Numbers(1, 0), batch_size=3, workers=workers))
 
 
+@FEEDER
 @pytest.mark.parametrize("workers", [0, 2])
 def test_what_is_wrong_otherwise_ends_the_work(workers):
     with pytest.raises(RunError, match="number 1 cannot be read"):
