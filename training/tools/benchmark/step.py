@@ -301,7 +301,7 @@ def _show_parts(result: Result) -> None:
 
 def _show_all(results: list[Result], processes: int, gpus: int) -> None:
     speed = Table("", "K", "batch", "ms a step", "images/s", "s a COCO epoch", "GB of tensors", "GB a process")
-    sent = Table("K", "batch", "MB sent", "MB of keys", "in place of MB", "one part in", title_justify="left")
+    sent = Table("K", "batch", "MB sent", "MB of keys", "all slots, MB", "one part in", title_justify="left")
     sent.title = f"what each of {gpus} GPUs would send in a step; keys: the active slots instead of all"
     for result in results:
         prototypes, batch = str(result.recipe.slotcon.num_prototypes), processes * result.batch
