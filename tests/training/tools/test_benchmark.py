@@ -142,10 +142,10 @@ def test_busy_prints_both_kinds_of_waiting(capsys):
     main(["busy", "--rounds", "1", "--steps", "1", "--others", "1"])
     out = capsys.readouterr().out
     rows = [line.split("│")[2:6] for line in out.splitlines() if line.startswith("│")]
-    assert [row[0].strip() for row in rows] == ["sleep", "spin"] * 2
+    assert [row[0].strip() for row in rows] == ["briefly", "sleep", "spin"] * 2
     for _, alone, busy, times in rows:
         assert float(times) == pytest.approx(float(busy) / float(alone), abs=0.06, rel=0.06)
-    assert out.count("alone, sleeping costs") == 2
+    assert out.count("alone, spinning briefly costs") == 2
     with pytest.raises(SystemExit, match=r"^error: rounds, steps and others must be at least 1"):
         main(["busy", "--rounds", "0"])
 
