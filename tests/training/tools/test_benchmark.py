@@ -171,3 +171,12 @@ def test_detection_stands_beside_torchvision(capsys):
     assert "maskrcnn_resnet50_fpn_v2" in words
     with pytest.raises(SystemExit, match="error: measure 1 round or more, of 1 image or more"):
         main(["detection", "--image", "32", "64"])
+
+
+def test_the_page_stands_beside_the_command(capsys):
+    pytest.importorskip("gradio")
+    main(["explore", "--side", "96", "--size", "64", "--rounds", "1"])
+    out = capsys.readouterr().out
+    assert [name in out for name in ("the page, from an image", "slotcon-hub segment", "a click")] == [True] * 3
+    with pytest.raises(SystemExit, match=r"^error: size, side and rounds must be at least 1"):
+        main(["explore", "--rounds", "0"])
