@@ -9,7 +9,6 @@ import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch
 import contextlib
 import copy
 import itertools
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -98,8 +97,7 @@ def end(job: Pretraining) -> None:
     if run.finished:
         finish(run.folder, job.slotcon, job.showcase, job.recipe, run.name)
     else:
-        command = f"the same command with --output {shlex.quote(str(run.folder))} --resume continues from there"
-        print(f"stopped at step {run.step} of {run.schedule.total_steps}, and saved: {command}")
+        run.print_resume_command()
 
 
 def load(job: Pretraining, steps: range) -> Any:

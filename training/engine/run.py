@@ -6,6 +6,7 @@ differently, and random draws of the network (drop path) differ.
 """
 
 import contextlib
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -262,6 +263,11 @@ class Run:
             if stopping:
                 break
         self.monitor.close()
+
+    def print_resume_command(self) -> None:
+        """Print where a stopped run is, and how to resume it."""
+        command = f"the same command with --output {shlex.quote(str(self.folder))} --resume continues from there"
+        print(f"stopped at step {self.step} of {self.schedule.total_steps}, and saved: {command}")
 
     def warn(self, what: str, wrong: bool, text: str) -> None:
         """Call :meth:`Monitor.warn` at the current step."""

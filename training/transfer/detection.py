@@ -7,7 +7,6 @@ Boxes and masks of instances: the paper's Mask R-CNN R50-FPN on COCO (supplement
 import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch is loaded)
 
 # isort: split
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -65,8 +64,7 @@ def end(job: Detection) -> None:
         if run.is_main:
             finish(job, results)
     elif run.is_main:
-        command = f"the same command with --output {shlex.quote(str(run.folder))} --resume continues from there"
-        print(f"stopped at step {run.step} of {run.schedule.total_steps}, and saved: {command}")
+        run.print_resume_command()
 
 
 def losses(job: Detection, batch: Batch) -> dict[str, Tensor]:

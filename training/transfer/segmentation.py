@@ -6,7 +6,6 @@ The paper's networks and recipes for VOC, Cityscapes and ADE20K (supplementary A
 import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch is loaded)
 
 # isort: split
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -65,8 +64,7 @@ def end(job: Segmentation) -> None:
         if run.is_main:
             finish(job, confusion, examples)
     elif run.is_main:
-        command = f"the same command with --output {shlex.quote(str(run.folder))} --resume continues from there"
-        print(f"stopped at step {run.step} of {run.schedule.total_steps}, and saved: {command}")
+        run.print_resume_command()
 
 
 def losses(job: Segmentation, crops: Crop) -> dict[str, Tensor]:
