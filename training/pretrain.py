@@ -102,16 +102,13 @@ def end(job: Pretraining) -> None:
 
 def load(job: Pretraining, steps: range) -> Any:
     """Create the loader of this process's micro-batches of some steps."""
-    recipe, accelerator, images = job.recipe, job.run.accelerator, job.images
+    recipe, images = job.recipe, job.images
     views = TwoViews(recipe.view_size, (recipe.min_crop, 1.0), geometric=recipe.geometric)
     plan = Steps(
         len(images),
         recipe.batch_size,
         steps,
-        seed=recipe.seed,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        accumulation=recipe.accumulation_steps,
+        **job.run.shard,
         groups=images.groups if isinstance(images, ParquetStream) else None,
         workers=recipe.workers,
     )

@@ -101,6 +101,17 @@ class Run:
         return self.step == self.schedule.total_steps
 
     @property
+    def shard(self) -> dict[str, Any]:
+        """Which micro-batches are this process's: arguments of :class:`training.data.plan.MicroBatches`."""
+        accelerator, settings = self.accelerator, self.settings
+        return {
+            "seed": settings.seed,
+            "rank": accelerator.process_index,
+            "processes": accelerator.num_processes,
+            "accumulation": settings.accumulation_steps,
+        }
+
+    @property
     def is_main(self) -> bool:
         """Whether this is the main process, the only one that writes."""
         return self.accelerator.is_main_process

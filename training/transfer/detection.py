@@ -94,18 +94,9 @@ def test_in_between(job: Detection, step: Any) -> None:
 
 def load(job: Detection, steps: range) -> DataLoader[Any]:
     """Create the loader of this process's micro-batches for a range of steps."""
-    recipe, accelerator = job.recipe, job.run.accelerator
-    plan = AspectBatches(
-        job.train.wide(),
-        recipe.batch_size,
-        steps,
-        seed=recipe.seed,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        accumulation=recipe.accumulation_steps,
-    )
-    pin = torch.cuda.is_available()
-    return DataLoader(job.train, batch_sampler=plan, collate_fn=collate, pin_memory=pin, **loading(recipe.workers))
+    plan = AspectBatches(job.train.wide(), job.recipe.batch_size, steps, **job.run.shard)
+    options = {"pin_memory": torch.cuda.is_available(), **loading(job.recipe.workers)}
+    return DataLoader(job.train, batch_sampler=plan, collate_fn=collate, **options)
 
 
 def noise(job: Detection) -> Batch:

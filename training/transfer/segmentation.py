@@ -91,17 +91,9 @@ def evaluate(job: Segmentation, shown: int = 0) -> tuple[Tensor, list[Any]]:
 
 def load(job: Segmentation, steps: range) -> Any:
     """Create the loader of this process's micro-batches for a range of steps."""
-    recipe, accelerator = job.recipe, job.run.accelerator
-    plan = Steps(
-        len(job.data.train),
-        recipe.batch_size,
-        steps,
-        seed=recipe.seed,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        accumulation=recipe.accumulation_steps,
-    )
-    return make_loader(Crops(job.data.train, job.augmentation, recipe.seed), plan, recipe.workers)
+    recipe, train = job.recipe, job.data.train
+    plan = Steps(len(train), recipe.batch_size, steps, **job.run.shard)
+    return make_loader(Crops(train, job.augmentation, recipe.seed), plan, recipe.workers)
 
 
 def take_dummy_step(job: Segmentation) -> None:

@@ -8,18 +8,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from slotcon_hub.images import decode, printable
 from training.data.coco import CocoImages, Instance, Record
-from training.data.plan import SAMPLES
+from training.data.plan import SAMPLES, MicroBatches
 from training.engine.errors import RunError
 from training.transfer.mask_rcnn.resize import resize, resized_size
 from training.transfer.mask_rcnn.target import Mask, Target
 
 __all__ = ["AspectBatches", "Batch", "Examples", "collate", "read_image"]
-
-ORDERS = 0  # random stream, as in training.data.plan
 
 
 @dataclass(frozen=True)
@@ -137,42 +135,24 @@ def _mask(instance: Instance, scale: np.ndarray, size: tuple[int, int], flip: bo
     return [polygon.ravel() for polygon in polygons]
 
 
-class AspectBatches(Sampler[list[tuple[int, int]]]):
-    """Yield this process's micro-batches of (epoch, index) pairs, for the steps of a run.
+class AspectBatches(MicroBatches):
+    """Micro-batches of images that are all wide or all high, which reduces padding.
 
     An epoch is a random order of all images. Wide and high images are queued separately until there is a global
-    batch of one kind, which reduces padding. Global batches do not depend on the number of processes.
+    batch of one kind. Global batches do not depend on the number of processes.
     """
 
-    def __init__(
-        self,
-        wide: np.ndarray,
-        batch_size: int,
-        steps: range,
-        *,
-        seed: int,
-        rank: int = 0,
-        processes: int = 1,
-        accumulation: int = 1,
-    ) -> None:
+    def __init__(self, wide: np.ndarray, batch_size: int, steps: range, **shard: int) -> None:
         """Set the range of steps.
 
         Args:
             wide: for each image, whether it is wider than high.
-            batch_size: global batch size of an optimisation step, over all processes.
-            steps: step numbers, counted from the start of the run.
-            seed: of the orders.
-            rank: of this process.
-            processes: number of processes.
-            accumulation: micro-batches per process and step.
-
+            batch_size: see :class:`training.data.plan.MicroBatches`, like the following.
+            steps: range of steps.
+            **shard: ``seed``, ``rank``, ``processes`` and ``accumulation``.
         """
-        self.wide, self.batch_size, self.steps, self.seed = wide.tolist(), batch_size, steps, seed
-        self.rank, self.processes, self.accumulation = rank, processes, accumulation
-
-    def __len__(self) -> int:
-        """Number of micro-batches of this process."""
-        return len(self.steps) * self.accumulation
+        super().__init__(batch_size, steps, **shard)
+        self.wide = wide.tolist()
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield micro-batches; earlier steps are planned too, since the queues depend on them."""
@@ -185,8 +165,7 @@ class AspectBatches(Sampler[list[tuple[int, int]]]):
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         rows: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         for epoch in itertools.count():
-            order = np.random.default_rng([self.seed, ORDERS, epoch]).permutation(len(self.wide))
-            for index in order.tolist():
+            for index in self._rng(epoch).permutation(len(self.wide)).tolist():
                 row = rows[self.wide[index]]
                 row.append((epoch, index))
                 if len(row) == self.batch_size:
