@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slotcon_hub.models.loading import name_for_timm
+from training.transfer.backbones import MAPS, channels_first, check_filled, recording_loads
 
 __all__ = ["Segmenter"]
 
@@ -16,8 +17,12 @@ class Segmenter(nn.Sequential):
     """A timm backbone with a 3 x 3 convolution to class logits on each of its last four feature maps."""
 
     def __init__(self, model: str, classes: int, pretrained: bool = False) -> None:
-        name, last = name_for_timm(model), (-4, -3, -2, -1)  # without the stem's map, if there are five
-        backbone: Any = timm.create_model(name, pretrained, features_only=True, out_indices=last)
+        with recording_loads() as loads:
+            backbone: Any = timm.create_model(
+                name_for_timm(model), pretrained, features_only=True, out_indices=MAPS
+            )
+        if pretrained:
+            check_filled(model, backbone, loads)
         channels = backbone.feature_info.channels()
         super().__init__(backbone, nn.ModuleList(nn.Conv2d(c, classes, 3, padding=1) for c in channels))
         self.pretrained_cfg = timm.data.resolve_data_config({}, model=backbone)
@@ -25,8 +30,6 @@ class Segmenter(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images, B x 3 x H x W, to logits at the stride s of the first map, B x C x H/s x W/s."""
         layers: Any = self[1]
-        maps = self[0](x)
-        if str(getattr(self[0], "output_fmt", "NCHW")).endswith("NHWC"):  # as Swin's
-            maps = [one.permute(0, 3, 1, 2) for one in maps]
+        maps = channels_first(self[0], self[0](x))
         scores = (layer(x) for layer, x in zip(layers, maps, strict=True))
         return torch.stack([F.interpolate(s, maps[0].shape[2:], mode="bilinear") for s in scores]).sum(0)

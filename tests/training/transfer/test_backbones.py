@@ -1,6 +1,7 @@
 """What is loaded into a backbone, and what is not, is said, or refused."""
 
 import json
+import re
 
 import pytest
 import timm
@@ -8,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from training.transfer.backbones import create_maps
+from training.transfer.segmenter import Segmenter
+from training.transfer.semantic.model import create_backbone
 
 
 @pytest.fixture
@@ -47,10 +50,37 @@ def test_all_of_a_folders_weights_are_loaded_and_the_rest_is_named(folder):
     assert len(model(torch.zeros(1, 3, 64, 64))) == 4
 
 
-def test_weights_that_leave_something_random_are_refused(folder):
+@pytest.mark.parametrize(
+    "create",
+    [
+        lambda name: create_maps(name, pretrained=True),
+        lambda name: create_backbone(name, 16),
+        lambda name: Segmenter(name, 3, pretrained=True),
+    ],
+    ids=["detection", "segmentation", "fine-tuning"],
+)
+def test_weights_that_leave_something_random_are_refused(folder, create):
     place, _ = folder(without="layer3.0.conv1")
     with pytest.raises(ValueError, match=r"lack 1 tensors, such as layer3\.0\.conv1\.weight"):
-        create_maps(str(place), pretrained=True)
+        create(str(place))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tensor"),
+    [("test_convnext", "stages.2.blocks.0.conv_dw.weight"), ("test_vit", "blocks.1.mlp.fc1.bias")],
+)
+def test_tensors_with_another_name_among_the_maps_are_found_missing(tmp_path, architecture, tensor):
+    """timm's lists of maps rename what they hold: stages_2, model.blocks."""
+    net = timm.create_model(architecture, num_classes=10)
+    state, own = net.state_dict(), {"num_classes": 10, "classifier": net.pretrained_cfg["classifier"]}
+    cfg = {"architecture": architecture, "num_classes": 10, "pretrained_cfg": own}
+    (tmp_path / "config.json").write_text(json.dumps(cfg))
+    save_file(state, tmp_path / "model.safetensors")
+    create_maps(str(tmp_path), pretrained=True)
+    del state[tensor]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=f"lack 1 tensors, such as {re.escape(tensor)}: choose other weights"):
+        create_maps(str(tmp_path), pretrained=True)
 
 
 def test_random_weights_are_called_random():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from training.transfer.backbones import create_maps
+from training.transfer.backbones import channels_first, create_maps
 from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.roi_heads import Detections, RoIHeads
 from training.transfer.mask_rcnn.rpn import RPN
@@ -37,7 +37,6 @@ class Pyramid(nn.Module):
                 f"maps of {config.backbone!r} have strides {strides}: a pyramid needs {STRIDES[0]}, as in ResNets"
             )
         self.strides = [*strides, 2 * strides[-1]]
-        self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")  # as Swin's
         if config.stride_in_1x1:
             _move_strides(body)
         if not pretrained:
@@ -49,9 +48,7 @@ class Pyramid(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map B x 3 x H x W to five maps B x C x H/s x W/s."""
-        maps = self.body(images)
-        if self.channels_last:
-            maps = [one.permute(0, 3, 1, 2) for one in maps]
+        maps = channels_first(self.body, self.body(images))
         return list(self.fpn(OrderedDict((str(n), one) for n, one in enumerate(maps))).values())
 
 

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slotcon_hub.models.loading import name_for_timm
 from training.data.masks import IGNORE
+from training.transfer.backbones import channels_first, create_maps
 from training.transfer.recompute import recompute_first_stage
 
 __all__ = ["FCN", "FCNHead", "Head", "Output", "create_backbone", "pixel_loss"]
@@ -115,9 +114,7 @@ class FCN(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         """Map normalised images, B x 3 x H x W, to logits at the strides of the maps."""
-        maps = self.backbone(x)
-        if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):  # as Swin's
-            maps = [one.permute(0, 3, 1, 2) for one in maps]
+        maps = channels_first(self.backbone, self.backbone(x))
         auxiliary = self.auxiliary_head(maps[-2]) if self.auxiliary_head and self.training else None
         return Output(self.decode_head(maps[-1]), auxiliary)
 
@@ -139,17 +136,10 @@ def create_backbone(name: str, output_stride: int, *, pretrained: bool = True, *
         **kwargs: of ``timm.create_model``, such as ``out_indices`` for more maps.
 
     Raises:
-        ValueError: there is no such model, it has no weights, or no map of this stride.
+        ValueError: there is no such model, its weights do not fill it, or it has no map of this stride.
     """
-    kwargs = {"features_only": True, "out_indices": (-2, -1), **kwargs}
-    try:
-        known = name_for_timm(name)
-        try:
-            backbone: Any = timm.create_model(known, pretrained, output_stride=output_stride, **kwargs)
-        except TypeError:  # no output_stride option; may have this stride by default
-            backbone = timm.create_model(known, pretrained, **kwargs)
-    except (RuntimeError, OSError, ValueError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
+    kwargs = {"out_indices": (-2, -1), **kwargs}
+    backbone, _ = create_maps(name, pretrained=pretrained, output_stride=output_stride, **kwargs)
     stride = backbone.feature_info.reduction()[-1]
     if stride != output_stride:
         raise ValueError(
