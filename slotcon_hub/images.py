@@ -24,6 +24,7 @@ __all__ = [
     "files_below",
     "limit_aspect_ratio",
     "list_folder",
+    "names_digest",
     "pixel_limit",
     "printable",
     "resize_and_center_crop",
@@ -76,7 +77,12 @@ class ImageFiles:
     def digest(self) -> str:
         """SHA-256 of the sorted paths, relative to their folders."""
         names = (path.removeprefix(next(f for f in self._folders if path.startswith(f))) for path in self.paths)
-        return hashlib.sha256(os.fsencode("\0".join(names))).hexdigest()
+        return names_digest(names)
+
+
+def names_digest(names: Iterable[str]) -> str:
+    """SHA-256 of names in their order, in hexadecimal; names of files need not be UTF-8."""
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def printable(path: str | os.PathLike[str]) -> str:

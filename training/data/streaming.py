@@ -7,7 +7,6 @@ epoch. But the order depends on the numbers of processes and workers: a run resu
 different selection in the rest of its epoch.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from slotcon_hub.images import pixel_limit
+from slotcon_hub.images import names_digest, pixel_limit
 from training.engine.errors import RunError
 
 __all__ = ["ParquetStream", "Unreachable", "deal"]
@@ -82,7 +81,7 @@ class ParquetStream:
         """SHA-256 over file names and the row and byte counts of their row groups."""
         groups = [(self.files[file], self._footers[file].row_group(i)) for file, i in self._parts]
         rows = (f"{os.path.basename(file)} {group.num_rows} {group.total_byte_size}" for file, group in groups)
-        return hashlib.sha256("\0".join(rows).encode()).hexdigest()
+        return names_digest(rows)
 
     def _group(self, index: int) -> int:
         return int(np.searchsorted(self._ends, index, side="right"))

@@ -2,7 +2,6 @@
 
 import contextlib
 import glob
-import hashlib
 import os
 import re
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from slotcon_hub.images import SUFFIXES, files_below, pixel_limit, printable
+from slotcon_hub.images import SUFFIXES, files_below, names_digest, pixel_limit, printable
 
 __all__ = ["ImageTable", "find_source", "list_parquet", "load_table", "split_of"]
 
@@ -80,7 +79,7 @@ class ImageTable:
             f"{size} {os.path.basename(path or '')}"
             for path, size in zip(paths.to_pylist(), sizes.to_pylist(), strict=True)
         )
-        return hashlib.sha256("\0".join(rows).encode()).hexdigest()
+        return names_digest(rows)
 
     def _image(self, index: int) -> dict[str, Any]:
         return self.table[index][self.column] or {}

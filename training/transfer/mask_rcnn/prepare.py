@@ -1,6 +1,5 @@
 """Preparation of a run: data, detector, optimiser, and the checkpoint to resume from."""
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slotcon_hub.distributed import synchronize_batchnorm
+from slotcon_hub.images import names_digest
 from training.data.coco import CocoImages, find_coco
 from training.engine.memory_format import make_channels_last
 from training.engine.run import Run
@@ -51,10 +51,10 @@ def prepare(name: str, recipe: Recipe) -> Detection:
         detector = build(recipe, train, run.processes, pretrained=pretrained)
     if run.is_main and run.fresh:
         print("\n".join(detector.loaded))
-    names = "\0".join(f"{record.id} {record.path.name} {len(record.instances)}" for record in train)
+    names = (f"{record.id} {record.path.name} {len(record.instances)}" for record in train)
     identity = {
         "images": len(examples),
-        "digest": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+        "digest": names_digest(names),
         "class_names": list(train.classes),
     }
     optimizer = make_optimizer(detector, recipe.lr, recipe.weight_decay)

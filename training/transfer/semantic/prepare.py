@@ -1,6 +1,5 @@
 """Preparation of a run: data, network, optimiser, and the checkpoint to resume from."""
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 
 from slotcon_hub.distributed import synchronize_batchnorm
+from slotcon_hub.images import names_digest
 from training.engine.errors import first_line
 from training.engine.memory_format import make_channels_last
 from training.engine.run import Run
@@ -70,10 +70,10 @@ def prepare(name: str, recipe: Recipe) -> Segmentation:
     with run.processes.main_process_first():  # weights are downloaded once
         net, cfg = build(recipe, len(data.classes), run.processes, pretrained=pretrained)
     optimizer = torch.optim.SGD(net.parameters(), recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-    names = "\0".join(f"{image.parent.name}/{image.name}" for image, _ in data.train.files)
+    names = (f"{image.parent.name}/{image.name}" for image, _ in data.train.files)
     identity = {
         "images": images,
-        "digest": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+        "digest": names_digest(names),
         "class_names": list(data.classes),
     }
     run.attach(net, optimizer, recipe.schedule(), identity=identity)
