@@ -3,7 +3,7 @@
 Dimensions: S side of an image in pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader, Subset
 
 from slotcon_hub.models.maps import MapModel
+from training.data.plan import draw_batches
 from training.engine.batchnorm import recalibrate_batchnorm
 from training.evaluation import command
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Comparison", "compare_maps", "compare_models"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +56,48 @@ class Comparison:
             raise ValueError("--models: name at least one")
 
 
-def compare(
+def compare_models(
+    names: Sequence[str],
+    load: Callable[..., Any],
+    measure: Callable[[Any], dict[str, Any]],
+    describe: Callable[[Any], dict[str, Any]],
+    *,
+    recalibrate: Callable[[Any], None] | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Measure each model and optionally its random-init baseline.
+
+    Args:
+        names: of the models.
+        load: takes a name and ``pretrained``.
+        measure: measures a model.
+        describe: describes its features.
+        recalibrate: re-estimates the BatchNorm statistics of a baseline; None: no baselines.
+        seed: of random weights, and of what the protocol draws.
+
+    Returns:
+        Results by title, and descriptions of the features by model name.
+    """
+    results, features = {}, {}
+    for name in names:
+        for pretrained in (True, False) if recalibrate else (True,):
+            set_seed(seed)
+            model = load(name, pretrained=pretrained)
+            if recalibrate and not pretrained:
+                recalibrate(model)
+            results[name if pretrained else f"{name}, random"] = measure(model)
+        features[name] = describe(model)
+    return results, features
+
+
+def compare_maps(
     settings: Comparison,
     accelerator: Accelerator,
     images: Any,
     load: Callable[..., MapModel],
     measure: Callable[[MapModel], dict[str, Any]],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Measure each model and optionally its random-init baseline.
+    """Call :func:`compare_models` for models of feature maps.
 
     Args:
         settings: of the command.
@@ -72,29 +106,20 @@ def compare(
             are estimated on it.
         load: takes name, size and ``pretrained``.
         measure: measures a model.
-
-    Returns:
-        Results by title, and descriptions of the feature maps by model name.
     """
-    results, features = {}, {}
-    for name in settings.models:
-        for pretrained in (True, False) if settings.baseline else (True,):
-            set_seed(settings.seed)
-            model = load(name, settings.size, pretrained=pretrained).to(accelerator.device)
-            if not pretrained:
-                _recalibrate(model, images, settings.batch_size)
-            results[name if pretrained else f"{name}, random"] = measure(model)
-        features[name] = model.describe(settings.size)
-    return results, features
 
+    def recalibrate(model: MapModel) -> None:
+        batches = draw_batches(images, settings.batch_size, collate=_images)
+        recalibrate_batchnorm(model.model, (model.standardize(batch) for batch in batches))
 
-def _recalibrate(model: MapModel, images: Any, batch_size: int, batches: int = 20) -> None:
-    """Re-estimate the BatchNorm statistics of a random-init baseline from some of the images."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: batches * batch_size]
-    loader: DataLoader[Any] = DataLoader(
-        Subset(images, order.tolist()), batch_size, drop_last=len(order) > batch_size, collate_fn=_images
+    return compare_models(
+        settings.models,
+        lambda name, pretrained: load(name, settings.size, pretrained=pretrained).to(accelerator.device),
+        measure,
+        lambda model: model.describe(settings.size),
+        recalibrate=recalibrate if settings.baseline else None,
+        seed=settings.seed,
     )
-    recalibrate_batchnorm(model.model, (model.standardize(batch) for batch in loader))
 
 
 def _images(samples: list[Any]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from slotcon_hub.models.maps import MapModel
 from training.data.masks import IGNORE, CenterSquare, LabeledImages
 from training.evaluation import command
 from training.evaluation.benchmarks import read_names
-from training.evaluation.comparison import Comparison, compare
+from training.evaluation.comparison import Comparison, compare_maps
 from training.evaluation.dense_report import report
 from training.evaluation.metrics import confusion_matrix
 from training.evaluation.stored import StoredMaps, StoredSamples, load_maps
@@ -106,7 +106,7 @@ def evaluate(name: str, settings: Dense, measure: Measure, protocol: Callable[[A
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
         parts = open_parts(settings)
-    results, features = compare(
+    results, features = compare_maps(
         settings, accelerator, parts.train, load_maps, lambda model: measure(model, parts, accelerator, settings)
     )
     if accelerator.is_main_process:

@@ -26,7 +26,7 @@ from training.data.objects import CocoObjects, Objects, VocObjects
 from training.engine.words import show
 from training.evaluation import command
 from training.evaluation.cells import collect
-from training.evaluation.comparison import Comparison, compare
+from training.evaluation.comparison import Comparison, compare_maps
 from training.evaluation.kmeans import kmeans
 from training.evaluation.overclustering import cluster_scores
 
@@ -180,7 +180,7 @@ def main(settings: Discovery) -> None:
     with accelerator.main_process_first():
         images = _open(settings)
     load = _load_scores if settings.groups == "prototypes" else load_map
-    results, features = compare(
+    results, features = compare_maps(
         settings, accelerator, images, load, lambda model: _measure(model, images, accelerator, settings)
     )
     if accelerator.is_main_process:

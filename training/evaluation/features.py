@@ -12,13 +12,14 @@ import torch
 from accelerate import Accelerator
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_pil_image
 
 from slotcon_hub.distributed import shard_batches
 from slotcon_hub.images import decode, limit_aspect_ratio
 from training.data.images import UnreadableImage
 from training.data.labels import open_labeled
+from training.data.plan import draw_batches
 from training.engine.batchnorm import recalibrate_batchnorm
 from training.evaluation import command
 from training.evaluation.stored import StoredPooled
@@ -174,8 +175,5 @@ def recalibrate(
 ) -> None:
     """Re-estimate the BatchNorm statistics of a random-init baseline from some of the images."""
     images.prepare(model)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: batches * batch_size]
-    loader: DataLoader[Any] = DataLoader(
-        Subset(images, order.tolist()), batch_size, drop_last=len(order) > batch_size
-    )
+    loader = draw_batches(images, batch_size, batches=batches)
     recalibrate_batchnorm(model, (batch.to(device) for _, batch in loader))

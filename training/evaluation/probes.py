@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from rich.table import Table
 from timm.data import resolve_data_config
 
 from slotcon_hub.cli.table import shorten
 from training.engine.words import show
 from training.evaluation import command
+from training.evaluation.comparison import compare_models
 from training.evaluation.features import Labeled, open_parts, recalibrate
 from training.evaluation.models import load
 from training.evaluation.stored import StoredPooled, is_stored
@@ -100,22 +100,24 @@ def _measure_models(settings: Probe, measure: Measure) -> tuple[dict[str, dict[s
             f"{settings.test_split} has label {int(test.labels.max())}, which is not in {settings.train_split}: "
             "use splits with the same classes"
         )
-    results, features = {}, {}
-    for name in settings.models:
-        for pretrained in (True, False) if settings.baseline else (True,):
-            set_seed(0)
-            stored = is_stored(name)
-            model: Any = StoredPooled(name, pretrained=pretrained) if stored else load(name, pretrained=pretrained)
-            model = model.to(accelerator.device)
-            if not pretrained:
-                recalibrate(model, train, accelerator.device)
-            results[name if pretrained else f"{name}, random"] = measure(model, train, test, accelerator, settings)
-        features[name] = model.describe() if stored else _describe(model)
+    results, features = compare_models(
+        settings.models,
+        lambda name, pretrained: _load(name, pretrained).to(accelerator.device),
+        lambda model: measure(model, train, test, accelerator, settings),
+        _describe,
+        recalibrate=(lambda model: recalibrate(model, train, accelerator.device)) if settings.baseline else None,
+    )
     facts = {"train": len(train), "test": len(test), "classes": classes, "features": features}
     return (results if accelerator.is_main_process else {}), facts
 
 
+def _load(name: str, pretrained: bool) -> Any:
+    return (StoredPooled if is_stored(name) else load)(name, pretrained=pretrained)
+
+
 def _describe(model: Any) -> dict[str, Any]:
+    if isinstance(model, StoredPooled):
+        return model.describe()
     return {"channels": model.head_hidden_size, "preprocessing": resolve_data_config({}, model=model)}
 
 

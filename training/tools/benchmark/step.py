@@ -28,7 +28,7 @@ from training.engine.metrics import peak_memory
 from training.engine.optim import make_optimizer
 from training.engine.processes import init_distributed, make_accelerator, wrap
 from training.engine.words import show
-from training.pretrain import forward_backward, to_device
+from training.pretrain import LAYERS, forward_backward, to_device
 from training.pretraining.model import build
 from training.pretraining.pairs import ViewPairs, collate
 from training.pretraining.recipes import RECIPES, Recipe
@@ -39,7 +39,6 @@ from training.tools.communication import COCO, traffic
 __all__ = ["benchmark"]
 
 WARMUP = 3  # steps before the measurement
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": torch.float32}
 REPORTED = (  # supplementary A.1: global batch, seconds per epoch of COCO, GB per GPU
     ("SlotCon, 8 x RTX 3090, as reported", 1024, 143, 16.0),
     ("PixPro, likewise", 1024, 139, 15.1),
@@ -170,7 +169,7 @@ def _measure(recipe: Recipe, processes: PartialState, batch: int, steps: int, gp
         parts={part: median(lap[part] for lap in laps) for part in laps[0]},
         step=whole,
         arithmetic=arithmetic,
-        rate=_matrix_rate(device, DTYPES[trained.accelerator.mixed_precision], clock),
+        rate=_matrix_rate(device, LAYERS[trained.accelerator.mixed_precision], clock),
         memory=memory,
         live=tensors.peak / 1e9,
         active=float(active),
