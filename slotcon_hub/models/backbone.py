@@ -14,6 +14,8 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
+from slotcon_hub.models.filled import create_filled
+
 __all__ = [
     "check_trainable",
     "create_backbone",
@@ -44,7 +46,7 @@ def create_backbone(name: str, size: int | None = None, *, pretrained: bool = Fa
 
     Raises:
         ValueError: timm has no such model, or cannot make it without a head or for this size, or the weights cannot
-            be loaded.
+            be loaded or lack tensors.
     """
     try:
         arguments = headless_args(name, size)
@@ -56,7 +58,7 @@ def create_backbone(name: str, size: int | None = None, *, pretrained: bool = Fa
     if not pretrained:
         return backbone
     try:
-        return timm.create_model(name, pretrained=True, **arguments)
+        return create_filled(name, **arguments)[0]
     except Exception as error:  # of whatever HTTP library the Hub's client has
         reason = " ".join((str(error) or type(error).__name__).split())
         raise ValueError(

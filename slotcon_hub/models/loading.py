@@ -10,6 +10,7 @@ import timm
 from timm.models import PretrainedCfg
 from torch import nn
 
+from slotcon_hub.models.filled import create_filled
 from slotcon_hub.weights import store, table
 from slotcon_hub.weights.reader import dimensions, read_teacher
 
@@ -25,13 +26,13 @@ def load(name: str, part: Literal["backbone", "prototypes"] = "backbone", **kwar
         **kwargs: for ``timm.create_model``.
 
     Raises:
-        ValueError: there are no such weights, or they are damaged.
+        ValueError: there are no such weights, or they are damaged or lack tensors.
         RuntimeError: they cannot be downloaded.
     """
     found = name_for_timm(name, part)
     if found.startswith("slotcon_") and "." not in found and table.find(found) is None:
         raise _no_weights(name)  # not all of our architectures have a default tag
-    return timm.create_model(found, pretrained=True, **kwargs)
+    return create_filled(found, **kwargs)[0]
 
 
 def name_for_timm(name: str, part: Literal["backbone", "prototypes"] = "backbone") -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import normalize
 
 from slotcon_hub.models.backbone import headless_args, intermediate_map, probe_feature_map
+from slotcon_hub.models.filled import create_filled
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.sizes import find_sizes, resize_to_model
 
@@ -74,14 +75,14 @@ def load_map(name: str, size: int, *, pretrained: bool = True) -> MapModel:
         pretrained: False for random weights.
 
     Raises:
-        ValueError: there is no such model, or it has no weights or no map.
+        ValueError: there is no such model, or it has no weights for all of its tensors, or no map.
     """
     try:
         found = name_for_timm(name)
         arguments = headless_args(found, size)
         if "dynamic_img_size" in arguments:  # it takes other sizes as they come, but is made for few
             del arguments["img_size"]
-        model = timm.create_model(found, pretrained=pretrained, **arguments)
+        model = create_filled(found, **arguments)[0] if pretrained else timm.create_model(found, **arguments)
     except Exception as error:  # of whatever HTTP library the Hub's client has
         raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
     try:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
 
+from slotcon_hub.models.filled import create_filled
 from slotcon_hub.models.layers import PrototypeNetwork
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.prototype_model import SlotConPrototypes
@@ -27,12 +28,14 @@ def load(name: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
         **kwargs: of ``timm.create_model``.
 
     Raises:
-        ValueError: there is no such model, or it has no weights.
+        ValueError: there is no such model, or it has no weights for all of its tensors.
     """
     try:
-        return timm.create_model(name_for_timm(name), pretrained=pretrained, num_classes=0, **kwargs).eval()
+        found, kwargs = name_for_timm(name), {"num_classes": 0, **kwargs}
+        model = create_filled(found, **kwargs)[0] if pretrained else timm.create_model(found, **kwargs)
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
+    return model.eval()
 
 
 def standardize(model: Any, images: Tensor) -> Tensor:

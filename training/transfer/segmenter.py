@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slotcon_hub.models.filled import create_filled
 from slotcon_hub.models.loading import name_for_timm
-from training.transfer.backbones import MAPS, channels_first, check_filled, recording_loads
+from training.transfer.backbones import MAPS, channels_first
 
 __all__ = ["Segmenter"]
 
@@ -17,12 +18,8 @@ class Segmenter(nn.Sequential):
     """A timm backbone with a 3 x 3 convolution to class logits on each of its last four feature maps."""
 
     def __init__(self, model: str, classes: int, pretrained: bool = False) -> None:
-        with recording_loads() as loads:
-            backbone: Any = timm.create_model(
-                name_for_timm(model), pretrained, features_only=True, out_indices=MAPS
-            )
-        if pretrained:
-            check_filled(model, backbone, loads)
+        name, maps = name_for_timm(model), dict[str, Any](features_only=True, out_indices=MAPS)
+        backbone: Any = create_filled(name, **maps)[0] if pretrained else timm.create_model(name, **maps)
         channels = backbone.feature_info.channels()
         super().__init__(backbone, nn.ModuleList(nn.Conv2d(c, classes, 3, padding=1) for c in channels))
         self.pretrained_cfg = timm.data.resolve_data_config({}, model=backbone)

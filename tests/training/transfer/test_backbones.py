@@ -8,6 +8,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from slotcon_hub.models.backbone import create_backbone as start_of_training
+from slotcon_hub.models.loading import load
+from slotcon_hub.models.maps import load_map
+from training.evaluation.models import load as evaluated
 from training.transfer.backbones import create_maps
 from training.transfer.segmenter import Segmenter
 from training.transfer.semantic.model import create_backbone
@@ -56,8 +60,12 @@ def test_all_of_a_folders_weights_are_loaded_and_the_rest_is_named(folder):
         lambda name: create_maps(name, pretrained=True),
         lambda name: create_backbone(name, 16),
         lambda name: Segmenter(name, 3, pretrained=True),
+        evaluated,
+        lambda name: load_map(name, 64),
+        lambda name: start_of_training(f"local-dir:{name}", pretrained=True),
+        lambda name: load(name, num_classes=0),
     ],
-    ids=["detection", "segmentation", "fine-tuning"],
+    ids=["detection", "segmentation", "fine-tuning", "knn", "maps", "pre-training", "load"],
 )
 def test_weights_that_leave_something_random_are_refused(folder, create):
     place, _ = folder(without="layer3.0.conv1")
@@ -81,6 +89,19 @@ def test_tensors_with_another_name_among_the_maps_are_found_missing(tmp_path, ar
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=f"lack 1 tensors, such as {re.escape(tensor)}: choose other weights"):
         create_maps(str(tmp_path), pretrained=True)
+
+
+def test_the_last_norm_of_a_transformer_that_pools_is_not_missing(tmp_path):
+    """timm calls it fc_norm then, and norm without pooling, where it starts as ones and zeros."""
+    net = timm.create_model("test_vit2", num_classes=10)
+    cfg = {"num_classes": 10, "classifier": "head"}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "test_vit2", "num_classes": 10, "pretrained_cfg": cfg})
+    )
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    found = load_map(str(tmp_path), 64).model.state_dict()
+    assert torch.equal(found["blocks.1.mlp.fc1.weight"], net.state_dict()["blocks.1.mlp.fc1.weight"])
+    assert found["norm.weight"].eq(1).all()
 
 
 def test_random_weights_are_called_random():
