@@ -14,6 +14,7 @@ from timm import optim, scheduler
 
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.saving import save_classifier
+from training.data.labels import draw_share
 from training.data.tolerant import load_tolerant
 from training.engine.errors import RunError, explain_lost_workers, one_line_errors
 from training.evaluation.features import open_parts
@@ -22,7 +23,7 @@ from training.evaluation.features import open_parts
 def main(
     data: str, output: Path, model: str = "slotcon_nano", scratch: bool = False, epochs: int = 10,
     batch_size: int = 64, lr: float = 1e-3, layer_decay: float = 0.75, workers: int = 4,
-    image_column: str = "image", label_column: str = "label",
+    share: float = 1.0, image_column: str = "image", label_column: str = "label",
 ) -> None:  # fmt: skip
     """Fine-tune a timm model as a classifier of images, and save it as timm does.
 
@@ -36,6 +37,7 @@ def main(
         lr: peak learning rate of AdamW.
         layer_decay: ratio of a layer's learning rate to that of the next layer.
         workers: data-loading processes per process.
+        share: of each class's images to train on; 0.01 for one in a hundred.
         image_column: column of a table with the images.
         label_column: column of a table with the labels.
     """
@@ -45,6 +47,7 @@ def main(
         if output.exists():
             raise ValueError(f"{output} exists: choose another --output")
         train, val = open_parts(data, "train", "validation", image_column, label_column)
+        some = torch.utils.data.Subset(train, draw_share(train.labels.tolist(), share))
         net: Any = timm.create_model(name_for_timm(model), pretrained=not scratch)
         # Not create_model's num_classes, with which timm accepts missing weights.
         net.reset_classifier(len(train.classes))
@@ -52,7 +55,7 @@ def main(
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
     train.transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net), is_training=True)
     val.prepare(net)
-    both = (load_tolerant(d, batch_size, workers, shuffle=d is train) for d in (train, val))
+    both = (load_tolerant(d, batch_size, workers, shuffle=d is some) for d in (some, val))
     optimizer = optim.create_optimizer_v2(net, "adamw", lr, weight_decay=0.05, layer_decay=layer_decay)
     wrapped, optimizer, train_loader, val_loader = accelerator.prepare(net, optimizer, *both)
     schedule = scheduler.CosineLRScheduler(optimizer, epochs * len(train_loader), warmup_t=20, t_in_epochs=False)

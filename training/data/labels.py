@@ -1,16 +1,18 @@
 """Labelled images: class folders, and tables with a label column."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from slotcon_hub.images import ImageFiles, files_below, list_folder, printable
 from training.data.images import Images
 from training.data.tables import ImageTable, load_table
 
-__all__ = ["LabeledFiles", "open_labeled"]
+__all__ = ["LabeledFiles", "draw_share", "open_labeled"]
 
 FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
 
@@ -56,6 +58,23 @@ def open_labeled(data: str, split: str, image_column: str = "image", label_colum
     return LabeledFiles(
         images, *_number_classes([_class_of(file, root) for file in images.paths], map(_class_name, classes))
     )
+
+
+def draw_share(labels: Sequence[int], share: float) -> list[int]:
+    """Draw indices of a share of each class's images, at least one of each, the same at every call.
+
+    Args:
+        labels: class index of each image.
+        share: in (0, 1].
+
+    Raises:
+        ValueError: the share is not in (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"--share {share} must be a fraction in (0, 1]")
+    order, classes = np.random.default_rng(0).permutation(len(labels)), np.asarray(labels)
+    parts = (order[classes[order] == label] for label in np.unique(classes))
+    return sorted(int(i) for part in parts for i in part[: max(1, round(share * len(part)))])
 
 
 def _number_classes(names: list[str], others: Iterable[str] = ()) -> tuple[list[int], list[str]]:

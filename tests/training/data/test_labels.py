@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -9,7 +10,7 @@ import pytest
 from image_files import refuse_listing
 from PIL import Image
 
-from training.data.labels import open_labeled
+from training.data.labels import draw_share, open_labeled
 from training.evaluation.features import open_parts
 
 
@@ -141,3 +142,11 @@ def test_text_is_never_numbered_in_two_ways(tmp_path):
         ValueError, match="train and validation have different classes, only one of them has ant, cat"
     ):
         open_parts(str(folder), "train", "validation", "img", "kind")
+
+
+def test_a_share_of_the_images_keeps_every_class():
+    labels = [0] * 200 + [1] * 50 + [3] * 3
+    few = draw_share(labels, 0.1)
+    assert Counter(labels[i] for i in few) == {0: 20, 1: 5, 3: 1}
+    assert draw_share(labels, 0.1) == few != draw_share(labels[::-1], 0.1)
+    assert draw_share(labels, 1.0) == list(range(253))
