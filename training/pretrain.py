@@ -112,7 +112,8 @@ def load(job: Pretraining, steps: range) -> Any:
         groups=images.groups if isinstance(images, ParquetStream) else None,
         workers=recipe.workers,
     )
-    return make_loader(ViewPairs(images, views, recipe.seed), plan, recipe.workers)
+    on_cpu = job.run.accelerator.device.type == "cpu"
+    return make_loader(ViewPairs(images, views, recipe.seed), plan, recipe.workers, augmented=on_cpu)
 
 
 def views(job: Pretraining, steps: range) -> Iterator[Tensor]:
@@ -173,13 +174,16 @@ def forward_backward(
 def to_device(
     batch: dict[str, Tensor], accelerator: Accelerator, layout: torch.memory_format
 ) -> tuple[Any, Any, Any]:
-    """Move a batch to the device, apply colour augmentation there, and return views, boxes and flips as pairs.
+    """Move a batch to the device, augment the colours there if the loader did not, and split it into pairs.
 
-    Views come in the precision of the layers: what autocast would make of them in each forward.
+    Returns:
+        Views, in the precision of the layers: what autocast would make of them in each forward; boxes; and flips.
     """
     device = accelerator.device
     crops = batch["views"].to(device, non_blocking=True)
-    views = color.apply(crops.flatten(0, 1), batch["color"].flatten(0, 1))
+    views = crops.flatten(0, 1)
+    if "color" in batch:
+        views = color.apply(views, batch["color"].flatten(0, 1))
     views = views.to(LAYERS[accelerator.mixed_precision], memory_format=layout)
     boxes, flips = (batch[key].to(device, non_blocking=True) for key in ("boxes", "flips"))
     return tuple(views.chunk(2)), tuple(boxes), tuple(flips)

@@ -86,8 +86,14 @@ def _precision(settings: RunSettings) -> str:
     if told := told_precision():
         return told
     if PartialState().device.type != "cuda":
-        return "no"
+        return "bf16" if settings.BF16_ON_CPU and all(gather_object([_cpu_has_bf16()])) else "no"
     return "bf16" if all(gather_object([torch.cuda.is_bf16_supported(including_emulation=False)])) else "fp16"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for products of bf16 matrices; others emulate them slowly."""
+    cpu: Any = torch.cpu
+    return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
 
 
 def wrap(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, Any]:

@@ -31,6 +31,9 @@ class RunSettings:
     )
     """Settings that may change when a run is resumed; a recipe adds its own."""
 
+    BF16_ON_CPU: ClassVar[bool] = False
+    """Whether mixed_precision="auto" is bf16 on CPUs with instructions for it, else float32."""
+
     data: str | Path | None = None
     """Data set; a recipe says of what kind."""
     batch_size: int = 512
@@ -39,7 +42,7 @@ class RunSettings:
     """Micro-batches per process and step."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """Precision of the layers (losses stay in float32). auto takes accelerate's option or configuration; else bf16
-    on GPUs that support it, fp16 on others, and no (float32) on the CPU."""
+    on devices that support it (CPUs only in pre-training), fp16 on other GPUs, no (float32) on other CPUs."""
     seed: int = 0
     """Seed of initialisation, order and augmentation."""
 

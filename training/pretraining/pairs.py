@@ -17,13 +17,14 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
 from slotcon_hub.images import EncodedImage
+from training.data import color
 from training.data.images import TOLERATED, Images, are_too_many
 from training.data.plan import SAMPLES, Steps
 from training.data.views import Pair, TwoCrops, TwoViews, stack
 from training.engine.errors import RunError
 from training.engine.signals import loading
 
-__all__ = ["TooManyUnreadable", "Unreadable", "ViewPairs", "collate", "make_loader"]
+__all__ = ["TooManyUnreadable", "Unreadable", "ViewPairs", "collate", "collate_augmented", "make_loader"]
 
 SUBSTITUTES = 100  # images tried instead of an unreadable one
 PAUSES = (0.1, 0.5, 2)  # seconds between attempts to read an image
@@ -153,12 +154,26 @@ def collate(samples: list[tuple[Pair, dict[int, str]]]) -> dict[str, Any]:
     return {**stack(pairs), "unreadable": dict(itertools.chain(*(reasons.items() for reasons in unreadable)))}
 
 
-def make_loader(pairs: ViewPairs, steps: Steps, workers: int) -> DataLoader[Any]:
-    """Create the loader of a run's micro-batches, with persistent workers."""
+def collate_augmented(samples: list[tuple[Pair, dict[int, str]]]) -> dict[str, Any]:
+    """:func:`collate`, and augment the colours: ``views`` are float32 2 x B x 3 x S x S, standardised."""
+    batch = collate(samples)
+    crops, parameters = batch["views"], batch.pop("color")
+    return {**batch, "views": color.apply(crops.flatten(0, 1), parameters.flatten(0, 1)).view(crops.shape)}
+
+
+def make_loader(pairs: ViewPairs, steps: Steps, workers: int, *, augmented: bool = False) -> DataLoader[Any]:
+    """Create the loader of a run's micro-batches, with persistent workers.
+
+    Args:
+        pairs: of views.
+        steps: plan of the run.
+        workers: data-loading processes.
+        augmented: augment the colours there too, where no GPU does it faster.
+    """
     return DataLoader(
         pairs,
         batch_sampler=steps,
-        collate_fn=collate,
+        collate_fn=collate_augmented if augmented else collate,
         pin_memory=torch.cuda.is_available(),
         **loading(workers),
     )

@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from training.engine import launcher as module
 from training.engine import processes
 from training.engine.launcher import Launcher, find_launcher, told_precision, told_threads
+from training.engine.settings import RunSettings
 from training.pretraining.recipes import Recipe
 
 ACCELERATE = Launcher(1, ("python", "/bin/accelerate", "launch", "training/pretrain.py"), {})
@@ -102,7 +103,8 @@ def test_the_threads_that_a_launcher_sets_by_itself_are_nobodys_choice(started):
 @pytest.mark.parametrize(
     ("device", "bf16", "told", "asked", "precision"),
     [
-        ("cpu", True, None, "auto", "no"),
+        ("cpu", True, None, "auto", "bf16"),
+        ("cpu", False, None, "auto", "no"),
         ("cpu", True, "bf16", "auto", "bf16"),
         ("cuda", True, None, "auto", "bf16"),
         ("cuda", False, None, "auto", "fp16"),
@@ -117,5 +119,8 @@ def test_a_recipe_states_its_precision(monkeypatch, device, bf16, told, asked, p
     PartialState(cpu=True).device = torch.device(device)
     monkeypatch.setattr(processes, "told_precision", lambda: told)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
+    monkeypatch.setattr(processes, "_cpu_has_bf16", lambda: bf16)
     assert processes._precision(replace(Recipe(), mixed_precision=asked)) == precision
+    if device == "cpu" and told is None:
+        assert processes._precision(RunSettings()) == "no"
     PartialState._reset_state()

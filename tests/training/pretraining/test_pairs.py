@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from slotcon_hub.images import ImageFiles
+from training import pretrain
 from training.data import color
 from training.data.plan import Steps
 from training.data.views import TwoViews
@@ -225,6 +226,21 @@ def test_the_loader_delivers_what_was_planned(folder):
             "flips": (torch.bool, (2, 4)),
             "color": (torch.float32, (2, 4, len(color.draw(1, np.random.default_rng(0))))),
         }
+
+
+def test_colours_are_the_same_wherever_they_are_augmented(folder):
+    steps, pairs = Steps(12, 4, range(3), seed=0), pairs_of(folder)
+    plain, augmented = (list(make_loader(pairs, steps, 1, augmented=where)) for where in (False, True))
+    accelerator = Accelerator()
+    for one, other in zip(plain, augmented, strict=True):
+        assert "color" not in other
+        for batch in (one, other):
+            del batch["unreadable"]
+        here, there = (pretrain.to_device(batch, accelerator, torch.channels_last) for batch in (one, other))
+        for view, same_view in zip(here[0], there[0], strict=True):
+            assert torch.equal(view, same_view)
+            assert view.dtype == torch.float32
+            assert view.std() > 0.3
 
 
 def test_unreadable_images_are_named_once(capsys):

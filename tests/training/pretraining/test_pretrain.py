@@ -340,7 +340,7 @@ def test_going_on_from_an_authors_checkpoint(run, images, tmp_path, monkeypatch)
     assert [line["step"] for line in lines(folder)] == [3, 4]
     for line in lines(folder):
         taken = line["step"] - 1
-        assert line["lr"] == pytest.approx(lr_at(taken, base_lr=0.125, warmup_steps=2, total_steps=4))
+        assert line["lr"] == pytest.approx(lr_at(taken, base_lr=0.5, warmup_steps=2, total_steps=4))
         assert line["teacher_momentum"] == pytest.approx(teacher_momentum(taken, 4, 0.95))
     teacher = from_official(read_checkpoint(path))["teacher.prototypes.weight"]
     assert 0 < (weights(folder)["teacher.prototypes.weight"] - teacher).abs().max() < 0.5
@@ -655,11 +655,11 @@ def test_training_on_the_cpu_takes_the_cores_it_may_use_unless_told(run, images,
     for options, neighbours in (([], "1"), ([], "4"), (["--threads", "3"], "1")):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", neighbours)
         with pytest.raises(SystemExit, match="timm cannot make"):
-            run("demo", "--data", images, *TINY.replace("--threads 1", "").split(), *options, *wrong)
+            run("imagenette_20ep", "--data", images, *TINY.replace("--threads 1", "").split(), *options, *wrong)
     assert chosen == [6, 1, 3]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     with pytest.raises(SystemExit, match="timm cannot make"):
-        run("demo", "--data", images, *TINY.replace("--threads 1", "").split(), *wrong)
+        run("imagenette_20ep", "--data", images, *TINY.replace("--threads 1", "").split(), *wrong)
     assert chosen[3] == 5
 
 
