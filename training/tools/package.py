@@ -9,8 +9,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-import slotcon_hub
 from slotcon_hub.files import sha256
+from slotcon_hub.weights import table
 from slotcon_hub.weights.store import WEIGHTS
 
 __all__ = ["package"]
@@ -41,6 +41,6 @@ def package(run: Path, name: str, folder: Path) -> Path:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        raise SystemExit("usage: python -m training.tools.package RUN NAME, such as slotcon_nano.imagenette_20ep")
-    written = package(Path(sys.argv[1]), sys.argv[2], Path(slotcon_hub.__file__).parent / "packaged")
+        raise SystemExit("usage: python -m training.tools.package RUN NAME, such as slotcon_nano.imagenette_80ep")
+    written = package(Path(sys.argv[1]), sys.argv[2], Path(table.__file__).parent / "packaged")
     print(f"{written} ({written.stat().st_size / 1e6:.2f} MB)\nSHA-256 {sha256(written)}")

@@ -22,6 +22,14 @@ def the_file() -> Path:
     return path
 
 
+def test_the_first_weights_still_load():
+    file = table.packaged(table.find(NANO, "imagenette_20ep"))
+    state = load_file(file)
+    whole = timm.create_model(f"{PROTO}.imagenette_20ep", pretrained=True)
+    assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in whole.state_dict().items())
+    assert not torch.equal(state["prototypes.weight"], load_file(the_file())["prototypes.weight"])
+
+
 def test_both_models_load_from_one_small_file():
     assert the_file().stat().st_size <= 4e6
     assert table.packaged(table.find(PROTO)) == the_file()
@@ -67,7 +75,7 @@ def test_weights_of_the_store_come_first(tmp_path):
 
 def test_the_package_takes_its_own_file():
     done = import_checkpoint(the_file(), NANO)
-    assert list(done.folders) == [f"{NANO}.imagenette_20ep", f"{PROTO}.imagenette_20ep"]
+    assert list(done.folders) == [f"{NANO}.imagenette_80ep", f"{PROTO}.imagenette_80ep"]
     state = load_file(the_file())
     whole = timm.create_model(PROTO, pretrained=True).state_dict()
     assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in whole.items())

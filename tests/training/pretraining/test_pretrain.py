@@ -394,7 +394,7 @@ def test_launched_as_a_module_and_the_errors_of_a_launch(tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["imagenet"], "there is no recipe 'imagenet': choose one of demo, imagenette_20ep"),
+        (["imagenet"], "there is no recipe 'imagenet': choose one of demo, imagenette_80ep, imagenette_20ep"),
         (["coco_800ep"], "coco_800ep needs images: add --data"),
         (["demo", "--data", "{empty}"], "holds no .*file, at any depth"),
         (["demo", "--data", "{images}", "--batch-size", "64"], "10 images do not fill a batch"),

@@ -87,7 +87,7 @@ def own_state(monkeypatch):
 def test_step_prints_every_part(capsys):
     main([*STEP, "--batch-sizes", "8"])
     out = capsys.readouterr().out
-    assert "slotcon_nano, 96 px, K = 5, 8 images, precision no" in out
+    assert "slotcon_pico, 96 px, K = 5, 8 images, precision no" in out
     assert "RTX" not in out  # another network
     plain = gflop(out)
     networks = [plain.pop(f"{name}, forward") for name in ("student", "teacher")]
