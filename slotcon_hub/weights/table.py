@@ -147,12 +147,11 @@ _PUBLISHED = (  # the first row of an architecture is its default
 )
 
 
-def _nano(epochs: int, recipe: str, cost: str, accuracies: dict[str, tuple[float, float]], sha256: str) -> Weights:
+def _nano(
+    epochs: int, warmup: str, recipe: str, cost: str, accuracies: dict[str, tuple[float, float]], sha256: str
+) -> Weights:
     name = f"imagenette_{epochs}ep"
-    protocols = {
-        "knn": "20 nearest neighbours of frozen features",
-        "linear": "linear classifier on frozen features",
-    }
+    protocols = {"knn": "20 nearest neighbours", "linear": "linear classifier"}
     return Weights(
         "slotcon_nano",
         name,
@@ -163,7 +162,7 @@ def _nano(epochs: int, recipe: str, cost: str, accuracies: dict[str, tuple[float
         64,
         command=f"accelerate launch training/pretrain.py {name} --data IMAGENETTE",
         recipe="Images with a short side of 160 px, in batches of 64, two views of 96 px of each; LARS, learning "
-        f"rate 2.0, then a cosine to 1e-6; weight decay 1e-5; temperature of the targets 0.04; {recipe} The file "
+        f"rate 2.0 after {warmup} of warm-up, then a cosine to 1e-6; weight decay 1e-5; temperature of the targets 0.04; {recipe} The file "
         "holds the weights in half precision.",
         cost=cost,
         hidden_dim=512,
@@ -173,7 +172,7 @@ def _nano(epochs: int, recipe: str, cost: str, accuracies: dict[str, tuple[float
                 "Imagenette validation",
                 "top-1 accuracy",
                 accuracy,
-                protocols[measure],
+                f"{protocols[measure]} of frozen features",
                 untrained=untrained,
                 command=f"python -m training.evaluation.{measure} --models slotcon_nano.{name} --data IMAGENETTE "
                 "--baseline",
@@ -189,14 +188,16 @@ def _nano(epochs: int, recipe: str, cost: str, accuracies: dict[str, tuple[float
 _NANO = (
     _nano(
         80,
-        "2 epochs of warm-up; the teacher's momentum rises from 0.99 to 1; layers in bf16.",
+        "2 epochs",
+        "the teacher's momentum rises from 0.99 to 1; layers in bf16.",
         "An hour and a half on one core of an x86-64 CPU.",
         {"knn": (71.1, 42.6), "linear": (77.8, 51.0)},
         "6dba4641feaf0d0e12d253ad83df393d247e561440c11b0dc7c09b64988013a8",
     ),
     _nano(
         20,
-        "1 epoch of warm-up; the teacher's momentum rises from 0.97 to 1. They were trained with timm's LARS; the "
+        "1 epoch",
+        "the teacher's momentum rises from 0.97 to 1. They were trained with timm's LARS; the "
         "command now uses that of the published code, so it gives other weights.",
         "About an hour on two cores of an x86-64 CPU.",
         {"knn": (60.5, 42.6), "linear": (72.0, 51.0)},

@@ -205,8 +205,8 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
         DEMO,
     ),
     "imagenette_80ep": (
-        "A small ResNet on Imagenette, 160 px (9,469 images): the weights that come with the package. An hour and a "
-        "half on one core of a CPU with bf16.",
+        "A small ResNet on Imagenette, 160 px (9,469 images): the weights that come with the package. An hour "
+        "and a half on one core of a CPU with bf16.",
         replace(
             IMAGENETTE,
             slotcon=replace(IMAGENETTE.slotcon, teacher_momentum=0.99),
