@@ -162,8 +162,8 @@ def _nano(
         64,
         command=f"accelerate launch training/pretrain.py {name} --data IMAGENETTE",
         recipe="Images with a short side of 160 px, in batches of 64, two views of 96 px of each; LARS, learning "
-        f"rate 2.0 after {warmup} of warm-up, then a cosine to 1e-6; weight decay 1e-5; temperature of the targets 0.04; {recipe} The file "
-        "holds the weights in half precision.",
+        f"rate 2.0 after {warmup} of warm-up, then a cosine to 1e-6; weight decay 1e-5; temperature of the targets "
+        f"0.04; {recipe} The file holds the weights in half precision.",
         cost=cost,
         hidden_dim=512,
         out_dim=128,
@@ -172,7 +172,7 @@ def _nano(
                 "Imagenette validation",
                 "top-1 accuracy",
                 accuracy,
-                f"{protocols[measure]} of frozen features",
+                f"{protocols[measure]}, frozen features",
                 untrained=untrained,
                 command=f"python -m training.evaluation.{measure} --models slotcon_nano.{name} --data IMAGENETTE "
                 "--baseline",
