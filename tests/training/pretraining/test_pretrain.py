@@ -340,7 +340,7 @@ def test_going_on_from_an_authors_checkpoint(run, images, tmp_path, monkeypatch)
     assert [line["step"] for line in lines(folder)] == [3, 4]
     for line in lines(folder):
         taken = line["step"] - 1
-        assert line["lr"] == pytest.approx(lr_at(taken, base_lr=0.5, warmup_steps=2, total_steps=4))
+        assert line["lr"] == pytest.approx(lr_at(taken, base_lr=0.25, warmup_steps=2, total_steps=4))
         assert line["teacher_momentum"] == pytest.approx(teacher_momentum(taken, 4, 0.95))
     teacher = from_official(read_checkpoint(path))["teacher.prototypes.weight"]
     assert 0 < (weights(folder)["teacher.prototypes.weight"] - teacher).abs().max() < 0.5
@@ -467,7 +467,7 @@ def test_more_epochs_are_a_new_run_that_goes_on_from_the_old_one(run, images, tm
 
 
 def test_a_backbone_with_a_tag_starts_from_its_weights_and_is_not_asked_for_them_again(run, images, monkeypatch):
-    options = ["demo", "--data", images, *TINY.replace("slotcon_nano", "slotcon_nano.imagenette_20ep").split()]
+    options = ["demo", "--data", images, *TINY.replace("slotcon_nano", "slotcon_nano.imagenette_80ep").split()]
     starts = []
     fit = pretrain.fit
 
@@ -480,9 +480,9 @@ def test_a_backbone_with_a_tag_starts_from_its_weights_and_is_not_asked_for_them
     weights = timm.create_model("slotcon_nano", pretrained=True, num_classes=0).state_dict()
     for side in ("student", "teacher"):
         assert_equal({k: starts[0][f"{side}.backbone.{k}"] for k in weights}, weights)
-    assert json.loads((folder / "run.json").read_text())["settings"]["backbone"] == "slotcon_nano.imagenette_20ep"
+    assert json.loads((folder / "run.json").read_text())["settings"]["backbone"] == "slotcon_nano.imagenette_80ep"
     card = (folder / "export/backbone/README.md").read_text()
-    assert "It started from the weights slotcon_nano.imagenette_20ep." in card
+    assert "It started from the weights slotcon_nano.imagenette_80ep." in card
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *a, pretrained=False, **k: create(*a, **k))  # as if not there
     shutil.rmtree(folder / "checkpoints/step-00000004")

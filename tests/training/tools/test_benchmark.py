@@ -91,7 +91,7 @@ def test_step_prints_every_part(capsys):
     assert "RTX" not in out  # another network
     plain = gflop(out)
     networks = [plain.pop(f"{name}, forward") for name in ("student", "teacher")]
-    assert networks[0] == networks[1] > 1
+    assert networks[0] == networks[1] > 0.5
     backward, whole = plain.pop("backward"), plain.pop("whole step, without stops")
     assert backward / networks[0] == pytest.approx(2, rel=0.1)
     assert whole == pytest.approx(sum(networks) + backward + sum(plain.values()), abs=0.5)
