@@ -14,7 +14,6 @@ from timm import optim, scheduler
 
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.saving import save_classifier
-from training.data.labels import draw_share
 from training.data.tolerant import load_tolerant
 from training.engine.errors import RunError, explain_lost_workers, one_line_errors
 from training.evaluation.features import open_parts
@@ -47,7 +46,7 @@ def main(
         if output.exists():
             raise ValueError(f"{output} exists: choose another --output")
         train, val = open_parts(data, "train", "validation", image_column, label_column)
-        some = torch.utils.data.Subset(train, draw_share(train.labels.tolist(), share))
+        both = (load_tolerant(d, batch_size, workers, shuffle=d is not val) for d in (train.draw(share), val))
         net: Any = timm.create_model(name_for_timm(model), pretrained=not scratch)
         # Not create_model's num_classes, with which timm accepts missing weights.
         net.reset_classifier(len(train.classes))
@@ -55,7 +54,6 @@ def main(
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
     train.transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net), is_training=True)
     val.prepare(net)
-    both = (load_tolerant(d, batch_size, workers, shuffle=d is some) for d in (some, val))
     optimizer = optim.create_optimizer_v2(net, "adamw", lr, weight_decay=0.05, layer_decay=layer_decay)
     wrapped, optimizer, train_loader, val_loader = accelerator.prepare(net, optimizer, *both)
     schedule = scheduler.CosineLRScheduler(optimizer, epochs * len(train_loader), warmup_t=20, t_in_epochs=False)

@@ -391,7 +391,7 @@ def test_weights_that_do_not_fit_are_refused(folder, scenes, backbone, tmp_path)
 @pytest.mark.parametrize("script", [finetune, finetune_segmentation])
 def test_an_example_is_read_in_a_minute(script, capsys):
     text = Path(script.__file__).read_text()
-    assert len(text.splitlines()) <= 80
+    assert len(text.splitlines()) <= 78
     with pytest.raises(SystemExit):
         tyro.cli(script.main, args=["--help"])
     shown = capsys.readouterr().out

@@ -12,13 +12,13 @@ import torch
 from accelerate import Accelerator
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2.functional import to_pil_image
 
 from slotcon_hub.distributed import shard_batches
 from slotcon_hub.images import decode, limit_aspect_ratio
 from training.data.images import UnreadableImage
-from training.data.labels import open_labeled
+from training.data.labels import draw_share, open_labeled
 from training.data.plan import draw_batches
 from training.engine.batchnorm import recalibrate_batchnorm
 from training.evaluation import command
@@ -64,6 +64,10 @@ class Labeled(Dataset[tuple[int, Any]]):
         except OSError as error:
             raise UnreadableImage.of(self.images.name(index), error) from None
         return index, self.transform(to_pil_image(limit_aspect_ratio(image) if self.trimmed else image))
+
+    def draw(self, share: float) -> Subset[tuple[int, Any]]:
+        """A share of each class's images; see :func:`training.data.labels.draw_share`."""
+        return Subset(self, draw_share(self.labels.tolist(), share))
 
     def prepare(self, model: Any, epoch: int | None = None) -> None:
         """Use the model's evaluation preprocessing; with ``epoch``, random resized crops and flips."""

@@ -41,7 +41,8 @@ def scenes(tmp_path_factory):
 
 
 def options(scenes, *more):
-    words = ["--data", scenes, "--backbone", "slotcon_nano", "--batch-size", 2, "--channels", 32, "--workers", 0]
+    words = ["--data", scenes, "--backbone", "slotcon_nano.imagenette_20ep", "--batch-size", 2]
+    words += ["--channels", 32, "--workers", 0]
     words += ["--short-sides", 64, 72, "--test-side", 64, "--longest-side", 128, "--proposals", 50]
     words += ["--regions", 32, "--warmup-steps", 10, "--recalibration-steps", 8]
     words += ["--threads", 1, "--log-every", 1, "--trackers"]
@@ -69,7 +70,7 @@ def results_of(folder):
 def test_a_short_training_beats_its_start(train, scenes, capsys):
     """From no object found to many of them; what the run leaves behind is loaded and finds the same."""
     start = train("--steps", 1, "--lr", 1e-9, output="start")
-    assert results_of(start)["boxes"]["AP50"] < 10
+    assert results_of(start)["boxes"]["AP50"] < 5
     capsys.readouterr()
     folder = train("--steps", 100, "--lr", 0.05, "--test-every", 50)
     found = results_of(folder)
