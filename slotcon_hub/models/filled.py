@@ -1,5 +1,6 @@
 """Pretrained weights that fill a model: timm only logs the tensors that weights lack."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,24 +12,29 @@ from torch import Tensor, nn
 
 __all__ = ["create_filled"]
 
+_PATCHED = threading.Lock()
 
-def create_filled(name: str, **kwargs: Any) -> tuple[Any, list[str]]:
-    """Create a timm model with pretrained weights for all of its tensors.
+
+def create_filled(name: str, pretrained: bool = True, **kwargs: Any) -> tuple[Any, list[str]]:
+    """Create a timm model, with pretrained weights for all of its tensors or with random ones.
 
     timm loads without strictness if the number of classes differs from that of the weights, such as 0, and leaves
     tensors that the weights lack at their random initial values.
 
     Args:
         name: of a model and its weights, for ``timm.create_model``.
+        pretrained: False for random weights.
         **kwargs: of ``timm.create_model``.
 
     Returns:
-        The model, and the names of tensors without use.
+        The model, and the names of pretrained tensors without use.
 
     Raises:
         ValueError: there are no weights, or they lack a tensor.
         RuntimeError, OSError, ValueError, TypeError: timm cannot make the model.
     """
+    if not pretrained:
+        return timm.create_model(name, **kwargs), []
     with _recording() as loads:
         model = timm.create_model(name, pretrained=True, **kwargs)
     if not loads:
@@ -60,17 +66,20 @@ class _Load:
 
 @contextmanager
 def _recording() -> Iterator[list[_Load]]:
-    """Record each ``load_state_dict``."""
+    """Record each ``load_state_dict`` of this thread; one thread at a time, since all share the patched method."""
     loads: list[_Load] = []
-    original = nn.Module.load_state_dict
+    owner = threading.get_ident()
+    with _PATCHED:
+        original = nn.Module.load_state_dict
 
-    def load(self: nn.Module, state: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, state, *args, **kwargs)
-        loads.append(_Load(self, list(result.missing_keys), list(result.unexpected_keys)))
-        return result
+        def load(self: nn.Module, state: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, state, *args, **kwargs)
+            if threading.get_ident() == owner:
+                loads.append(_Load(self, list(result.missing_keys), list(result.unexpected_keys)))
+            return result
 
-    with mock.patch.object(nn.Module, "load_state_dict", load):
-        yield loads
+        with mock.patch.object(nn.Module, "load_state_dict", load):
+            yield loads
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -5,7 +5,6 @@ Dimensions: B images, C channels, H x W pixels, h x w cells of the map, S side o
 
 from typing import Any
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
@@ -82,7 +81,7 @@ def load_map(name: str, size: int, *, pretrained: bool = True) -> MapModel:
         arguments = headless_args(found, size)
         if "dynamic_img_size" in arguments:  # it takes other sizes as they come, but is made for few
             del arguments["img_size"]
-        model = create_filled(found, **arguments)[0] if pretrained else timm.create_model(found, **arguments)
+        model = create_filled(found, pretrained, **arguments)[0]
     except Exception as error:  # of whatever HTTP library the Hub's client has
         raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
     try:

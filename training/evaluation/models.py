@@ -5,7 +5,6 @@ Dimensions: B images, K prototypes, h x w cells of the map.
 
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import normalize
@@ -31,8 +30,7 @@ def load(name: str, *, pretrained: bool = True, **kwargs: Any) -> Any:
         ValueError: there is no such model, or it has no weights for all of its tensors.
     """
     try:
-        found, kwargs = name_for_timm(name), {"num_classes": 0, **kwargs}
-        model = create_filled(found, **kwargs)[0] if pretrained else timm.create_model(found, **kwargs)
+        model = create_filled(name_for_timm(name), pretrained, num_classes=0, **kwargs)[0]
     except (RuntimeError, OSError, ValueError) as error:
         raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
     return model.eval()

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 from torch import Tensor
 
 from slotcon_hub.models.filled import create_filled
@@ -53,10 +52,9 @@ def channels_first(backbone: Any, maps: Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 def _create(name: str, pretrained: bool, output_stride: int | None, **options: Any) -> tuple[Any, list[str]]:
-    create = create_filled if pretrained else lambda *args, **kwargs: (timm.create_model(*args, **kwargs), [])
     if output_stride is not None:
         try:
-            return create(name, output_stride=output_stride, **options)
+            return create_filled(name, pretrained, output_stride=output_stride, **options)
         except TypeError:  # no output_stride option; may have this stride by default
             pass
-    return create(name, **options)
+    return create_filled(name, pretrained, **options)

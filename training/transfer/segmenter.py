@@ -18,8 +18,7 @@ class Segmenter(nn.Sequential):
     """A timm backbone with a 3 x 3 convolution to class logits on each of its last four feature maps."""
 
     def __init__(self, model: str, classes: int, pretrained: bool = False) -> None:
-        name, maps = name_for_timm(model), dict[str, Any](features_only=True, out_indices=MAPS)
-        backbone: Any = create_filled(name, **maps)[0] if pretrained else timm.create_model(name, **maps)
+        backbone = create_filled(name_for_timm(model), pretrained, features_only=True, out_indices=MAPS)[0]
         channels = backbone.feature_info.channels()
         super().__init__(backbone, nn.ModuleList(nn.Conv2d(c, classes, 3, padding=1) for c in channels))
         self.pretrained_cfg = timm.data.resolve_data_config({}, model=backbone)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -102,6 +103,15 @@ def test_the_last_norm_of_a_transformer_that_pools_is_not_missing(tmp_path):
     found = load_map(str(tmp_path), 64).model.state_dict()
     assert torch.equal(found["blocks.1.mlp.fc1.weight"], net.state_dict()["blocks.1.mlp.fc1.weight"])
     assert found["norm.weight"].eq(1).all()
+
+
+def test_threads_that_load_at_once_leave_torch_as_it_was(folder):
+    place, state = folder()
+    original = torch.nn.Module.load_state_dict
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: evaluated(str(place)), range(8)))
+    assert torch.nn.Module.load_state_dict is original
+    assert all(torch.equal(one.conv1[0].weight, state["conv1.0.weight"]) for one in models)
 
 
 def test_random_weights_are_called_random():
