@@ -188,7 +188,7 @@ DEMO = replace(
     IMAGENETTE,
     data=SCENES,
     backbone="slotcon_pico",
-    slotcon=SlotConConfig(num_prototypes=16, hidden_dim=256, out_dim=128, teacher_temp=0.04, teacher_momentum=0.95),
+    slotcon=replace(IMAGENETTE.slotcon, num_prototypes=16, hidden_dim=256, teacher_momentum=0.95),
     epochs=6,
     batch_size=32,
     base_lr=16.0,
