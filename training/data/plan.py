@@ -1,15 +1,13 @@
 """The order of images in a run: drawn from (seed, epoch); augmentations are drawn from (seed, epoch, index)."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Sampler, Subset
+from torch.utils.data import Sampler
 
 from training.data.streaming import deal
 
-__all__ = ["SAMPLES", "MicroBatches", "Steps", "draw_batches"]
+__all__ = ["SAMPLES", "MicroBatches", "Steps"]
 
 ORDERS, SAMPLES = 0, 1  # random streams; the engine's steps use another
 
@@ -95,12 +93,3 @@ class Steps(MicroBatches):
         micro_batch, rank = np.divmod(part, self.processes)
         worker = (epoch * steps * self.accumulation + micro_batch) % self.workers  # DataLoader's round robin
         return deal(self.groups, rank * self.workers + worker, rng)
-
-
-def draw_batches(
-    data: Any, batch_size: int, *, batches: int = 20, collate: Callable[[list[Any]], Any] | None = None
-) -> DataLoader[Any]:
-    """Load some random samples, the same at every call, such as those for a baseline's BatchNorm statistics."""
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: batches * batch_size]
-    some: Any = Subset(data, order.tolist())
-    return DataLoader(some, batch_size, drop_last=len(order) > batch_size, collate_fn=collate)

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
 from slotcon_hub.cpu import keep_freed_memory, use_cores
@@ -23,7 +24,7 @@ from training.engine.launcher import told_threads
 from training.engine.outputs import unwritable
 from training.engine.signals import loading
 
-__all__ = ["check_outputs", "check_positive", "finite", "run", "stream", "write"]
+__all__ = ["check_outputs", "check_positive", "draw_batches", "finite", "run", "stream", "write"]
 
 Settings = TypeVar("Settings")
 
@@ -148,3 +149,12 @@ def stream(
             tqdm.write(f"skipped: {error}", file=sys.stderr)
         if batch is not None:
             yield batch
+
+
+def draw_batches(
+    data: Any, batch_size: int, *, batches: int = 20, collate: Callable[[list[Any]], Any] | None = None
+) -> DataLoader[Any]:
+    """Load some random samples, the same at every call, such as those for a baseline's BatchNorm statistics."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: batches * batch_size]
+    some: Any = Subset(data, order.tolist())
+    return DataLoader(some, batch_size, drop_last=len(order) > batch_size, collate_fn=collate)

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from slotcon_hub.models.maps import MapModel
-from training.data.plan import draw_batches
 from training.engine.batchnorm import recalibrate_batchnorm
 from training.evaluation import command
 
@@ -109,7 +108,7 @@ def compare_maps(
     """
 
     def recalibrate(model: MapModel) -> None:
-        batches = draw_batches(images, settings.batch_size, collate=_images)
+        batches = command.draw_batches(images, settings.batch_size, collate=_images)
         recalibrate_batchnorm(model.model, (model.standardize(batch) for batch in batches))
 
     return compare_models(

@@ -19,7 +19,6 @@ from slotcon_hub.distributed import shard_batches
 from slotcon_hub.images import decode, limit_aspect_ratio
 from training.data.images import UnreadableImage
 from training.data.labels import draw_share, open_labeled
-from training.data.plan import draw_batches
 from training.engine.batchnorm import recalibrate_batchnorm
 from training.evaluation import command
 from training.evaluation.stored import StoredPooled
@@ -179,5 +178,5 @@ def recalibrate(
 ) -> None:
     """Re-estimate the BatchNorm statistics of a random-init baseline from some of the images."""
     images.prepare(model)
-    loader = draw_batches(images, batch_size, batches=batches)
+    loader = command.draw_batches(images, batch_size, batches=batches)
     recalibrate_batchnorm(model, (batch.to(device) for _, batch in loader))
