@@ -36,7 +36,7 @@ def main(
         lr: peak learning rate of AdamW.
         layer_decay: ratio of a layer's learning rate to that of the next layer.
         workers: data-loading processes per process.
-        share: of each class's images to train on; 0.01 for one in a hundred.
+        share: fraction of each class's images to train on; 0.01 for one in a hundred.
         image_column: column of a table with the images.
         label_column: column of a table with the labels.
     """
