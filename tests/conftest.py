@@ -25,7 +25,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """The whole suite runs side by side on up to four processors; a part of it starts sooner in this process."""
     asked = config.option
     named = config.args_source is pytest.Config.ArgsSource.ARGS
-    if named or asked.keyword or asked.lf or "not gpu" not in asked.markexpr:
+    if named or asked.keyword or getattr(asked, "lf", False) or "not gpu" not in asked.markexpr:
         return 0
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, 4)
 
