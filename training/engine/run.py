@@ -196,15 +196,11 @@ class Run:
                 shutil.rmtree(left)
             step = None if self.fresh else self.step
             run_folder.describe(self.folder, self.name, self.settings, self.accelerator, dict(facts or {}), step)
+        config = {"recipe": self.name, **asdict(self.settings), **self.identity}
         self.accelerator.init_trackers(
             project,
-            config={
-                "recipe": self.name,
-                **{
-                    k: str(v).encode("utf-8", "backslashreplace").decode() for k, v in asdict(self.settings).items()
-                },
-                **self.identity,
-            },
+            # As text: TensorBoard takes no lists, and no surrogates of a path.
+            config={k: str(v).encode("utf-8", "backslashreplace").decode() for k, v in config.items()},
             init_kwargs={"tensorboard": {"purge_step": self.step + 1}},  # drop events after the checkpoint
         )
 

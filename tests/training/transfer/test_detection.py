@@ -69,8 +69,9 @@ def results_of(folder):
 
 def test_a_short_training_beats_its_start(train, scenes, capsys):
     """From no object found to many of them; what the run leaves behind is loaded and finds the same."""
-    start = train("--steps", 1, "--lr", 1e-9, output="start")
+    start = train("--steps", 1, "--lr", 1e-9, "--trackers", "tensorboard", output="start")
     assert results_of(start)["boxes"]["AP50"] < 5
+    assert list(start.rglob("events.out.tfevents.*"))
     capsys.readouterr()
     folder = train("--steps", 100, "--lr", 0.05, "--test-every", 50)
     found = results_of(folder)

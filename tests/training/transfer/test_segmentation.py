@@ -68,10 +68,11 @@ def train(tmp_path, monkeypatch, scenes):
 
 def test_a_short_training_beats_its_start(train, capsys):
     """An untrained network, measured after one step at a rate that moves nothing, and a trained one."""
-    start = train("voc", "--steps", 1, "--lr", 1e-9, "--scratch", output="start")
+    start = train("voc", "--steps", 1, "--lr", 1e-9, "--scratch", "--trackers", "tensorboard", output="start")
     folder = train("voc", "--steps", 30, "--lr", 0.03, "--test-every", 15)
     before, after = (json.loads((one / "results.json").read_text()) for one in (start, folder))
     assert before["miou"] < 0.5
+    assert list(start.rglob("events.out.tfevents.*"))
     assert after["miou"] > before["miou"] + 0.3
     assert [one["name"] for one in after["per_class"]] == ["red", "green", "blue"]
     out = capsys.readouterr().out
