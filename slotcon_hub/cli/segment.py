@@ -19,7 +19,7 @@ from slotcon_hub.concepts.stopwatch import Stopwatch
 from slotcon_hub.images import decode, pixel_limit, printable
 from slotcon_hub.models.sizes import find_sizes
 
-__all__ = ["add_commands"]
+__all__ = ["add_commands", "write_segments"]
 
 _SEGMENT = """\
 Segment whole images: every pixel belongs to the prototype that is most similar to it.
@@ -82,7 +82,7 @@ def _segment(options: argparse.Namespace) -> None:
             "device": options.device.type,
         }
         with watch.measure("drawing"):
-            _write(options.output, name, image, groups, segments, model.num_classes, facts)
+            write_segments(options.output, name, image, groups, segments, model.num_classes, facts)
         height, width = groups.shape
         largest = f"prototype {segments[0].prototype}, {segments[0].pixels / groups.numel():.0%}"
         rows.append((shorten(printable(path)), f"{width} x {height}", str(len(segments)), largest))
@@ -99,7 +99,7 @@ def _targets(folder: Path, name: str) -> list[Path]:
     return [folder / f"{name}-{end}" for end in ("overlay.png", "index.png", "segments.json")]
 
 
-def _write(
+def write_segments(
     folder: Path,
     name: str,
     image: Tensor,

@@ -24,7 +24,7 @@ from slotcon_hub.models.prototype_model import SlotConPrototypes
 from slotcon_hub.models.sizes import find_sizes
 from slotcon_hub.templates import render_template
 
-__all__ = ["Explored", "build_page", "launch", "load_models"]
+__all__ = ["Explored", "build_page", "details_of", "launch", "load_models", "views_of"]
 
 _HERE = Path(__file__).parent
 _LARGEST = "100mb"  # file that a visitor may upload
@@ -152,7 +152,7 @@ def build_page(models: Sequence[Explored], examples: Path = EXAMPLES) -> Any:
             analyses = [analyze(one.model, tensor, int(side), one.precision) for one in models]
             return [
                 analyses,
-                *(v for a in analyses for v in _views(a)),
+                *(v for a in analyses for v in views_of(a)),
                 *[gr.Image(None, visible=False), ""] * len(models),
             ]
 
@@ -172,7 +172,7 @@ def build_page(models: Sequence[Explored], examples: Path = EXAMPLES) -> Any:
             if analyses is None:
                 return [gr.skip()] * len(details)
             x, y = event.index
-            pairs = [_details(one, a, int(x), int(y)) for one, a in zip(models, analyses, strict=True)]
+            pairs = [details_of(one, a, int(x), int(y)) for one, a in zip(models, analyses, strict=True)]
             return [v for drawn, about in pairs for v in (gr.Image(drawn, visible=True), about)]
 
         shown = [seen, *views, *details]
@@ -209,15 +209,16 @@ def _opened(path: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-def _views(analysis: Analysis) -> tuple[Image.Image, Image.Image, str]:
+def views_of(analysis: Analysis) -> tuple[Image.Image, Image.Image, str]:
+    """Groups over the image, principal components, and a table of the groups as HTML."""
     palette = colors(len(analysis.scores)).tolist()
     facts = {"segments": analysis.segments, "pixels": analysis.groups.size, "colors": palette}
     table = render_template(_HERE / "segments.html", **facts)
     return analysis.overlay(), analysis.principal_components(), table
 
 
-def _details(one: Explored, analysis: Analysis, x: int, y: int) -> tuple[Image.Image, str]:
-    """Similarity map and concept of the prototype at a pixel of the displayed image."""
+def details_of(one: Explored, analysis: Analysis, x: int, y: int) -> tuple[Image.Image, str]:
+    """Similarity map of the prototype at a pixel of the displayed image, and its concept as HTML."""
     height, width = analysis.groups.shape
     prototype = int(analysis.groups[min(max(y, 0), height - 1), min(max(x, 0), width - 1)])
     similarity, least, most = analysis.similarity_map(prototype)

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import nn
 from torchvision.ops import Conv2dNormActivation
@@ -187,3 +188,17 @@ def test_norms_that_are_computed_again_give_the_same_numbers_and_keep_less():
         assert torch.equal(p.grad, q.grad), name
     assert all(torch.equal(*pair) for pair in zip(head.buffers(), twin.buffers(), strict=True))
     assert torch.equal(head.eval()(x), run_recomputing_norms(twin.eval(), x))
+
+
+@torch.no_grad()
+def test_strides_move_to_the_first_convolution_of_bottlenecks():
+    config = MaskRCNNConfig(backbone="resnet26", classes=("one",), channels=8, stride_in_1x1=True)
+    body = MaskRCNN(config).eval().backbone.body
+    x = torch.randn(1, 64, 8, 8)
+    for stage, stride in (body.layer1, 1), (body.layer2, 2):
+        block = stage[0]
+        y = F.conv2d(x, block.conv1.weight, stride=stride)
+        y = F.conv2d(block.bn1(y).relu(), block.conv2.weight, padding=1)
+        y = F.conv2d(block.bn2(y).relu(), block.conv3.weight)
+        torch.testing.assert_close(block(x), (block.bn3(y) + block.downsample(x)).relu())
+        x = stage(x)

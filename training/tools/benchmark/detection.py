@@ -12,7 +12,7 @@ from training.data.coco import rasterize
 from training.engine.memory_format import make_channels_last
 from training.engine.words import show
 from training.tools.benchmark.contenders import Contender, compare
-from training.tools.benchmark.step import _machine
+from training.tools.benchmark.step import describe_machine
 from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.model import MaskRCNN
 from training.transfer.mask_rcnn.target import Target
@@ -60,7 +60,7 @@ def benchmark(image: tuple[int, int] = (320, 480), batch_size: int = 2, rounds: 
         ),
     }
     table = compare(contenders, rounds, device)
-    show(f"{batch_size} images of {image[1]} x {image[0]} px, {rounds} rounds, {_machine(device)}", table)
+    show(f"{batch_size} images of {image[1]} x {image[0]} px, {rounds} rounds, {describe_machine(device)}", table)
 
 
 def _loss(net: nn.Module, images: list[Tensor], targets: list[Any]) -> Tensor:

@@ -8,7 +8,7 @@ from statistics import median
 
 from rich.table import Table
 
-from slotcon_hub.cli.segment import _write
+from slotcon_hub.cli.segment import write_segments
 from slotcon_hub.concepts.inference import segment_image
 from slotcon_hub.images import decode
 from training.engine.words import show
@@ -47,14 +47,14 @@ def benchmark(model: str = "slotcon_nano_proto", size: int = 128, side: int = 64
         with tempfile.TemporaryDirectory() as folder:
             image = decode(data)
             groups, segments = segment_image(explored.model, image, size=size)
-            _write(Path(folder), "image", image, groups, segments, explored.model.num_classes, {})
+            write_segments(Path(folder), "image", image, groups, segments, explored.model.num_classes, {})
 
     works: dict[str, Callable[[], object]] = {
-        "the page, from an image to its groups": lambda: app._views(
+        "the page, from an image to its groups": lambda: app.views_of(
             analyze(explored.model, decode_for_display(data), size)
         ),
         "slotcon-hub segment, with its files": command,
-        "a click": lambda: app._details(explored, seen, 0, 0),
+        "a click": lambda: app.details_of(explored, seen, 0, 0),
     }
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds + 1):

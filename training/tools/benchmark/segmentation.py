@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from training.engine.words import show
 from training.tools.benchmark.contenders import Contender, alternate, compare
-from training.tools.benchmark.step import _machine
+from training.tools.benchmark.step import describe_machine
 from training.transfer.semantic.evaluation import Predictor, windows
 from training.transfer.semantic.model import FCN, create_backbone, pixel_loss
 from training.transfer.semantic.recipes import CITYSCAPES, VOC
@@ -51,7 +51,7 @@ def benchmark(
     torch.manual_seed(0)
     contenders = _contenders(encoder, crop, batch_size, device)
     table = compare(contenders, rounds, device)
-    show(f"{encoder}, {batch_size} crops of {crop} px, {rounds} rounds, {_machine(device)}", table)
+    show(f"{encoder}, {batch_size} crops of {crop} px, {rounds} rounds, {describe_machine(device)}", table)
     del contenders
     gc.collect()
     _show_windows(encoder, image, rounds, device)

@@ -36,7 +36,7 @@ from training.tools.benchmark.data import InMemory, make_images
 from training.tools.benchmark.memory import LiveBytes
 from training.tools.communication import COCO, traffic
 
-__all__ = ["benchmark"]
+__all__ = ["benchmark", "describe_machine"]
 
 WARMUP = 3  # steps before the measurement
 REPORTED = (  # supplementary A.1: global batch, seconds per epoch of COCO, GB per GPU
@@ -175,7 +175,7 @@ def _measure(recipe: Recipe, processes: PartialState, batch: int, steps: int, gp
         active=float(active),
         sent=sent.total,
         keys=(sent.keys, sent.dense_keys),
-        machine=_machine(device),
+        machine=describe_machine(device),
     )
 
 
@@ -270,7 +270,8 @@ def _row(result: Result, processes: int) -> dict[str, Any]:
     }
 
 
-def _machine(device: torch.device) -> str:
+def describe_machine(device: torch.device) -> str:
+    """The device's name; of a CPU, its threads too."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
