@@ -60,8 +60,6 @@ def _entry(name: str) -> _Callable[..., _Any]:
     return entry
 
 
-slotcon_pico = _entry("slotcon_pico")
-slotcon_pico_proto = _entry("slotcon_pico_proto")
 slotcon_nano = _entry("slotcon_nano")
 slotcon_nano_proto = _entry("slotcon_nano_proto")
 slotcon_r18 = _entry("slotcon_r18")

@@ -50,21 +50,18 @@ def _row_cfg(row: table.Weights) -> dict[str, Any]:
         "origin_url": row.origin,
         "paper_ids": row.paper,
         "description": f"Pre-trained without labels on {row.data} for {row.epochs} epochs.",
-        **(_SMALL_INPUT if row.architecture.startswith("slotcon_nano") else {}),
+        **(_NANO_INPUT if row.architecture.startswith("slotcon_nano") else {}),
     }
     return _proto_cfg(**source, num_classes=row.prototypes) if row.has_prototypes else _cfg(**source)
 
 
-_RESNET10T = {"block": BasicBlock, "layers": (1, 1, 1, 1), "stem_type": "deep_tiered", "avg_down": True}
-_SMALL_INPUT = {"input_size": (3, 128, 128), "pool_size": (8, 8), "first_conv": "conv1.0", "crop_pct": 1.0}
+_NANO_INPUT = {"input_size": (3, 128, 128), "pool_size": (8, 8), "first_conv": "conv1.0", "crop_pct": 1.0}
 
 default_cfgs = generate_default_cfgs(
     {
-        "slotcon_pico": _cfg(**_SMALL_INPUT),
         "slotcon_r18": _cfg(),
         "slotcon_r34": _cfg(),
         "slotcon_r101": _cfg(),
-        "slotcon_pico_proto": _proto_cfg(**_SMALL_INPUT),
         "slotcon_r18_proto": _proto_cfg(),
         "slotcon_r34_proto": _proto_cfg(),
         "slotcon_r101_proto": _proto_cfg(),
@@ -110,15 +107,10 @@ def _prototypes(name: str, pretrained: bool, **kwargs: Any) -> SlotConPrototypes
 
 
 @_register
-def slotcon_pico(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """ResNet-10-T with a quarter of its channels, the demo's: 0.3 M parameters, 128 channels, output stride 16."""
-    return _backbone("slotcon_pico", pretrained, **{**_RESNET10T, **plain_timm("slotcon_pico")[1], **kwargs})
-
-
-@_register
 def slotcon_nano(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNet-10-T with half of its channels: 1.2 M parameters, 256 channels, output stride 16."""
-    return _backbone("slotcon_nano", pretrained, **{**_RESNET10T, **plain_timm("slotcon_nano")[1], **kwargs})
+    resnet10t = {"block": BasicBlock, "layers": (1, 1, 1, 1), "stem_type": "deep_tiered", "avg_down": True}
+    return _backbone("slotcon_nano", pretrained, **{**resnet10t, **plain_timm("slotcon_nano")[1], **kwargs})
 
 
 @_register
@@ -143,12 +135,6 @@ def slotcon_r50(pretrained: bool = False, **kwargs: Any) -> ResNet:
 def slotcon_r101(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """ResNet-101: 43 M parameters, 2048 channels."""
     return _backbone("slotcon_r101", pretrained, **{"block": Bottleneck, "layers": (3, 4, 23, 3), **kwargs})
-
-
-@_register
-def slotcon_pico_proto(pretrained: bool = False, **kwargs: Any) -> SlotConPrototypes:
-    """The demo's small ResNet with projector and prototypes."""
-    return _prototypes("slotcon_pico_proto", pretrained, **{"backbone": "slotcon_pico", **kwargs})
 
 
 @_register

@@ -4,11 +4,9 @@ from typing import Any
 
 __all__ = ["plain_timm"]
 
-_PICO = {"channels": (16, 32, 64, 128), "stem_width": 8, "output_stride": 16}
 _NANO = {"channels": (32, 64, 128, 256), "stem_width": 16, "output_stride": 16}
 
 _PLAIN: dict[str, tuple[str, dict[str, Any]]] = {
-    "slotcon_pico": ("resnet10t", _PICO),
     "slotcon_nano": ("resnet10t", _NANO),
     "slotcon_r18": ("resnet18", {}),
     "slotcon_r34": ("resnet34", {}),

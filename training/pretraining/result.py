@@ -27,7 +27,7 @@ __all__ = ["as_rows", "by_class", "finish", "next_commands", "print_result", "sa
 
 
 def save_baseline(folder: Path, slotcon: SlotCon, showcase: Showcase) -> None:
-    """Measure the random-init baseline if there are labels, and write it to ``before.json``."""
+    """Measure the prototypes before training if there are labels, and write the result to ``before.json``."""
     if found := showcase.measure(slotcon):
         (folder / "before.json").write_text(json.dumps(finite(asdict(found)), indent=2) + "\n")
 
@@ -60,7 +60,7 @@ def summarize(
 
     Args:
         lines: of metrics.
-        before: :class:`Segmentation` of the random-init baseline, as JSON; None if not measured.
+        before: :class:`Segmentation` before training, as JSON; None if not measured.
         after: of the trained model.
     """
     summary = {key: lines[-1][key] for key in ("loss", "active_slots")}
