@@ -32,7 +32,7 @@ def main(
         val: folder with images/ and masks/ for evaluation.
         classes: number of classes.
         output: folder to create for the result.
-        model: any name in timm, or local-dir:RUN/export/backbone.
+        model: any name in timm, or the folder of a run.
         scratch: start from random weights, for comparison.
         epochs: passes over the images of train.
         batch_size: images per process and step.
@@ -64,8 +64,9 @@ def main(
     found = segmentation.evaluate(net.eval(), Tolerant(parts[1]), classes, classes, match=range(classes))
     accelerator.print(f"held-out mIoU {found.miou:.3f}, pixel accuracy {found.pixel_accuracy:.3f}")
     accelerator.save_model(net, output)
+    place = Path(model).resolve() if Path(model).is_dir() else model
     lines = "from safetensors.torch import load_model\nfrom training.transfer.segmenter import Segmenter\nnet = "
-    lines += f'Segmenter("{model}", {classes}).eval()\nload_model(net, "{output}/model.safetensors")'
+    lines += f'Segmenter("{place}", {classes}).eval()\nload_model(net, "{output}/model.safetensors")'
     accelerator.print(f"\nLoad it by\n{lines}")
 
 

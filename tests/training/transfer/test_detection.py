@@ -8,11 +8,13 @@ from pathlib import Path
 
 import coco_folders
 import pytest
+import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from launched import launched
 from runs import assert_equal, lines, weights
 from safetensors.torch import load_file
+from timm.models import save_for_hf
 from torch import nn
 
 from slotcon_hub.publishing.card_metadata import metadata
@@ -89,6 +91,16 @@ def test_a_short_training_beats_its_start(train, scenes, capsys):
     assert detector.config.classes == ("disc", "square")
     images = CocoImages(*find_coco(scenes, "val"))
     assert detect_all(detector, images) == json.loads((folder / "detections.json").read_text())
+
+
+def test_a_detector_needs_no_folder_of_its_backbone(train, tmp_path):
+    save_for_hf(timm.create_model("resnet18", num_classes=0), tmp_path / "model")
+    folder = train("--steps", 1, "--backbone", tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    detector = load(folder / "export")
+    assert detector.config.backbone == "resnet18"
+    assert_equal(detector.state_dict(), load_file(folder / "export/model.safetensors"))
+    assert len(to_torchvision(detector).state_dict()) > 200
 
 
 def test_a_run_resumes_exactly(train, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from launched import launched
@@ -14,6 +15,7 @@ from PIL import Image
 from runs import assert_equal, lines, weights
 from safetensors.torch import load_file
 
+from slotcon_hub.models.saving import save_model
 from training.engine.step import Step
 from training.transfer import segmentation
 from training.transfer.semantic.evaluation import count
@@ -90,6 +92,14 @@ def test_a_short_training_beats_its_start(train, capsys):
     predictor = load(folder / "export")
     assert_equal(weights(folder), load_file(folder / "export" / "model.safetensors"))
     assert predictor(torch.zeros(3, 33, 45, dtype=torch.uint8)).shape == (33, 45)
+
+
+def test_a_network_needs_no_folder_of_its_backbone(train, tmp_path):
+    nano = timm.create_model("slotcon_nano", num_classes=0)
+    save_model(nano, tmp_path / "model")
+    folder = train("voc", "--steps", 1, "--backbone", tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    assert_equal(load(folder / "export").net.state_dict(), load_file(folder / "export/model.safetensors"))
 
 
 def test_a_network_read_back_has_the_numbers_of_the_run(train, scenes):

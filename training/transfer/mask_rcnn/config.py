@@ -1,6 +1,7 @@
 """Configuration of a detector; the defaults are the paper's."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 __all__ = ["MaskRCNNConfig"]
 
@@ -10,7 +11,8 @@ class MaskRCNNConfig:
     """Architecture, sampling and thresholds of a Mask R-CNN.
 
     Attributes:
-        backbone: name of a timm model with feature maps of strides 4, 8, 16 and 32.
+        backbone: name of a timm architecture with feature maps of strides 4, 8, 16 and 32.
+        backbone_args: its arguments for ``timm.create_model``.
         classes: class names in the order of the labels 0, 1, ...
         category_ids: the data set's ids of these classes.
         channels: of the pyramid and the heads.
@@ -29,6 +31,7 @@ class MaskRCNNConfig:
     """
 
     backbone: str = "resnet50"
+    backbone_args: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
     channels: int = 256

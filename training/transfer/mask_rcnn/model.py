@@ -28,9 +28,10 @@ class Pyramid(nn.Module):
         strides: of the five maps.
     """
 
-    def __init__(self, config: MaskRCNNConfig, pretrained: bool) -> None:
+    def __init__(self, config: MaskRCNNConfig, weights: str | None) -> None:
         super().__init__()
-        body, self.loaded = create_maps(config.backbone, pretrained=pretrained)
+        args = {} if weights else config.backbone_args  # weights have their own
+        body, self.loaded = create_maps(weights or config.backbone, pretrained=weights is not None, **args)
         strides = body.feature_info.reduction()
         if strides not in STRIDES:
             raise ValueError(
@@ -39,7 +40,7 @@ class Pyramid(nn.Module):
         self.strides = [*strides, 2 * strides[-1]]
         if config.stride_in_1x1:
             _move_strides(body)
-        if not pretrained:
+        if weights is None:
             _reset_last_norms(body)
         recompute_first_stage(body, strides=(4, 8))
         self.body = body
@@ -74,19 +75,19 @@ class MaskRCNN(nn.Module):
         loaded: sentences that report loaded and random weights.
     """
 
-    def __init__(self, config: MaskRCNNConfig, *, pretrained: bool = False) -> None:
+    def __init__(self, config: MaskRCNNConfig, *, weights: str | None = None) -> None:
         """Create the network.
 
         Args:
             config: architecture, sampling and thresholds.
-            pretrained: load the backbone's weights; all others are random.
+            weights: name or folder of those of the backbone, which is the configured one; all others are random.
 
         Raises:
             ValueError: there is no such backbone, it has no weights, or its maps have other strides.
         """
         super().__init__()
         self.config = config
-        self.backbone = Pyramid(config, pretrained)
+        self.backbone = Pyramid(config, weights)
         self.rpn = RPN(config, self.backbone.strides)
         self.roi_heads = RoIHeads(config, self.backbone.strides[:4])
         others = len(self.state_dict()) - len(self.backbone.body.state_dict())

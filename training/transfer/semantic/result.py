@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slotcon_hub.files import atomic_write
+from slotcon_hub.models.loading import architecture_of
 from training.evaluation.command import finite
 from training.evaluation.segmentation_report import Example
 from training.transfer.semantic.evaluation import Predictor
@@ -51,8 +52,10 @@ def _save(job: Segmentation, folder: Path) -> None:
     net, recipe, test = job.net, job.recipe, job.predictor
     folder.mkdir()
     save_file({name: value.cpu().contiguous() for name, value in net.state_dict().items()}, folder / WEIGHTS)
+    architecture, args = architecture_of(recipe.backbone)
     config = {
-        "backbone": recipe.backbone,
+        "backbone": architecture,
+        "backbone_args": args,
         "output_stride": recipe.output_stride,
         "head": asdict(recipe.head),
         "auxiliary": asdict(recipe.auxiliary) if recipe.auxiliary else None,
@@ -72,7 +75,8 @@ def load(folder: str | Path) -> Predictor:
         OSError: a file is missing.
     """
     config: dict[str, Any] = json.loads((Path(folder) / CONFIG).read_text())
-    backbone = create_backbone(config["backbone"], config["output_stride"], pretrained=False)
+    args = {k: v for k, v in config.get("backbone_args", {}).items() if k != "output_stride"}
+    backbone = create_backbone(config["backbone"], config["output_stride"], pretrained=False, **args)
     auxiliary = Head(**config["auxiliary"]) if config["auxiliary"] else None
     net = FCN(
         backbone, len(config["classes"]), Head(**config["head"]), auxiliary, align_corners=config["align_corners"]
