@@ -56,7 +56,7 @@ class ImageFiles:
                 number.
         """
         pixel_limit()
-        self._folders = tuple(os.path.join(folder, "") for folder in folders)
+        self.folders = folders
         files = listed if listed is not None else files_below(*folders)
         self.paths = sorted(path for path in files if path.lower().endswith(SUFFIXES))
         if not self.paths:
@@ -76,7 +76,8 @@ class ImageFiles:
 
     def digest(self) -> str:
         """SHA-256 of the sorted paths, relative to their folders."""
-        names = (path.removeprefix(next(f for f in self._folders if path.startswith(f))) for path in self.paths)
+        folders = [os.path.join(folder, "") for folder in self.folders]
+        names = (path.removeprefix(next(f for f in folders if path.startswith(f))) for path in self.paths)
         return names_digest(names)
 
 

@@ -14,7 +14,7 @@ from slotcon_hub import SlotCon
 from slotcon_hub.concepts.drawing import colors
 from slotcon_hub.concepts.segments import group_map
 from slotcon_hub.export.teacher import prototype_model
-from slotcon_hub.images import decode, limit_aspect_ratio
+from slotcon_hub.images import ImageFiles, decode, limit_aspect_ratio
 from slotcon_hub.models.sizes import resize_to_model
 from training.data import scenes
 from training.data.images import Images
@@ -43,13 +43,15 @@ class Showcase:
     masks: list[Tensor] | None = None
     """uint8 H x W each."""
     held_out: scenes.Scenes | None = None
+    folder: Path | None = None
+    """Of the images, if one folder holds them and no others."""
 
     @classmethod
     def of_scenes(cls, held_out: scenes.Scenes) -> "Showcase":
         """Show and evaluate the validation part of the embedded scenes."""
         pairs = itertools.islice(LabeledImages(held_out.val_images, held_out.val_masks), SHOWN)
         images, masks = zip(*pairs, strict=True)
-        return cls(list(images), None, list(masks), held_out)
+        return cls(list(images), None, list(masks), held_out, held_out.val_images)
 
     @classmethod
     def of_images(cls, images: Images, size: int) -> "Showcase":
@@ -69,7 +71,9 @@ class Showcase:
             if min(image.shape[1:]) > DRAWN:
                 image = resize(image, [DRAWN], InterpolationMode.BICUBIC, antialias=True)
             shown.append(image)
-        return cls(shown[:: max(len(shown) // SHOWN, 1)][:SHOWN], size)
+        folders = images.folders if isinstance(images, ImageFiles) else ()
+        folder = folders[0] if len(folders) == 1 else None
+        return cls(shown[:: max(len(shown) // SHOWN, 1)][:SHOWN], size, folder=folder)
 
     def measure(self, slotcon: SlotCon) -> Segmentation | None:
         """Segment the held-out images by the teacher's prototypes, and match these with the classes."""

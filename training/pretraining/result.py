@@ -21,7 +21,7 @@ from training.evaluation.command import finite
 from training.pretraining.curves import draw_curves, read_metrics
 from training.pretraining.metric_names import words
 from training.pretraining.preview import Showcase
-from training.pretraining.recipes import SCENES, Recipe
+from training.pretraining.recipes import Recipe
 
 __all__ = ["as_rows", "by_class", "finish", "next_commands", "print_result", "save_baseline", "summarize"]
 
@@ -49,8 +49,7 @@ def finish(folder: Path, slotcon: SlotCon, showcase: Showcase, recipe: Recipe, n
     before = json.loads(start.read_text()) if start.is_file() else None
     summary = summarize(read_metrics(folder / "metrics.jsonl"), before, finite(asdict(found)) if found else None)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    held_out = showcase.held_out.val_images if showcase.held_out else None
-    print_result(folder, summary, next_commands(folder, recipe, held_out))
+    print_result(folder, summary, next_commands(folder, recipe, showcase.folder))
 
 
 def summarize(
@@ -120,17 +119,15 @@ def print_result(folder: Path, summary: dict[str, Any], commands: dict[str, str]
         print(f"  {command}\n      {what}")
 
 
-def next_commands(folder: Path, recipe: Recipe, held_out: Path | None) -> dict[str, str]:
+def next_commands(folder: Path, recipe: Recipe, images: Path | None) -> dict[str, str]:
     """Next commands for a finished run, each with its purpose.
 
     Args:
         folder: of the run.
         recipe: of the run.
-        held_out: images for ``slotcon-hub concepts``; None for those of the recipe.
+        images: folder for ``slotcon-hub concepts``; None if there is none that holds the run's images alone.
     """
-    run, data = shlex.quote(str(folder)), "FOLDER"
-    if held_out or (recipe.data and recipe.data != SCENES and Path(recipe.data).is_dir()):
-        data = shlex.quote(str(held_out or recipe.data))
+    run, data = shlex.quote(str(folder)), shlex.quote(str(images)) if images else "FOLDER"
     ours = [name.removesuffix("_proto") for name in timm.list_models("slotcon_*_proto")]
     known = [name for name in ours if recipe.backbone.partition(".")[0] in (name, plain_timm(name)[0])]
     commands = {
