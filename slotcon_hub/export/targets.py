@@ -51,10 +51,14 @@ def save_as(target: str, net: nn.Module, path: Path, *, force: bool = False, **o
         RuntimeError: ONNX Runtime disagrees with torch.
     """
     check_free(path, force)
+    if target == "detectron2" and path.suffix != ".pkl":
+        raise ValueError(f"Detectron2 would not read {path}, since its suffix is not .pkl: add it")
     with atomic_write(path) as new:
         TARGETS[target].write(net, new, **options)
     plain = plain_timm(_backbone(net).pretrained_cfg["architecture"])[0]
-    usage = TARGETS[target].usage.format(path=path, plain=plain, depth=plain.removeprefix("resnet"))
+    depth = plain.removeprefix("resnet")
+    width = 64 if depth in ("18", "34") else 256
+    usage = TARGETS[target].usage.format(path=path, plain=plain, depth=depth, width=width)
     return f"import slotcon_hub\n{usage}" if target == "timm" and isinstance(net, SlotConPrototypes) else usage
 
 
@@ -104,7 +108,8 @@ TARGETS = {
         ".detectron2.pkl",
         _detectron2,
         'cfg.MODEL.WEIGHTS = "{path}"\n'
-        'cfg.INPUT.FORMAT, cfg.MODEL.RESNETS.STRIDE_IN_1X1, cfg.MODEL.RESNETS.DEPTH = "RGB", False, {depth}\n'
+        'cfg.INPUT.FORMAT, cfg.MODEL.RESNETS.STRIDE_IN_1X1 = "RGB", False\n'
+        "cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = {depth}, {width}\n"
         "cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]",
     ),
     "mmseg": Target(

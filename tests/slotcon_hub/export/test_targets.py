@@ -80,6 +80,12 @@ def test_torchvision(folder, slotcon, here, capsys, part):
     assert set(model.state_dict()) == set(torch.load(path, weights_only=True))
 
 
+def test_detectron2_would_not_read_another_suffix(folder, here, capsys):
+    assert main(["export", str(folder), "--to", "detectron2", "--output", "weights"]) == 1
+    assert "its suffix is not .pkl: add it" in capsys.readouterr().err
+    assert not list(here.iterdir())
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_detectron2(folder, slotcon, capsys, part):
     path, usage = run(capsys, folder / part, "--to", "detectron2")
@@ -93,7 +99,7 @@ def test_detectron2(folder, slotcon, capsys, part):
     model = vars(cfg.MODEL)
     assert model["WEIGHTS"] == str(path)
     assert vars(cfg.INPUT) == {"FORMAT": "RGB"}
-    assert vars(model["RESNETS"]) == {"STRIDE_IN_1X1": False, "DEPTH": 18}
+    assert vars(model["RESNETS"]) == {"STRIDE_IN_1X1": False, "DEPTH": 18, "RES2_OUT_CHANNELS": 64}
     assert model["PIXEL_MEAN"] == pytest.approx([255 * mean for mean in (0.485, 0.456, 0.406)])
     assert model["PIXEL_STD"] == pytest.approx([255 * std for std in (0.229, 0.224, 0.225)])
 
@@ -220,7 +226,7 @@ def test_a_run_is_a_model(folder, here, capsys):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("slotcon_r18", "there are no weights 'slotcon_r18', and no such folder: `slotcon-hub list`"),
+        ("slotcon_r34", "there are no weights 'slotcon_r34', and no such folder: `slotcon-hub list`"),
         ("slotcon_r50.nope", "there are no weights 'slotcon_r50.nope'"),
         ("resnet5000", "there are no weights 'resnet5000'"),
         ("no/such/folder", "there are no weights 'no/such/folder'"),
