@@ -94,7 +94,7 @@ def _busy(count: int) -> Iterator[None]:
 
 def serve(steps: int) -> None:
     """For every line of input, print the median seconds of each kind of work."""
-    recipe = replace(RECIPES["demo"][1], trackers=(), mixed_precision="no")
+    recipe = replace(RECIPES["demo"][1], trackers=(), mixed_precision="no", threads=None)  # of all cores
     trained = _Trained(recipe, init_distributed(recipe), BATCH)
     network, images = trained.slotcon.teacher.backbone, torch.randn(BATCH, 3, recipe.view_size, recipe.view_size)
 
