@@ -50,21 +50,19 @@ def _row_cfg(row: table.Weights) -> dict[str, Any]:
         "origin_url": row.origin,
         "paper_ids": row.paper,
         "description": f"Pre-trained without labels on {row.data} for {row.epochs} epochs.",
-        **_INPUTS.get(row.backbone.architecture, {}),
+        **(_NANO_INPUT if row.architecture.startswith("slotcon_nano") else {}),
     }
     return _proto_cfg(**source, num_classes=row.prototypes) if row.has_prototypes else _cfg(**source)
 
 
-_SMALL = {"input_size": (3, 128, 128), "crop_pct": 1.0}  # their images have a short side of 160 px
-_INPUTS = {
-    "slotcon_nano": {**_SMALL, "pool_size": (8, 8), "first_conv": "conv1.0"},
-    "slotcon_r18": {**_SMALL, "pool_size": (4, 4)},
-}
+_NANO_INPUT = {"input_size": (3, 128, 128), "pool_size": (8, 8), "first_conv": "conv1.0", "crop_pct": 1.0}
 
 default_cfgs = generate_default_cfgs(
     {
+        "slotcon_r18": _cfg(),
         "slotcon_r34": _cfg(),
         "slotcon_r101": _cfg(),
+        "slotcon_r18_proto": _proto_cfg(),
         "slotcon_r34_proto": _proto_cfg(),
         "slotcon_r101_proto": _proto_cfg(),
         "slotcon_proto": _proto_cfg(),

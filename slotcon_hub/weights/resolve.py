@@ -98,8 +98,6 @@ def _download(row: table.Weights, cache_dir: Any) -> Path:
 
 
 def _import(row: table.Weights) -> str:
-    if row.ours:
-        return f"train them by `{row.command}`, and run `slotcon-hub import RUN {row.name}`"
     return f"run `slotcon-hub import CHECKPOINT {row.name}` (the authors' checkpoints: {row.origin})"
 
 

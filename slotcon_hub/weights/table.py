@@ -76,9 +76,7 @@ class Weights:
     licence: str = "other"
     """The Hub's id of the licence."""
     origin: str = "https://github.com/CVMI-Lab/SlotCon"
-    """URL of the authors' checkpoints; for weights trained with this package, of the data."""
-    ours: bool = False
-    """Whether they were trained with this package, by :attr:`command`."""
+    """URL of the authors' checkpoints; for weights in this package, of the data."""
     paper: str = "arXiv:2205.15288"
     """Who made the recipe."""
 
@@ -149,30 +147,23 @@ _PUBLISHED = (  # the first row of an architecture is its default
 )
 
 
-def _imagenette(
-    architecture: str,
-    epochs: int,
-    options: str,
-    warmup: str,
-    recipe: str,
-    cost: str,
-    accuracies: dict[str, tuple[float, float]],
-    sha256: str | None,
+def _nano(
+    epochs: int, warmup: str, recipe: str, cost: str, accuracies: dict[str, tuple[float, float]], sha256: str
 ) -> Weights:
     name = f"imagenette_{epochs}ep"
     protocols = {"knn": "20 nearest neighbours", "linear": "linear classifier"}
     return Weights(
-        architecture,
+        "slotcon_nano",
         name,
         "Imagenette",
         "9,469",
         ("frgfm/imagenette",),
         epochs,
         64,
-        command=f"accelerate launch training/pretrain.py {options} --data IMAGENETTE",
+        command=f"accelerate launch training/pretrain.py {name} --data IMAGENETTE",
         recipe="Images with a short side of 160 px, in batches of 64, two views of 96 px of each; LARS, learning "
         f"rate 2.0 after {warmup} of warm-up, then a cosine to 1e-6; weight decay 1e-5; temperature of the targets "
-        f"0.04; {recipe}",
+        f"0.04; {recipe} The file holds the weights in half precision.",
         cost=cost,
         hidden_dim=512,
         out_dim=128,
@@ -183,7 +174,7 @@ def _imagenette(
                 accuracy,
                 f"{protocols[measure]}, frozen features",
                 untrained=untrained,
-                command=f"python -m training.evaluation.{measure} --models {architecture}.{name} --data IMAGENETTE "
+                command=f"python -m training.evaluation.{measure} --models slotcon_nano.{name} --data IMAGENETTE "
                 "--baseline",
             )
             for measure, (accuracy, untrained) in accuracies.items()
@@ -191,46 +182,29 @@ def _imagenette(
         packaged_sha256=sha256,
         licence="apache-2.0",
         origin="https://github.com/fastai/imagenette",
-        ours=True,
     )
 
 
-_HALF = "The file holds the weights in half precision."
-_OURS = (
-    _imagenette(
-        "slotcon_nano",
+_NANO = (
+    _nano(
         80,
-        "imagenette_80ep",
         "2 epochs",
-        f"the teacher's momentum rises from 0.99 to 1; layers in bf16. {_HALF}",
+        "the teacher's momentum rises from 0.99 to 1; layers in bf16.",
         "An hour and a half on one core of an x86-64 CPU.",
         {"knn": (71.1, 42.6), "linear": (77.8, 51.0)},
         "6dba4641feaf0d0e12d253ad83df393d247e561440c11b0dc7c09b64988013a8",
     ),
-    _imagenette(
-        "slotcon_nano",
+    _nano(
         20,
-        "imagenette_20ep",
         "1 epoch",
         "the teacher's momentum rises from 0.97 to 1. They were trained with timm's LARS; the "
-        f"command now uses that of the published code, so it gives other weights. {_HALF}",
+        "command now uses that of the published code, so it gives other weights.",
         "About an hour on two cores of an x86-64 CPU.",
         {"knn": (60.5, 42.6), "linear": (72.0, 51.0)},
         "5e230ee9ce82c3363911d38af92c3a8f2c4616850236fcfaa0ae1034deb9c251",
     ),
-    _imagenette(
-        "slotcon_r18",
-        30,
-        "imagenette_80ep --backbone slotcon_r18 --epochs 30",
-        "2 epochs",
-        "the teacher's momentum rises from 0.99 to 1; layers in bf16. The map of a view has only 3 x 3 cells at "
-        "stride 32, and these weights are worse than those of slotcon_nano wherever both can be used.",
-        "An hour and a half on one core of an x86-64 CPU.",
-        {"knn": (56.0, 37.6), "linear": (66.4, 44.7)},
-        None,
-    ),
 )
-_BACKBONES = (*_OURS, *_PUBLISHED)
+_BACKBONES = (*_NANO, *_PUBLISHED)
 ROWS = (*_BACKBONES, *(replace(row, architecture=f"{row.architecture}_proto", results=()) for row in _BACKBONES))
 
 

@@ -226,7 +226,7 @@ def test_a_run_is_a_model(folder, here, capsys):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("slotcon_r34", "there are no weights 'slotcon_r34', and no such folder: `slotcon-hub list`"),
+        ("slotcon_r18", "there are no weights 'slotcon_r18', and no such folder: `slotcon-hub list`"),
         ("slotcon_r50.nope", "there are no weights 'slotcon_r50.nope'"),
         ("resnet5000", "there are no weights 'resnet5000'"),
         ("no/such/folder", "there are no weights 'no/such/folder'"),
