@@ -51,8 +51,6 @@ def save_as(target: str, net: nn.Module, path: Path, *, force: bool = False, **o
         RuntimeError: ONNX Runtime disagrees with torch.
     """
     check_free(path, force)
-    if target == "detectron2" and path.suffix != ".pkl":
-        raise ValueError(f"Detectron2 would not read {path}, since its suffix is not .pkl: add it")
     with atomic_write(path) as new:
         TARGETS[target].write(net, new, **options)
     plain = plain_timm(_backbone(net).pretrained_cfg["architecture"])[0]
@@ -78,6 +76,8 @@ def _backbone(net: Any) -> Any:
 
 
 def _detectron2(net: nn.Module, path: Path) -> None:
+    if path.suffix != ".pkl":
+        raise ValueError(f"Detectron2 would not read {path.name}, since its suffix is not .pkl: add it")
     with path.open("wb") as file:
         pickle.dump(to_detectron2(_backbone(net).state_dict()), file)
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import timm
-from timm.models import PretrainedCfg, load_model_config_from_hf
+from timm.models import PretrainedCfg
 from torch import nn
 
 from slotcon_hub.models.filled import create_filled
 from slotcon_hub.weights import store, table
 from slotcon_hub.weights.reader import dimensions, read_teacher
 
-__all__ = ["architecture_of", "create", "is_known", "load", "name_for_timm", "stored_cfg"]
+__all__ = ["create", "is_known", "load", "name_for_timm", "stored_cfg"]
 
 
 def load(name: str, part: Literal["backbone", "prototypes"] = "backbone", **kwargs: Any) -> nn.Module:
@@ -56,29 +56,6 @@ def name_for_timm(name: str, part: Literal["backbone", "prototypes"] = "backbone
     if ":" not in name and (architecture.startswith("slotcon_") or not timm.is_model(architecture)):
         raise _no_weights(name)
     return name
-
-
-def architecture_of(name: str) -> tuple[str, dict[str, Any]]:
-    """Find timm's architecture of a backbone and its arguments, which make the network without these weights.
-
-    A configuration that holds them stays valid where there is no such folder, store or tag.
-
-    Args:
-        name: as for :func:`name_for_timm`.
-
-    Raises:
-        ValueError: there is no such model.
-    """
-    found = name_for_timm(name)
-    if found.startswith("hf-hub:"):
-        _, architecture, args = load_model_config_from_hf(found.removeprefix("hf-hub:"))
-    elif found.startswith("local-dir:") or found in store.names():
-        folder = store.folder(found) if found in store.names() else Path(found.removeprefix("local-dir:"))
-        config = json.loads((folder / store.CONFIG).read_bytes())
-        architecture, args = config["architecture"], config.get("model_args", {})
-    else:
-        architecture, args = found.partition(".")[0], {}
-    return architecture, {k: v for k, v in args.items() if k not in ("num_classes", "global_pool")}
 
 
 def _no_weights(name: str) -> ValueError:

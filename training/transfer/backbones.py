@@ -7,8 +7,9 @@ from torch import Tensor
 
 from slotcon_hub.models.filled import create_filled
 from slotcon_hub.models.loading import name_for_timm
+from slotcon_hub.models.saving import timm_architecture
 
-__all__ = ["MAPS", "channels_first", "create_maps"]
+__all__ = ["MAPS", "architecture_of", "channels_first", "create_maps"]
 
 MAPS = (-4, -3, -2, -1)  # without the stem's map, if there are five
 
@@ -42,6 +43,15 @@ def create_maps(
     if unused:
         lines.append(f"unused tensors of {name}, besides a classifier: {', '.join(sorted(unused)[:6])}")
     return model, lines
+
+
+def architecture_of(backbone: Any) -> tuple[str, dict[str, Any]]:
+    """Name and arguments with which :func:`create_maps` makes the same network without its weights.
+
+    A configuration that holds them stays valid where there is no such folder, store or tag.
+    """
+    architecture, args = timm_architecture(backbone)
+    return architecture, {k: v for k, v in args.items() if k not in ("features_only", "out_indices")}
 
 
 def channels_first(backbone: Any, maps: Sequence[Tensor]) -> Sequence[Tensor]:

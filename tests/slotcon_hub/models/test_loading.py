@@ -17,7 +17,7 @@ from slotcon_hub import SlotCon, SlotConConfig
 from slotcon_hub.concepts.inference import load_prototypes
 from slotcon_hub.export.teacher import export
 from slotcon_hub.models.importing import import_checkpoint
-from slotcon_hub.models.loading import architecture_of, load, name_for_timm
+from slotcon_hub.models.loading import load, name_for_timm
 from slotcon_hub.weights import store
 from training.evaluation import models as evaluated
 
@@ -52,22 +52,6 @@ def test_what_was_imported_is_a_name_in_timm_at_once(slotcon, run):
     other = timm.create_model("slotcon_nano_proto.mine", pretrained=True, num_classes=3, in_chans=1)
     assert other(torch.zeros(2, 1, 64, 64)).shape == (2, 3)
     assert len(timm.create_model("slotcon_nano.mine", pretrained=True, features_only=True).feature_info) == 5
-
-
-def test_the_architecture_of_a_model_needs_neither_its_folder_nor_its_name(slotcon, run, hub, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    import_checkpoint(run, "slotcon_nano.mine")
-    backbone = run / "export" / "backbone"
-    hub.add_repo("people/grouping", {file.name: file.read_bytes() for file in backbone.iterdir()})
-    names = [str(run), f"local-dir:{backbone}", "slotcon_nano.mine", "slotcon_nano.imagenette_80ep", "slotcon_nano"]
-    for name in [*names, "hf-hub:people/grouping"]:
-        architecture, args = architecture_of(name)
-        assert timm.is_model(architecture)
-        assert "." not in architecture
-        net = timm.create_model(architecture, num_classes=0, **json.loads(json.dumps(args)))
-        net.load_state_dict(slotcon.teacher.backbone.state_dict())
-    with pytest.raises(ValueError, match=r"there are no weights 'slotcon_nano\.none'"):
-        architecture_of("slotcon_nano.none")
 
 
 NEW_PROCESS = """

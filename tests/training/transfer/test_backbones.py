@@ -9,11 +9,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from slotcon_hub import SlotCon, SlotConConfig
+from slotcon_hub.export.teacher import export
 from slotcon_hub.models.backbone import create_backbone as start_of_training
+from slotcon_hub.models.importing import import_checkpoint
 from slotcon_hub.models.loading import load
 from slotcon_hub.models.maps import load_map
 from training.evaluation.models import load as evaluated
-from training.transfer.backbones import create_maps
+from training.transfer.backbones import architecture_of, create_maps
 from training.transfer.segmenter import Segmenter
 from training.transfer.semantic.model import create_backbone
 
@@ -124,3 +127,19 @@ def test_what_is_not_to_be_had_ends_in_a_sentence(name):
     with pytest.raises(ValueError, match=name) as error:
         create_maps(name, pretrained=True)
     assert "\n" not in str(error.value)
+
+
+def test_the_architecture_of_maps_needs_neither_the_folder_nor_the_name_of_their_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "store"))
+    slotcon = SlotCon("slotcon_nano", SlotConConfig(num_prototypes=5, hidden_dim=12, out_dim=7))
+    export(slotcon, tmp_path / "run" / "export", input_size=96, trained="In a test.")
+    import_checkpoint(tmp_path / "run", "slotcon_nano.mine")
+    alone = f"local-dir:{tmp_path / 'run' / 'export' / 'backbone'}"
+    for name in (str(tmp_path / "run"), alone, "slotcon_nano.mine", "slotcon_nano.imagenette_80ep", "slotcon_nano"):
+        maps, _ = create_maps(name, pretrained=True)
+        architecture, args = json.loads(json.dumps(architecture_of(maps)))
+        assert timm.is_model(architecture)
+        assert "." not in architecture
+        again, _ = create_maps(architecture, pretrained=False, **args)
+        again.load_state_dict(maps.state_dict())
+        assert again.feature_info.reduction() == maps.feature_info.reduction()

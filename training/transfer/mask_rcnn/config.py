@@ -11,8 +11,8 @@ class MaskRCNNConfig:
     """Architecture, sampling and thresholds of a Mask R-CNN.
 
     Attributes:
-        backbone: name of a timm architecture with feature maps of strides 4, 8, 16 and 32.
-        backbone_args: its arguments for ``timm.create_model``.
+        backbone: timm model with feature maps of strides 4, 8, 16 and 32; of a detector, its architecture.
+        backbone_args: arguments of the architecture.
         classes: class names in the order of the labels 0, 1, ...
         category_ids: the data set's ids of these classes.
         channels: of the pyramid and the heads.

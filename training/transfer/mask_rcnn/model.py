@@ -1,6 +1,7 @@
 """Mask R-CNN with a feature pyramid on any timm backbone with feature maps of strides 4, 8, 16 and 32 (or 16)."""
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from training.transfer.backbones import channels_first, create_maps
+from training.transfer.backbones import architecture_of, channels_first, create_maps
 from training.transfer.mask_rcnn.config import MaskRCNNConfig
 from training.transfer.mask_rcnn.roi_heads import Detections, RoIHeads
 from training.transfer.mask_rcnn.rpn import RPN
@@ -28,10 +29,9 @@ class Pyramid(nn.Module):
         strides: of the five maps.
     """
 
-    def __init__(self, config: MaskRCNNConfig, weights: str | None) -> None:
+    def __init__(self, config: MaskRCNNConfig, pretrained: bool) -> None:
         super().__init__()
-        args = {} if weights else config.backbone_args  # weights have their own
-        body, self.loaded = create_maps(weights or config.backbone, pretrained=weights is not None, **args)
+        body, self.loaded = create_maps(config.backbone, pretrained=pretrained, **config.backbone_args)
         strides = body.feature_info.reduction()
         if strides not in STRIDES:
             raise ValueError(
@@ -40,7 +40,7 @@ class Pyramid(nn.Module):
         self.strides = [*strides, 2 * strides[-1]]
         if config.stride_in_1x1:
             _move_strides(body)
-        if weights is None:
+        if not pretrained:
             _reset_last_norms(body)
         recompute_first_stage(body, strides=(4, 8))
         self.body = body
@@ -75,19 +75,20 @@ class MaskRCNN(nn.Module):
         loaded: sentences that report loaded and random weights.
     """
 
-    def __init__(self, config: MaskRCNNConfig, *, weights: str | None = None) -> None:
+    def __init__(self, config: MaskRCNNConfig, *, pretrained: bool = False) -> None:
         """Create the network.
 
         Args:
             config: architecture, sampling and thresholds.
-            weights: name or folder of those of the backbone, which is the configured one; all others are random.
+            pretrained: load the backbone's weights; all others are random.
 
         Raises:
             ValueError: there is no such backbone, it has no weights, or its maps have other strides.
         """
         super().__init__()
-        self.config = config
-        self.backbone = Pyramid(config, weights)
+        self.backbone = Pyramid(config, pretrained)
+        architecture, args = architecture_of(self.backbone.body)
+        self.config = replace(config, backbone=architecture, backbone_args=args)
         self.rpn = RPN(config, self.backbone.strides)
         self.roi_heads = RoIHeads(config, self.backbone.strides[:4])
         others = len(self.state_dict()) - len(self.backbone.body.state_dict())

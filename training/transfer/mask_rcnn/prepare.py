@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slotcon_hub.distributed import synchronize_batchnorm
 from slotcon_hub.images import names_digest
-from slotcon_hub.models.loading import architecture_of
 from training.data.coco import CocoImages, find_coco
 from training.engine.memory_format import make_channels_last
 from training.engine.run import Run
@@ -99,10 +98,8 @@ def build(recipe: Recipe, images: CocoImages, processes: PartialState, *, pretra
         ValueError: there is no such backbone, it has no weights, or its maps have other strides.
     """
     set_seed(recipe.seed)
-    architecture, args = architecture_of(recipe.backbone)
     config = MaskRCNNConfig(
-        backbone=architecture,
-        backbone_args=args,
+        backbone=recipe.backbone,
         classes=images.classes,
         category_ids=images.category_ids,
         channels=recipe.channels,
@@ -111,7 +108,7 @@ def build(recipe: Recipe, images: CocoImages, processes: PartialState, *, pretra
         test_side=recipe.test_side,
         longest_side=recipe.longest_side,
     )
-    detector = MaskRCNN(config, weights=recipe.backbone if pretrained else None)
+    detector = MaskRCNN(config, pretrained=pretrained)
     make_channels_last(detector, processes.device)
     if processes.num_processes > 1:
         synchronize_batchnorm(detector, processes.device.type)

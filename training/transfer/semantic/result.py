@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from slotcon_hub.files import atomic_write
-from slotcon_hub.models.loading import architecture_of
 from training.evaluation.command import finite
 from training.evaluation.segmentation_report import Example
+from training.transfer.backbones import architecture_of
 from training.transfer.semantic.evaluation import Predictor
 from training.transfer.semantic.model import FCN, Head, create_backbone
 from training.transfer.semantic.prepare import Segmentation
@@ -52,7 +52,7 @@ def _save(job: Segmentation, folder: Path) -> None:
     net, recipe, test = job.net, job.recipe, job.predictor
     folder.mkdir()
     save_file({name: value.cpu().contiguous() for name, value in net.state_dict().items()}, folder / WEIGHTS)
-    architecture, args = architecture_of(recipe.backbone)
+    architecture, args = architecture_of(net.backbone)
     config = {
         "backbone": architecture,
         "backbone_args": args,
@@ -75,8 +75,8 @@ def load(folder: str | Path) -> Predictor:
         OSError: a file is missing.
     """
     config: dict[str, Any] = json.loads((Path(folder) / CONFIG).read_text())
-    args = {k: v for k, v in config.get("backbone_args", {}).items() if k != "output_stride"}
-    backbone = create_backbone(config["backbone"], config["output_stride"], pretrained=False, **args)
+    args = {"output_stride": config["output_stride"], **config.get("backbone_args", {})}
+    backbone = create_backbone(config["backbone"], pretrained=False, **args)
     auxiliary = Head(**config["auxiliary"]) if config["auxiliary"] else None
     net = FCN(
         backbone, len(config["classes"]), Head(**config["head"]), auxiliary, align_corners=config["align_corners"]
