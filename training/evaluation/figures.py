@@ -177,8 +177,9 @@ def draw_groups(
         ]
         for patch, (first, second) in zip(patches, legend.values(), strict=True):
             patch.set_hatch("" if (first == second).all() else "/////")
-        place = {"loc": "outside lower left", "frameon": False, "borderpad": 0.0}
-        figure.legend(handles=patches, ncols=per_line, fontsize=8, **place)
+        figure.legend(
+            handles=patches, loc="outside lower left", ncols=per_line, frameon=False, fontsize=8, borderpad=0
+        )
     try:
         figure.savefig(target, dpi=130)
     finally:
