@@ -4,7 +4,7 @@ Dimensions: N images, C channels.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,45 @@ __all__ = ["Features", "Labeled", "extract", "open_parts", "recalibrate"]
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled features in the order of the data set, the same on every process."""
+    """Pooled features in the order of the data set, without unreadable images, the same on every process.
 
-    values: Tensor
-    """float32 N x C, on the CPU, without unreadable images."""
+    In half of the memory of float32, 5.2 GB for ImageNet with 2048 channels, at any scale of the features.
+    """
+
+    directions: Tensor
+    """float16 N x C, the L2-normalised features; a row with NaN if the feature has NaN/Inf."""
+    norms: Tensor
+    """float32 N, of the features; NaN/Inf if the feature has."""
     labels: Tensor
     """int64 N, in [0, classes)."""
+
+    @classmethod
+    def of(cls, values: Tensor, labels: Tensor) -> "Features":
+        """Keep N x C features."""
+        return cls(*_normalize(values), labels)
+
+    def values(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Features of some images, float32."""
+        return self.directions[rows].float() * self.norms[rows, None]
+
+    def finite(self) -> Tensor:
+        """Whether the features of an image are finite, N booleans."""
+        return self.norms.isfinite()
+
+    def select(self, rows: Tensor) -> "Features":
+        """Features of some images: N booleans or indices."""
+        return Features(self.directions[rows], self.norms[rows], self.labels[rows])
+
+    def to(self, device: torch.device) -> "Features":
+        """On a device."""
+        return Features(self.directions.to(device), self.norms.to(device), self.labels.to(device))
+
+
+def _normalize(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the directions of :class:`Features`, and the norms."""
+    values = values.float()
+    norms = values.norm(dim=1)  # zero below 1e-19, whose square is
+    return (values / norms.clamp(min=1e-19)[:, None]).half(), norms
 
 
 class Labeled(Dataset[tuple[int, Any]]):
@@ -143,29 +176,43 @@ def extract(
             raise ValueError(
                 "--augment needs features of new crops, which a file does not have: leave --augment out"
             )
-        values, kept = model.values(getattr(images.images, "paths", None), images.data)
-        return Features(values, images.labels[kept])
+        batches = model.batches(getattr(images.images, "paths", None), images.data)
+        numbers, directions, norms = _collect(batches, len(images), model.head_hidden_size, torch.device("cpu"))
+        return Features(directions, norms, images.labels[numbers])
     images.prepare(model, epoch)
     device, processes = accelerator.device, accelerator.num_processes
     shard = sum(map(len, shard_batches(len(images), batch_size, accelerator.process_index, processes)))
-    values = torch.empty(
-        shard, model.head_hidden_size, device=device
-    )  # allocated once: may fill most of the memory
-    numbers = torch.empty(shard, dtype=torch.long, device=device)
-    filled = 0
-    for index, batch in command.stream(images, _stack, accelerator, batch_size=batch_size, workers=workers):
-        rows = slice(filled, filled + len(index))
-        with accelerator.autocast():
-            values[rows] = model(batch.to(device)).float()
-        numbers[rows], filled = index.to(device), rows.stop
-    values, numbers = values[:filled], numbers[:filled]
+    loaded = command.stream(images, _stack, accelerator, batch_size=batch_size, workers=workers)
+    batches = ((index, _forward(model, batch, accelerator)) for index, batch in loaded)
+    numbers, directions, norms = _collect(batches, shard, model.head_hidden_size, device)
     if processes > 1:
         numbers = accelerator.gather(accelerator.pad_across_processes(numbers, pad_index=len(images)))
-        values = accelerator.gather(accelerator.pad_across_processes(values))
+        directions = accelerator.gather(accelerator.pad_across_processes(directions))
+        norms = accelerator.gather(accelerator.pad_across_processes(norms))
         numbers, order = numbers.sort()
         read = numbers < len(images)  # without padding
-        values, numbers = values[order[read]], numbers[read]
-    return Features(values.cpu(), images.labels[numbers.cpu()])
+        numbers, directions, norms = numbers[read], directions[order[read]], norms[order[read]]
+    return Features(directions.cpu(), norms.cpu(), images.labels[numbers.cpu()])
+
+
+def _forward(model: Any, batch: Tensor, accelerator: Accelerator) -> Tensor:
+    with accelerator.autocast():
+        return model(batch.to(accelerator.device))
+
+
+def _collect(
+    batches: Iterable[tuple[Tensor, Tensor]], number: int, channels: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the indices, directions and norms of batches of (indices, features) of at most ``number`` images."""
+    numbers = torch.empty(number, dtype=torch.long, device=device)
+    directions = torch.empty(number, channels, dtype=torch.half, device=device)  # may fill most of the memory
+    norms = torch.empty(number, device=device)
+    filled = 0
+    for index, values in batches:
+        rows = slice(filled, filled + len(index))
+        numbers[rows], filled = index.to(device), rows.stop
+        directions[rows], norms[rows] = _normalize(values.to(device))
+    return numbers[:filled], directions[:filled], norms[:filled]
 
 
 def _stack(samples: list[tuple[int, tuple[int, Tensor]]]) -> tuple[Tensor, Tensor]:

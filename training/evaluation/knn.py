@@ -8,26 +8,26 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from training.evaluation.features import Features, Labeled, extract
+from training.evaluation.neighbors import nearest
 from training.evaluation.probes import Probe, run
 
 __all__ = ["KS", "TEMPERATURE", "knn"]
 
 KS = (10, 20, 100, 200)
 TEMPERATURE = 0.07
-COSINES = 2**26  # similarities in memory at a time: 256 MiB of float32
 
 
 @torch.inference_mode()
 def knn(
-    train: Features, test: Features, accelerator: Accelerator, *, ks: tuple[int, ...] = KS, chunk: int = 256
+    train: Features, test: Features, accelerator: Accelerator, *, ks: tuple[int, ...] = KS, chunk: int = 1024
 ) -> dict[int, float]:
     """Classify by votes of the k most similar training images, weighted by exp(cosine similarity / 0.07).
 
     Ties go to the lower class. Each process classifies its shard; counts are reduced over processes.
 
     Args:
-        train: training features, normalised in place to save memory.
-        test: test features, normalised in place.
+        train: training features.
+        test: test features.
         accelerator: determines device and shard.
         ks: numbers of neighbours, each limited to the size of the training set.
         chunk: maximum number of test images per matrix product; limits memory, does not change results.
@@ -35,20 +35,17 @@ def knn(
     Returns:
         Top-1 accuracy in [0, 1] for each k.
     """
-    device = accelerator.device
-    bank, queries = (F.normalize(part.values, out=part.values).to(device) for part in (train, test))
-    truth, known = test.labels.to(device), train.labels.to(device)
+    bank, queries = (part.to(accelerator.device) for part in (train, test))
     classes = int(train.labels.max()) + 1
-    right = torch.zeros(len(ks), dtype=torch.long, device=device)
-    chunk = min(chunk, max(COSINES // len(bank), 1))
-    chunks = list(zip(queries.split(chunk), truth.split(chunk), strict=True))
-    for rows, labels in chunks[accelerator.process_index :: accelerator.num_processes]:
-        cosine, nearest = (rows @ bank.T).topk(min(max(ks), len(bank)))
+    right = torch.zeros(len(ks), dtype=torch.long, device=accelerator.device)
+    chunks = list(zip(queries.directions.split(chunk), queries.labels.split(chunk), strict=True))
+    for directions, labels in chunks[accelerator.process_index :: accelerator.num_processes]:
+        ((cosine, neighbors),) = nearest(F.normalize(directions.float()), bank.directions, max(ks))
         votes = (cosine / TEMPERATURE).exp()
-        found = [_vote(votes[:, :k], known[nearest[:, :k]], classes) for k in ks]
+        found = [_vote(votes[:, :k], bank.labels[neighbors[:, :k]], classes) for k in ks]
         right += torch.stack([(classified == labels).sum() for classified in found])
     counts = accelerator.reduce(right, "sum").tolist()
-    return {k: count / len(truth) for k, count in zip(ks, counts, strict=True)}
+    return {k: count / len(test.labels) for k, count in zip(ks, counts, strict=True)}
 
 
 def _vote(votes: Tensor, labels: Tensor, classes: int) -> Tensor:

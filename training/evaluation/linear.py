@@ -82,25 +82,25 @@ class _Classifier:
     def __init__(self, train: Features, lr: float, device: torch.device) -> None:
         """Initialise for the channels and classes of ``train``."""
         self.generator = torch.Generator().manual_seed(0)
-        self.layer = nn.Linear(train.values.shape[1], int(train.labels.max()) + 1)
+        self.layer = nn.Linear(train.directions.shape[1], int(train.labels.max()) + 1)
         nn.init.normal_(self.layer.weight, std=0.01, generator=self.generator)
         nn.init.zeros_(self.layer.bias)
         self.layer.to(device)
         self.lr, self.device = lr, device
         self.optimizer = torch.optim.SGD(self.layer.parameters(), lr, momentum=0.9)
-        self._kept: tuple[Features, Tensor, Tensor] | None = None
+        self._kept: tuple[Features, Features] | None = None
 
     def train(self, train: Features, batch_size: int, factor: float) -> None:
         """Train for an epoch at ``factor`` times the learning rate."""
         if self._kept is None or self._kept[0] is not train:  # unchanged features are moved to the device once
             self._kept = None
-            self._kept = train, train.values.to(self.device), train.labels.to(self.device)
-        _, values, labels = self._kept
+            self._kept = train, train.to(self.device)
+        here = self._kept[1]
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * factor
-        order = torch.randperm(len(labels), generator=self.generator).to(self.device)
+        order = torch.randperm(len(here.labels), generator=self.generator).to(self.device)
         for rows in order.split(batch_size):
-            loss = F.cross_entropy(self.layer(values[rows]), labels[rows])
+            loss = F.cross_entropy(self.layer(here.values(rows)), here.labels[rows])
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -112,8 +112,10 @@ class _Classifier:
     @torch.inference_mode()
     def accuracy(self, test: Features) -> Tensor:
         """Top-1 accuracy in [0, 1], on the device."""
-        found = self.layer(test.values.to(self.device)).argmax(1)
-        return (found == test.labels.to(self.device)).float().mean()
+        here = test.to(self.device)
+        parts = torch.arange(len(here.labels), device=self.device).split(4096)
+        found = torch.cat([self.layer(here.values(rows)).argmax(1) for rows in parts])
+        return (found == here.labels).float().mean()
 
 
 def measure(

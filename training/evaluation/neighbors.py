@@ -25,7 +25,7 @@ def nearest(
 
     Args:
         queries: float32 Q x C, L2-normalised.
-        memory: float32 M x C, L2-normalised.
+        memory: M x C, L2-normalised, float32; float16 is converted part by part, and normalised again.
         k: neighbours; at most M are returned.
         ends: ascending sizes of the memory: for each, neighbours are searched among the first that many entries.
             None: all M.
@@ -39,7 +39,10 @@ def nearest(
     for end in ends:
         for first in range(start, end, CHUNK):
             last = min(first + CHUNK, end)
-            similarities = queries @ memory[first:last].T
+            part = memory[first:last]
+            if part.dtype != queries.dtype:
+                part = F.normalize(part.to(queries.dtype))  # rounding has changed their norms
+            similarities = queries @ part.T
             both = torch.cat([best, _contenders(similarities, first, best, k)], dim=1)
             best = _largest(both, min(k, last))
         found.append(_unpack(best))

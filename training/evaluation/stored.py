@@ -4,6 +4,7 @@ Dimensions: N images, C channels, h x w cells of a map, S side of an image in pi
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from slotcon_hub.concepts.feature_file import FeatureFile
+from slotcon_hub.distributed import shard_batches
 from slotcon_hub.images import printable
 from slotcon_hub.models.maps import load_map
 from training.data.images import UnreadableImage
@@ -110,8 +112,8 @@ class StoredPooled:
         """Do nothing: features stay on the CPU."""
         return self
 
-    def values(self, paths: list[str] | None, root: str) -> tuple[Tensor, Tensor]:
-        """Return the features of readable images, N x C, and their indices in ``paths``, N.
+    def batches(self, paths: list[str] | None, root: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield indices in ``paths`` of readable images and their features, float32, a thousand at a time.
 
         Raises:
             ValueError: the images are in tables, not in files, or one is not in the feature file.
@@ -120,9 +122,11 @@ class StoredPooled:
             raise ValueError(
                 f"{self.file.path} has features of files, but {root} holds tables: give --models a model"
             )
-        names = [printable(os.path.relpath(path, Path(root).expanduser())) for path in paths]
-        kept = [i for i, name in enumerate(names) if name not in self.file.unreadable]
-        return self.file.read([names[i] for i in kept]), torch.tensor(kept)
+        for batch in shard_batches(len(paths), 1000, 0, 1):
+            names = {i: printable(os.path.relpath(paths[i], Path(root).expanduser())) for i in batch}
+            kept = {i: name for i, name in names.items() if name not in self.file.unreadable}
+            if kept:
+                yield torch.tensor([*kept]), self.file.read([*kept.values()])
 
 
 def load_maps(name: str, size: int, *, pretrained: bool = True) -> Any:

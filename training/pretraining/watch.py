@@ -79,7 +79,7 @@ class Watch:
             for part, found in zip(self.parts, features, strict=True):
                 if problem := _missing_features(part, found):  # equal on all processes
                     return None, model.problem or problem
-            bank, queries = map(_present, features)
+            bank, queries = (found.select(found.finite()) for found in features)
             return knn(bank, queries, accelerator, ks=(NEIGHBOURS,))[NEIGHBOURS], None
         except Exception as error:
             if accelerator.num_processes > 1:
@@ -120,18 +120,9 @@ class _NanOnFailure(nn.Module):
 
 def _missing_features(part: Labeled, found: Features) -> str | None:
     """Return an error if too many images have no features; equal on all processes."""
-    none = (~_finite(found)).nonzero().flatten().tolist()
+    none = (~found.finite()).nonzero().flatten().tolist()
     if not are_too_many(len(none), len(part)):
         return None
     first = part.images.name(none[0])
     reasons = "it cannot be read, or there was no memory for it"
     return f"{len(none)} of {len(part)} images have no features, the first of them {first}: {reasons}"
-
-
-def _finite(found: Features) -> Tensor:
-    return found.values.isfinite().all(dim=1)
-
-
-def _present(found: Features) -> Features:
-    """Features of the images that have them."""
-    return Features(found.values[_finite(found)], found.labels[_finite(found)])

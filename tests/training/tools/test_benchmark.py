@@ -1,5 +1,6 @@
 """The benchmarks run, and compare what is comparable; how fast anything is, no test says."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -180,3 +181,35 @@ def test_the_page_stands_beside_the_command(capsys):
     assert [name in out for name in ("the page, from an image", "slotcon-hub segment", "a click")] == [True] * 3
     with pytest.raises(SystemExit, match=r"^error: size, side and rounds must be at least 1"):
         main(["explore", "--rounds", "0"])
+
+
+def test_evaluation_prints_the_memory_at_the_size_of_imagenet(monkeypatch, capsys):
+    from training.tools.benchmark import evaluation
+
+    commands = []
+
+    def peak(command: list[str]) -> int:
+        commands.append(command)
+        return 10**9 + 1_000_000 * (len(commands) % 3 == 0)  # of three runs, only the last needs more
+
+    monkeypatch.setattr(evaluation, "_peak", peak)
+    main(["evaluation", "--images", "300", "--side", "32", "--model", "slotcon_nano"])
+    found = {name: numbers for name, *numbers in rows(capsys.readouterr().out) if name}
+    slope, images = 1_000_000 / 600, sum(evaluation.IMAGENET)
+    for name, counted in (("knn", images), ("linear", images), ("concepts", evaluation.IMAGENET[0])):
+        whole = f"{1 + slope * counted / 1e9:.2f}"
+        assert found[name] == ["1.00", "1.00", "1.00", f"{slope:,.0f}", whole]
+    assert [len(commands), len({str(command) for command in commands})] == [9, 9]
+    with pytest.raises(SystemExit, match="error: measure more than 256 images"):
+        main(["evaluation", "--images", "256"])
+
+
+def test_the_peak_is_that_of_the_process():
+    from training.tools.benchmark import evaluation
+
+    empty, full = (
+        evaluation._peak([sys.executable, "-c", f"x = b'1' * {size}; del x"]) for size in (1, 300_000_000)
+    )
+    assert 290e6 < full - empty < 310e6
+    with pytest.raises(ValueError, match="failed: ValueError: no"):
+        evaluation._peak([sys.executable, "-c", "raise ValueError('no')"])

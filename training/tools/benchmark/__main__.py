@@ -4,7 +4,7 @@ from typing import Any
 
 import tyro
 
-from training.tools.benchmark import busy, data, detection, explore, listing, segmentation, step
+from training.tools.benchmark import busy, data, detection, evaluation, explore, listing, segmentation, step
 
 SUBJECTS: dict[str, Any] = {
     "data": data.benchmark,
@@ -13,6 +13,7 @@ SUBJECTS: dict[str, Any] = {
     "busy": busy.benchmark,
     "detection": detection.benchmark,
     "segmentation": segmentation.benchmark,
+    "evaluation": evaluation.benchmark,
     "explore": explore.benchmark,
 }
 
