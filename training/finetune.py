@@ -4,7 +4,6 @@ import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch
 
 # isort: split
 from pathlib import Path
-from typing import Any
 
 import accelerate
 import timm
@@ -12,6 +11,7 @@ import torch
 import tyro
 from timm import optim, scheduler
 
+from slotcon_hub.models.filled import create_filled
 from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.saving import save_classifier
 from training.data.tolerant import load_tolerant
@@ -47,7 +47,7 @@ def main(
             raise ValueError(f"{output} exists: choose another --output")
         train, val = open_parts(data, "train", "validation", image_column, label_column)
         both = (load_tolerant(d, batch_size, workers, shuffle=d is not val) for d in (train.draw(share), val))
-        net: Any = timm.create_model(name_for_timm(model), pretrained=not scratch)
+        net = create_filled(name_for_timm(model), not scratch)[0]
         # Not create_model's num_classes, with which timm accepts missing weights.
         net.reset_classifier(len(train.classes))
     except (ValueError, OSError, RuntimeError) as error:

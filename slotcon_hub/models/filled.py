@@ -10,6 +10,8 @@ from unittest import mock
 import timm
 from torch import Tensor, nn
 
+from slotcon_hub.weights.hub import explain_download
+
 __all__ = ["create_filled"]
 
 _PATCHED = threading.Lock()
@@ -31,11 +33,12 @@ def create_filled(name: str, pretrained: bool = True, **kwargs: Any) -> tuple[An
 
     Raises:
         ValueError: there are no weights, or they lack a tensor.
+        RuntimeError: the weights cannot be downloaded.
         RuntimeError, OSError, ValueError, TypeError: timm cannot make the model.
     """
     if not pretrained:
         return timm.create_model(name, **kwargs), []
-    with _recording() as loads:
+    with _recording() as loads, explain_download(name):
         model = timm.create_model(name, pretrained=True, **kwargs)
     if not loads:
         if getattr(model, "pretrained_cfg", {}).get("custom_load"):  # such as JAX arrays: all of them, or an error

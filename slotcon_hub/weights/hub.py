@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-__all__ = ["check_repo_id", "explain_errors", "failure_reason"]
+__all__ = ["check_repo_id", "explain_download", "explain_errors", "failure_reason"]
 
 _HTTP_LIBRARIES = ("httpx", "httpx2", "requests", "urllib3")  # that versions of the client use
 _STATUS = {
@@ -56,6 +56,21 @@ def explain_errors(doing: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise RuntimeError(f"{doing}: {failure_reason(error)}") from None
+
+
+@contextmanager
+def explain_download(weights: str) -> Iterator[None]:
+    """Convert errors of the client in this block to one sentence that names the weights.
+
+    Raises:
+        RuntimeError: instead of an exception of the client or its HTTP library; others pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("huggingface_hub", *_HTTP_LIBRARIES):
+            raise
+        raise RuntimeError(f"{weights} could not be downloaded: {failure_reason(error)}") from None
 
 
 def failure_reason(error: BaseException) -> str:

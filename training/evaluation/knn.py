@@ -53,10 +53,11 @@ def _vote(votes: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def measure(model: Any, train: Labeled, test: Labeled, accelerator: Accelerator, probe: Probe) -> dict[str, float]:
-    """Extract the features of both splits, and return the accuracy for each k."""
+    """Extract the features of both splits, and return the accuracy for each k up to the number of images."""
     sizes = {"batch_size": probe.batch_size, "workers": probe.workers}
     bank, queries = (extract(model, part, accelerator, **sizes) for part in (train, test))
-    return {f"k = {k}": accuracy for k, accuracy in knn(bank, queries, accelerator).items()}
+    ks = tuple(k for k in KS if k <= len(bank.labels)) or (len(bank.labels),)
+    return {f"k = {k}": accuracy for k, accuracy in knn(bank, queries, accelerator, ks=ks).items()}
 
 
 def protocol(probe: Probe) -> dict[str, Any]:

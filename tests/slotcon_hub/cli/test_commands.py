@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from checkpoint_files import backbone_only, official
+from PIL import Image
 
 from slotcon_hub.cli import main
 from slotcon_hub.weights import table
@@ -142,3 +143,26 @@ def test_the_organisation_can_be_another():
 def test_the_commands_name_is_installed():
     text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
     assert 'slotcon-hub = "slotcon_hub.cli:main"' in text
+
+
+@pytest.mark.parametrize("words", ["embed --images . --model", "export --to onnx", "pca x.jpg --model"])
+def test_weights_that_cannot_be_downloaded_are_named(words, tmp_path, monkeypatch, capsys):
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main([*words.split(), "resnet18.a1_in1k"]) == 1
+    said = "resnet18.a1_in1k could not be downloaded: HF_HUB_OFFLINE is set, and it is not in the cache\n"
+    assert capsys.readouterr().err.endswith(said)
+
+
+def test_a_broken_connection_to_the_hub_is_one_sentence_too(monkeypatch, capsys):
+    """The client lets exceptions of its HTTP library pass, which are no OSError."""
+    kind = type("ConnectError", (Exception,), {"__module__": "httpx"})
+
+    def create(*_: object, **__: object) -> None:
+        raise kind("[Errno -3] Temporary failure in name resolution")
+
+    monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert main(["export", "resnet18.a1_in1k", "--to", "timm"]) == 1
+    assert "resnet18.a1_in1k could not be downloaded: the connection to the Hub broke" in capsys.readouterr().err
