@@ -22,7 +22,7 @@ __all__ = ["benchmark"]
 
 SPINS = 300_000  # libgomp's default spin count before a thread sleeps
 WAITING = {
-    "briefly": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+    "briefly": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"},
     "sleep": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
     "spin": {"GOMP_SPINCOUNT": str(SPINS)},
 }
@@ -30,7 +30,7 @@ WORK = ("training step", "evaluation, 4 batches")
 BATCH = 64
 
 
-def benchmark(others: int = 2, rounds: int = 5, steps: int = 3) -> None:
+def benchmark(others: int = 2, rounds: int = 9, steps: int = 3) -> None:
     """Print the seconds of a training step of the demo and of an evaluation, alone and beside busy processes.
 
     Processes alternate: in the first, waiting threads spin briefly before they sleep, as in our commands; in the
@@ -49,13 +49,14 @@ def benchmark(others: int = 2, rounds: int = 5, steps: int = 3) -> None:
     times: dict[tuple[str, str, bool], list[float]] = {}
     with contextlib.ExitStack() as stack:
         workers = {waiting: stack.enter_context(_worker(waiting, steps)) for waiting in WAITING}
-        for _ in range(rounds):
+        for number in range(rounds):
+            turn = number % len(WAITING)
             for busy in (False, True):
                 with _busy(others if busy else 0):
-                    for waiting, measure in workers.items():
-                        for work, seconds in zip(WORK, measure(), strict=True):
+                    for waiting in (*WAITING, *WAITING)[turn : turn + len(WAITING)]:
+                        for work, seconds in zip(WORK, workers[waiting](), strict=True):
                             times.setdefault((work, waiting, busy), []).append(seconds)
-    _show({key: median(values) for key, values in times.items()}, others)
+    _show(times, others)
 
 
 @contextlib.contextmanager
@@ -118,13 +119,14 @@ def _median(work: Callable[[], object], times: int) -> float:
     return median(seconds)
 
 
-def _show(seconds: dict[tuple[str, str, bool], float], others: int) -> None:
+def _show(times: dict[tuple[str, str, bool], list[float]], others: int) -> None:
     table = Table("", "threads that wait", "alone, s", f"beside {others} busy processes, s", "times as long")
     for work in WORK:
         for waiting in WAITING:
-            alone, busy = seconds[work, waiting, False], seconds[work, waiting, True]
+            alone, busy = (median(times[work, waiting, busy]) for busy in (False, True))
             table.add_row(work, waiting, f"{alone:.3f}", f"{busy:.3f}", f"{busy / alone:.1f}")
     show(table)
     for work in WORK:
-        ratio = seconds[work, "briefly", False] / seconds[work, "spin", False] - 1
-        print(f"{work}: alone, spinning briefly costs {ratio:+.1%}")
+        rounds = zip(times[work, "briefly", False], times[work, "spin", False], strict=True)
+        ratio = median(brief / long for brief, long in rounds) - 1
+        print(f"{work}: alone, spinning briefly costs {ratio:+.1%} (median of the rounds)")
