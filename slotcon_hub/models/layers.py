@@ -44,7 +44,7 @@ class Conv1x1(nn.Conv2d):
         """B x C x H x W to B x O x H x W, channels last in training."""
         if not self.training:  # so that exports hold convolutions
             return self._conv_forward(x, self.weight, self.bias)
-        return nn.functional.linear(x.permute(0, 2, 3, 1), self.weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+        return nn.functional.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class ProjectionHead(nn.Module):
