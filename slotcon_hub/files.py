@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_write", "cache_folder", "sha256"]
+__all__ = ["atomic_write", "cache_folder", "remove_leftovers", "sha256"]
 
 
 @contextmanager
@@ -24,16 +24,23 @@ def atomic_write(path: Path) -> Iterator[Path]:
         new, old = scratch / "new" / path.name, scratch / "old"
         new.parent.mkdir()
         yield new
-        if path.exists():
+        if path.exists() and (path.is_dir() or new.is_dir()):  # only a file replaces a file in one step
             path.rename(old)
         try:
-            new.rename(path)
-        except OSError:
+            new.replace(path)
+        except BaseException:  # also Ctrl-C
             if old.exists():
                 old.rename(path)
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted calls of :func:`atomic_write` have left in a folder."""
+    for left in folder.glob(".*-*"):
+        if left.is_dir() and {part.name for part in left.iterdir()} <= {"new", "old"}:
+            shutil.rmtree(left)
 
 
 def cache_folder() -> Path:

@@ -7,7 +7,6 @@ differently, and random draws of the network (drop path) differ.
 
 import contextlib
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from slotcon_hub.files import remove_leftovers
 from training.engine import checkpoint
 from training.engine import folder as run_folder
 from training.engine.batchnorm import restore_buffers
@@ -192,8 +192,7 @@ class Run:
             self.folder = run_folder.create(self.folder, named=self.settings.output is not None)
             self.accelerator.project_configuration.set_directories(str(self.folder))  # of the trackers
         if self.is_main:
-            for left in self.folder.glob(".*-*"):  # of an interrupted atomic write
-                shutil.rmtree(left)
+            remove_leftovers(self.folder)
             step = None if self.fresh else self.step
             run_folder.describe(self.folder, self.name, self.settings, self.accelerator, dict(facts or {}), step)
         config = {"recipe": self.name, **asdict(self.settings), **self.identity}
