@@ -116,7 +116,7 @@ def test_the_weights_of_the_package(load):
     for name in ("slotcon_nano", "slotcon_nano_proto"):
         expected = timm.create_model(name, pretrained=True).state_dict()
         same(load(name, pretrained=True), expected)
-        same(load(name, pretrained="imagenette_80ep"), expected)
+        same(load(name, pretrained="imagenette_180ep"), expected)
 
 
 def exported(slotcon: SlotCon, folder: Path) -> Path:

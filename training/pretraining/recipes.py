@@ -187,7 +187,7 @@ IMAGENETTE = Recipe(
 DEMO = replace(
     IMAGENETTE,
     data=SCENES,
-    backbone="slotcon_nano.imagenette_80ep",  # the weights that come with the package
+    backbone="slotcon_nano.imagenette_80ep",  # they come with the package
     slotcon=replace(IMAGENETTE.slotcon, num_prototypes=16, hidden_dim=256, teacher_momentum=0.95),
     epochs=3,
     batch_size=32,
@@ -205,7 +205,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
         DEMO,
     ),
     "imagenette_80ep": (
-        "A small ResNet on Imagenette, 160 px (9,469 images): the weights that come with the package. An hour "
+        "A small ResNet on Imagenette, 160 px (9,469 images): the weights that the demo starts from. An hour "
         "and a half on one core of a CPU with bf16.",
         replace(
             IMAGENETTE,

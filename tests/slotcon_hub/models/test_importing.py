@@ -318,7 +318,7 @@ def test_published_names_are_kept_to_their_dimensions(tmp_path, home, dims, prob
         ("slotcon_r50", ("slotcon_r50", "coco_800ep")),
         ("slotcon_r50_proto.in1k_100ep", ("slotcon_r50", "in1k_100ep")),
         ("slotcon_r18.v1.2", ("slotcon_r18", "v1.2")),
-        ("slotcon_nano_proto", ("slotcon_nano", "imagenette_80ep")),
+        ("slotcon_nano_proto", ("slotcon_nano", "imagenette_180ep")),
     ],
 )
 def test_names(name, parts):

@@ -84,7 +84,7 @@ def test_a_new_process_lists_it_too(run, tmp_path):
     for name in ("slotcon_nano.mine", "slotcon_nano_proto.mine", "slotcon_nano.imagenette_20ep"):
         assert name in found["listed"]
     assert not [name for name in found["listed"] if "r34" in name]
-    assert found["default"] == ["imagenette_80ep", None]
+    assert found["default"] == ["imagenette_180ep", None]
     assert (found["classes"], found["loaded"], found["usual"]) == (5, 5, 64)
 
 

@@ -22,10 +22,11 @@ def the_file() -> Path:
     return path
 
 
-def test_the_first_weights_still_load():
-    file = table.packaged(table.find(NANO, "imagenette_20ep"))
+@pytest.mark.parametrize("tag", ["imagenette_20ep", "imagenette_80ep"])
+def test_earlier_weights_still_load(tag):
+    file = table.packaged(table.find(NANO, tag))
     state = load_file(file)
-    whole = timm.create_model(f"{PROTO}.imagenette_20ep", pretrained=True)
+    whole = timm.create_model(f"{PROTO}.{tag}", pretrained=True)
     assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in whole.state_dict().items())
     assert not torch.equal(state["prototypes.weight"], load_file(the_file())["prototypes.weight"])
 
@@ -75,7 +76,7 @@ def test_weights_of_the_store_come_first(tmp_path):
 
 def test_the_package_takes_its_own_file():
     done = import_checkpoint(the_file(), NANO)
-    assert list(done.folders) == [f"{NANO}.imagenette_80ep", f"{PROTO}.imagenette_80ep"]
+    assert list(done.folders) == [f"{NANO}.imagenette_180ep", f"{PROTO}.imagenette_80ep"]
     state = load_file(the_file())
     whole = timm.create_model(PROTO, pretrained=True).state_dict()
     assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in whole.items())

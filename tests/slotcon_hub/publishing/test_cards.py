@@ -271,7 +271,7 @@ def test_every_line_of_code_runs(hub, tmp_path):
     pytest.importorskip("transformers")
     Image.effect_noise((320, 240), 50).convert("RGB").save(tmp_path / "image.jpg")
     names = ["slotcon_r50.coco_800ep", "slotcon_r50_proto.coco_800ep"]
-    names += ["slotcon_nano.imagenette_80ep", "slotcon_nano_proto.imagenette_80ep"]
+    names += ["slotcon_nano.imagenette_180ep", "slotcon_nano_proto.imagenette_180ep"]
     for name in names:
         hub.add_repo(table.repository(name), saved(zeros(name), tmp_path / name))
     env = {**hub.environment(tmp_path / "home"), "SLOTCON_HUB_HOME": str(tmp_path / "store")}

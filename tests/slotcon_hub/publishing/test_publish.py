@@ -131,7 +131,7 @@ def test_a_dry_run_goes_where_it_is_told(hub, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("SLOTCON_HUB_HOME", str(tmp_path / "empty"))
     folder = tmp_path / "new" / "folder"
     assert main(["publish", "slotcon_nano", "--dry-run", "--output", str(folder)]) == 0
-    assert json.loads((folder / store.CONFIG).read_text())["name"] == "slotcon_nano.imagenette_80ep"
+    assert json.loads((folder / store.CONFIG).read_text())["name"] == "slotcon_nano.imagenette_180ep"
     assert main(["verify", str(folder)]) == 0
     assert "folder is not empty" in refused(capsys, "slotcon_nano", "--dry-run", "--output", str(folder))
     (tmp_path / "file").write_text("")
