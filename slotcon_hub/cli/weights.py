@@ -87,7 +87,7 @@ def _result(row: table.Weights, legend: dict[str, str]) -> str:
         return "-"
     first = results[0]
     alike = [r for r in results if (r.dataset, r.protocol) == (first.dataset, first.protocol)]
-    kind = first.metric.split()[-1]
+    kind = first.metric.removesuffix(" accuracy").split()[-1]
     metrics = " / ".join(r.metric for r in alike)
     legend[kind] = f"{metrics} on {first.dataset}, {first.source} ({first.protocol})"
     return f"{kind} {'/'.join(f'{r.value:.1f}' for r in alike)}"

@@ -76,7 +76,7 @@ def test_weights_of_the_store_come_first(tmp_path):
 
 def test_the_package_takes_its_own_file():
     done = import_checkpoint(the_file(), NANO)
-    assert list(done.folders) == [f"{NANO}.imagenette_180ep", f"{PROTO}.imagenette_80ep"]
+    assert list(done.folders) == [f"{NANO}.imagenette_180ep", f"{PROTO}.imagenette_180ep"]
     state = load_file(the_file())
     whole = timm.create_model(PROTO, pretrained=True).state_dict()
     assert all(torch.equal(v, state[k].to(v.dtype)) for k, v in whole.items())

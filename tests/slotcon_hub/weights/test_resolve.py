@@ -53,7 +53,9 @@ def hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubS
 
 def test_the_rows_are_timms():
     expected = [f"{name}.{tag}" for name in ("slotcon_r50", "slotcon_r50_proto") for tag in TAGS]
-    expected += [f"{name}.imagenette_{n}ep" for name in ("slotcon_nano", "slotcon_nano_proto") for n in (20, 80)]
+    expected += [
+        f"{name}.imagenette_{n}ep" for name in ("slotcon_nano", "slotcon_nano_proto") for n in (20, 80, 180)
+    ]
     assert sorted(timm.list_models("slotcon*", pretrained=True)) == sorted(expected)
     for row in table.ROWS:
         cfg = timm.get_pretrained_cfg(row.name)

@@ -477,7 +477,7 @@ def test_a_backbone_with_a_tag_starts_from_its_weights_and_is_not_asked_for_them
 
     monkeypatch.setattr(pretrain, "fit", see)
     folder = run(*options)
-    weights = timm.create_model("slotcon_nano", pretrained=True, num_classes=0).state_dict()
+    weights = timm.create_model("slotcon_nano.imagenette_80ep", pretrained=True, num_classes=0).state_dict()
     for side in ("student", "teacher"):
         assert_equal({k: starts[0][f"{side}.backbone.{k}"] for k in weights}, weights)
     assert json.loads((folder / "run.json").read_text())["settings"]["backbone"] == "slotcon_nano.imagenette_80ep"
