@@ -48,7 +48,7 @@ def main(
         train, val = open_parts(data, "train", "validation", image_column, label_column)
         both = (load_tolerant(d, batch_size, workers, shuffle=d is not val) for d in (train.draw(share), val))
         net = create_filled(name_for_timm(model), not scratch)[0]
-        # Not create_model's num_classes, with which timm accepts missing weights.
+        # A new classifier only now: the weights must fill the model that is created.
         net.reset_classifier(len(train.classes))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None

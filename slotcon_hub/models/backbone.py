@@ -59,7 +59,7 @@ def create_backbone(name: str, size: int | None = None, *, pretrained: bool = Fa
         return backbone
     try:
         return create_filled(name, **arguments)[0]
-    except Exception as error:  # of whatever HTTP library the Hub's client has
+    except Exception as error:  # timm raises errors of many kinds
         reason = " ".join((str(error) or type(error).__name__).split())
         raise ValueError(
             f"the weights {name} cannot be loaded ({reason}): connect to the Hub, or name the backbone without "

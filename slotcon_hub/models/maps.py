@@ -82,7 +82,7 @@ def load_map(name: str, size: int, *, pretrained: bool = True) -> MapModel:
         if "dynamic_img_size" in arguments:  # it takes other sizes as they come, but is made for few
             del arguments["img_size"]
         model = create_filled(found, pretrained, **arguments)[0]
-    except Exception as error:  # of whatever HTTP library the Hub's client has
+    except Exception as error:  # timm raises errors of many kinds
         raise ValueError(f"{name} could not be loaded: {' '.join(str(error).split())}") from None
     try:
         return MapModel(model)

@@ -187,7 +187,7 @@ IMAGENETTE = Recipe(
 DEMO = replace(
     IMAGENETTE,
     data=SCENES,
-    backbone="slotcon_nano.imagenette_80ep",  # they come with the package
+    backbone="slotcon_nano.imagenette_80ep",  # weights in the package; the later ones give no better groups here
     slotcon=replace(IMAGENETTE.slotcon, num_prototypes=16, hidden_dim=256, teacher_momentum=0.95),
     epochs=3,
     batch_size=32,

@@ -7,13 +7,12 @@ import tempfile
 from pathlib import Path
 
 import timm
-import torch
 from rich.table import Table
-from torchvision.io import encode_jpeg
 from tqdm.auto import tqdm
 
 from slotcon_hub.models.saving import save_model
 from training.engine.words import show
+from training.tools.benchmark.data import make_images
 
 __all__ = ["benchmark"]
 
@@ -57,7 +56,7 @@ def benchmark(images: int = 50_000, side: int = 224, model: str = "slotcon_r50")
         save_model(timm.create_model(model, num_classes=0), root / "backbone", side)
         save_model(timm.create_model(f"{model}_proto"), root / "prototypes", side)
         for count, pixels in tqdm(runs, "making images", leave=False):
-            _make_images(root / str(count), count, pixels)
+            _make_folders(root / str(count), count, pixels)
         for name, counted in (("knn", sum(IMAGENET)), ("linear", sum(IMAGENET)), ("concepts", IMAGENET[0])):
             models = ["prototypes" if name == "concepts" else "backbone", "small", "small"]
             few, less, more = (
@@ -79,10 +78,9 @@ def _command(name: str, root: Path, count: int, model: str) -> list[str]:
     return [sys.executable, "-m", f"training.evaluation.{name}", "--models", str(root / model), "--data", str(data)]
 
 
-def _make_images(folder: Path, count: int, side: int) -> None:
+def _make_folders(folder: Path, count: int, side: int) -> None:
     """Make training images and a few for validation, in class folders."""
-    noise = torch.randint(256, (3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data = bytes(encode_jpeg(noise).tolist())
+    (data,) = make_images(side, 1)
     for split, number in (("train", count), ("val", CLASSES)):
         for label in range(CLASSES):
             (folder / split / f"class-{label}").mkdir(parents=True)
