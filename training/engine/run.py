@@ -214,7 +214,17 @@ class Run:
         ):
             with explain_lost_workers("--resume continues from the last checkpoint"):
                 yield
-            self.accelerator.end_training()
+            self._end()
+
+    def _end(self) -> None:
+        """Release DDP, and then end the trackers and the process group.
+
+        If DDP is what releases the process group last, it waits for gloo's threads while it holds Python's lock
+        (GIL), and a thread that still has tensors to release waits for that lock: torch 2.9.0 hangs.
+        """
+        self.model = self.module
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
 
     def warm_up_ddp(self, forward_backward: Callable[[], Any]) -> None:
         """Run a dummy forward and backward, so that DDP fixes its bucket order before resuming.

@@ -1,15 +1,19 @@
 """The engine trains anything: a linear classifier is killed, and resumes bit for bit, on one and two processes."""
 
+import gc
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from training.engine.cli import cli
@@ -58,6 +62,18 @@ def train(argv: list[str]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+def train_and_watch(argv: list[str]) -> None:
+    """Train, and note how many DDP modules there are when the process group is destroyed."""
+    destroy = dist.destroy_process_group
+
+    def watched(group: Any = None) -> None:
+        print("DDP modules:", sum(isinstance(x, nn.parallel.DistributedDataParallel) for x in gc.get_objects()))
+        destroy(group)
+
+    dist.destroy_process_group = watched
+    train(argv)
+
+
 def lines(folder: Path) -> list[str]:
     return (folder / "metrics.jsonl").read_text().splitlines()
 
@@ -79,6 +95,13 @@ def test_a_killed_run_of_anything_resumes_bit_for_bit(tmp_path, processes):
     first, last = (json.loads(lines(whole)[place]) for place in (0, -1))
     assert (first["step"], last["step"], len(lines(whole))) == (5, 40, 8)
     assert last["loss"] < first["loss"]
+
+
+def test_ddp_is_released_before_the_process_group(tmp_path):
+    options = ["--batch-size", 4, "--threads", 1, "--output", tmp_path / "run", "--trackers"]
+    launched = Launch(options, tmp_path / "log", 2, main=train_and_watch)
+    assert not any(launched.end()), launched.log.read_text()
+    assert re.findall(r"DDP modules: (\d)", launched.log.read_text()) == ["0", "0"]
 
 
 def test_what_differs_is_refused_in_a_sentence(tmp_path):
