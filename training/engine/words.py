@@ -12,6 +12,7 @@ _FACTS = {
     "micro_batch": "images in a forward of a process",
     "threads": "CPU threads of a process",
     "mixed_precision": "precision of the layers",
+    "convolutions": "float32 convolutions",
     "python": "Python",
     "revision": "revision of the checkout",
     "time": "started",

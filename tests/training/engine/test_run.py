@@ -86,6 +86,8 @@ def test_a_killed_run_of_anything_resumes_bit_for_bit(tmp_path, processes):
     launched = Launch([*options, "--output", whole], tmp_path / "log", processes, main=train)
     killed = Launch([*options, "--output", part, "--kill-at", 27], tmp_path / "log-killed", processes, main=train)
     assert not any(launched.end()), launched.log.read_text()
+    assert "CPU threads" in launched.log.read_text()
+    assert "convolutions" not in launched.log.read_text(), "TF32 and cuDNN are facts of a GPU"
     assert set(killed.end()) == {-signal.SIGKILL}, killed.log.read_text()
     assert [path.name for path in sorted((part / "checkpoints").iterdir())] == ["step-00000010", "step-00000020"]
     resumed = Launch([*options, "--output", part, "--resume"], tmp_path / "log-resumed", processes, main=train)
