@@ -100,10 +100,11 @@ def by_class(summary: dict[str, Any]) -> list[dict[str, str]]:
 
 def print_result(folder: Path, summary: dict[str, Any], commands: dict[str, str]) -> None:
     """Print the numbers, the files, and the next commands."""
-    table = Table("", *(Column(side, justify="right") for side in ("before", "after")), title="\nresult")
-    table.title_justify = "left"
-    for title, (start, end) in as_rows(summary).items():
-        table.add_row(title, start, end)
+    rows = as_rows(summary)
+    sides = ("before", "after") if any(start for start, _ in rows.values()) else ("after",)
+    table = Table("", *(Column(side, justify="right") for side in sides), title="\nresult", title_justify="left")
+    for title, values in rows.items():
+        table.add_row(title, *values[-len(sides) :])
     show(table)
     if classes := by_class(summary):
         heads = ("IoU before, %", "after, %", "prototype")

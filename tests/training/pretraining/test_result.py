@@ -45,6 +45,8 @@ def test_a_run_without_a_start_has_only_an_end(tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"weights: {run}/export" in out
     assert "  do this\n      that\n" in out
+    assert " after " in out
+    assert " before " not in out.split("IoU before")[0], "an empty column"
     assert "nan" not in out
     assert "None" not in out
 

@@ -98,6 +98,8 @@ def test_a_finished_run_with_all_there_is(run):
     assert len(images(page)) == 3
     assert all(content.startswith(PNG) for content in images(page))
     assert "http" not in page
+    (run / "summary.json").write_text(json.dumps({**summary, "before": None, "after": after}))
+    assert rows(write_page(run).read_text())["held-out mIoU, %"] == ["25.0"], "no column of what was not measured"
 
 
 def test_the_command_says_what_is_wrong(run, tmp_path):
