@@ -1,5 +1,6 @@
 """Atomic writes of files and folders, the folder of caches, and SHA-256."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -15,25 +16,45 @@ __all__ = ["atomic_write", "cache_folder", "remove_leftovers", "sha256"]
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path, whose file or folder replaces ``path`` once the block ends without an error.
 
+    An existing folder stays, and its content is replaced: it may be a link, a mount point or the current folder.
+
     Args:
         path: its parent folder is created; after an error, what was there is unchanged.
+
+    Raises:
+        IsADirectoryError: a file was written, but the path is a folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    name = Path(os.path.abspath(path)).name  # of "." too
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=path if path.is_dir() else path.parent))
     try:
-        new, old = scratch / "new" / path.name, scratch / "old"
+        new, old = scratch / "new" / name, scratch / "old"
         new.parent.mkdir()
         yield new
-        if path.exists() and (path.is_dir() or new.is_dir()):  # only a file replaces a file in one step
-            path.rename(old)
-        try:
-            new.replace(path)
-        except BaseException:  # also Ctrl-C
-            if old.exists():
-                old.rename(path)
-            raise
+        if path.is_dir():
+            if not new.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            old.mkdir()
+            before = [(part, old / part.name) for part in path.iterdir() if part.name != scratch.name]
+            _move([*before, *((part, path / part.name) for part in new.iterdir())])
+        elif new.is_dir() and path.exists():
+            _move([(path, old), (new, path)])
+        else:
+            new.replace(path)  # in one step
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _move(moves: list[tuple[Path, Path]]) -> None:
+    """Rename files and folders, all or none."""
+    try:
+        for source, target in moves:
+            source.rename(target)
+    except BaseException:  # also Ctrl-C
+        for source, target in reversed(moves):
+            if target.exists() and not source.exists():
+                target.rename(source)
+        raise
 
 
 def remove_leftovers(folder: Path) -> None:
