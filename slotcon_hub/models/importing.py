@@ -10,8 +10,10 @@ from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from slotcon_hub.convert import prototypes_backbone
 from slotcon_hub.models.saving import save_model
 from slotcon_hub.weights import store, table
 from slotcon_hub.weights.reader import State, Teacher, dimensions, read_teacher
@@ -44,8 +46,9 @@ def import_checkpoint(checkpoint: str | Path, name: str, *, force: bool = False)
     Raises:
         FileNotFoundError: there is no such checkpoint.
         FileExistsError: the store has weights of this name.
-        ValueError: there is no such name, or the checkpoint is damaged, unsafe, has NaN/Inf, or is of another
-            architecture or other dimensions than the published weights of this name. The store is unchanged.
+        ValueError: there is no such name, or the checkpoint is damaged, unsafe, has NaN/Inf, is of another
+            architecture or other dimensions than the published weights of this name, or the package has other
+            weights of this name. The store is unchanged.
         OSError: the store cannot be written.
     """
     architecture, tag = split_name(name)
@@ -78,6 +81,9 @@ def read_models(checkpoint: str | Path, name: str) -> tuple[Teacher, dict[str, n
     }
     if teacher.whole is not None:
         nets[f"{architecture}_proto.{tag}"] = _prototypes(f"{architecture}_proto", tag, teacher.whole)
+    row = table.find(architecture, tag)
+    if row is not None and (own := table.packaged(row)):
+        _check_own(own, teacher.backbone, row.name)
     return teacher, nets
 
 
@@ -113,6 +119,16 @@ def _prototypes(architecture: str, tag: str, state: State) -> nn.Module:
                     f"own name, or a new one such as {architecture.removesuffix('_proto')}.mine"
                 )
     return _load_strictly(timm.create_model(architecture, **dims), state, architecture)
+
+
+def _check_own(file: Path, backbone: State, name: str) -> None:
+    """Check that a backbone is the one that the package has under this name, whose results are published."""
+    own = prototypes_backbone(load_file(file))
+    if any(not torch.equal(backbone[key].to(value.dtype), value) for key, value in own.items()):
+        raise ValueError(
+            f"{name} are the weights that come with slotcon_hub, and these are others: choose a name of their own, "
+            f"such as {name.partition('.')[0]}.mine"
+        )
 
 
 @torch.no_grad()
