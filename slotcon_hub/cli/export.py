@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slotcon_hub.cli.help import Help
-from slotcon_hub.cli.options import check_output
+from slotcon_hub.cli.options import check_output, number
 from slotcon_hub.export.targets import TARGETS, check_free, save_as
 from slotcon_hub.models.loading import load
 
@@ -18,7 +18,7 @@ Write a pretrained model as a file or folder that another library loads.
   detectron2   for MODEL.WEIGHTS (.pkl)
   mmseg        for init_cfg of MMSegmentation's and MMDetection's ResNet (.pth)
   onnx         batch, height and width free (of a model for one size, batch alone), checked with ONNX Runtime;
-               needs "slotcon-hub[onnx]"
+               needs "path/to/slotcon_hub[onnx]"
   timm         a folder for timm.create_model("local-dir:..."), ready to be published
 
 The first three need ResNets without a deep stem, and take only the backbone of a prototype model.
@@ -43,7 +43,7 @@ def add_commands(commands: Any) -> None:
     )
     deliver.add_argument("--force", action="store_true", help="replace an existing file or folder")
     deliver.add_argument("--dense", action="store_true", help="onnx: output the map, not its mean over the cells")
-    deliver.add_argument("--size", type=int, help="onnx: side of the images that it is checked with, in pixels")
+    deliver.add_argument("--size", type=number(1), help="onnx: side of the images that it is checked with")
     deliver.add_argument("--opset", type=int, help="onnx: version of the operators (default: 18)")
     deliver.set_defaults(command=_export, error=deliver.error)
 

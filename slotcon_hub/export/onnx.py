@@ -41,7 +41,7 @@ def to_onnx(model: nn.Module, path: str | Path, *, size: int, opset: int = 18) -
     """
     absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if absent:
-        raise ImportError(f'an export to ONNX needs {", ".join(absent)}: pip install "slotcon-hub[onnx]"')
+        raise ImportError(f'an export to ONNX needs {", ".join(absent)}: pip install "path/to/slotcon_hub[onnx]"')
     if size < 1:
         raise ValueError(f"size={size} must be positive: give the side in pixels that the model was trained on")
     if opset < 18:

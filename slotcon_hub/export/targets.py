@@ -13,7 +13,7 @@ from slotcon_hub.convert import to_detectron2, to_mmseg, to_torchvision
 from slotcon_hub.export.onnx import to_onnx
 from slotcon_hub.files import atomic_write
 from slotcon_hub.models.prototype_model import SlotConPrototypes
-from slotcon_hub.models.saving import save_backbone, save_model
+from slotcon_hub.models.saving import save_backbone, save_classifier, save_model
 from slotcon_hub.weights.architectures import plain_timm
 
 __all__ = ["TARGETS", "Target", "check_free", "save_as"]
@@ -35,7 +35,7 @@ def save_as(target: str, net: nn.Module, path: Path, *, force: bool = False, **o
     """Write a model for another library, atomically.
 
     Args:
-        target: a name in ``TARGETS``. All but onnx and timm take only the backbone of a prototype model.
+        target: a name in ``TARGETS``. All but onnx and timm take the backbone alone.
         net: a timm model.
         path: of the new file, or folder for timm.
         force: replace an existing path.
@@ -75,11 +75,18 @@ def _backbone(net: Any) -> Any:
     return net.backbone if isinstance(net, SlotConPrototypes) else net
 
 
+def _backbone_state(net: Any) -> dict[str, Any]:
+    """The weights of a backbone, without prototypes or classifier."""
+    backbone = _backbone(net)
+    classifier = f"{backbone.pretrained_cfg['classifier']}."
+    return {key: value for key, value in backbone.state_dict().items() if not key.startswith(classifier)}
+
+
 def _detectron2(net: nn.Module, path: Path) -> None:
     if path.suffix != ".pkl":
         raise ValueError(f"Detectron2 would not read {path.name}, since its suffix is not .pkl: add it")
     with path.open("wb") as file:
-        pickle.dump(to_detectron2(_backbone(net).state_dict()), file)
+        pickle.dump(to_detectron2(_backbone_state(net)), file)
 
 
 def _onnx(net: Any, path: Path, size: int | None = None, opset: int = 18) -> None:
@@ -92,14 +99,18 @@ def _save(weights: dict[str, Any], path: Path) -> None:
 
 
 def _timm(net: Any, path: Path) -> None:
-    save = save_model if isinstance(net, SlotConPrototypes) else save_backbone
-    save(net, path)
+    if isinstance(net, SlotConPrototypes):
+        save_model(net, path)
+    elif net.num_classes:
+        save_classifier(net, path, net.pretrained_cfg.get("label_names") or ())
+    else:
+        save_backbone(net, path)
 
 
 TARGETS = {
     "torchvision": Target(
         ".torchvision.pth",
-        lambda net, path: _save(to_torchvision(_backbone(net).state_dict()), path),
+        lambda net, path: _save(to_torchvision(_backbone_state(net)), path),
         "import torch, torchvision\n"
         "model = torchvision.models.{plain}()\n"
         'model.load_state_dict(torch.load("{path}", weights_only=True), strict=False)  # fc stays random',
@@ -114,7 +125,7 @@ TARGETS = {
     ),
     "mmseg": Target(
         ".mmseg.pth",
-        lambda net, path: _save(to_mmseg(_backbone(net).state_dict()), path),
+        lambda net, path: _save(to_mmseg(_backbone_state(net)), path),
         'weights = dict(type="Pretrained", checkpoint="{path}")\n'
         'model = dict(backbone=dict(type="ResNet", depth={depth}, style="pytorch", init_cfg=weights))',
     ),

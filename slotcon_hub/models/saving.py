@@ -80,7 +80,7 @@ def save_classifier(net: Any, folder: Path, labels: Sequence[str]) -> str:
     Args:
         net: a timm model.
         folder: replaced if it exists.
-        labels: names of its classes, stored as ``pretrained_cfg["label_names"]``.
+        labels: names of its classes, stored as ``pretrained_cfg["label_names"]``; none if they have no names.
 
     Returns:
         Code that loads it; only a prototype model needs this package.
@@ -88,7 +88,8 @@ def save_classifier(net: Any, folder: Path, labels: Sequence[str]) -> str:
     name, args = plain_timm(net.pretrained_cfg["architecture"])
     args = args | {k: v for k, v in get_model_args(net).items() if k not in ("num_classes", "global_pool")}
     with atomic_write(folder) as new:
-        save_model(net, new, model_args=args, model_config={"architecture": name, "label_names": list(labels)})
+        names = {"label_names": list(labels)} if labels else {}
+        save_model(net, new, model_args=args, model_config={"architecture": name, **names})
     ours = "import slotcon_hub\n" if name.startswith("slotcon_") else ""
     return f'{ours}import timm\nmodel = timm.create_model("local-dir:{folder}", pretrained=True).eval()'
 

@@ -21,6 +21,7 @@ from slotcon_hub.export.targets import TARGETS, save_as
 from slotcon_hub.export.teacher import export
 from slotcon_hub.models.importing import import_checkpoint
 from slotcon_hub.models.loading import load
+from slotcon_hub.models.saving import save_classifier
 from slotcon_hub.weights import store
 
 SIDE = 64
@@ -143,6 +144,21 @@ def test_timm(folder, slotcon, capsys):
         assert len(modes) == 1  # safetensors' own would be for nobody else
 
 
+@pytest.mark.parametrize("labels", [("cat", "dog", "<sea>"), ()])
+def test_a_fine_tuned_classifier(here, capsys, labels):
+    """timm gets it whole, with the names of its classes; the others get its backbone."""
+    net = shaken(timm.create_model("slotcon_r18", num_classes=3), 0.02).eval()
+    save_classifier(net, here / "tuned", labels)
+    _, usage = run(capsys, here / "tuned", "--to", "timm")
+    scope: dict[str, Any] = {}
+    exec(usage, scope)
+    torch.testing.assert_close(scope["model"].eval()(images()), net(images()))
+    assert tuple(scope["model"].pretrained_cfg.get("label_names") or ()) == labels
+    path, _ = run(capsys, here / "tuned", "--to", "torchvision")
+    state = torch.load(path, weights_only=True)
+    assert state.keys() == {key for key in net.state_dict() if not key.startswith("fc.")}
+
+
 @pytest.mark.parametrize("name", ["slotcon_r18", "slotcon_nano", "slotcon_nano_proto"])
 def test_timms_folder_is_that_of_timms_own_network(here, name):
     net = timm.create_model(name)
@@ -256,6 +272,7 @@ def test_what_cannot_be_loaded(here, capsys, name, problem):
         ["a", "--to", "mmseg", "--size", "64"],
         ["a", "--to", "torchvision", "--dense"],
         ["a", "--to", "onnx", "--size", "big"],
+        ["a", "--to", "onnx", "--size", "0"],
     ],
 )
 def test_wrong_usage_exits_2(arguments, capsys):
