@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from PIL import Image
@@ -170,7 +172,11 @@ def _write(
     ]
     (folder / _NUMBERS).write_text(json.dumps({**facts, "images": images}, indent=1) + "\n", encoding="utf-8")
     kinds = {"image": "image", "pca": "principal components"} | ({"groups": "groups"} if options.groups else {})
-    rows = [{"name": printable(path), "files": [f"{name}-{kind}.png" for kind in kinds]} for path, name in read]
+    rows = [
+        # "./", since a name with a colon would be read as a scheme
+        {"name": printable(path), "files": ["./" + quote(os.fsencode(f"{name}-{kind}.png")) for kind in kinds]}
+        for path, name in read
+    ]
     template = Path(components.__file__).with_suffix(".html")
     title = f"Principal components of {options.model}"
     page = render_template(template, title=title, facts=facts, columns=list(kinds.values()), rows=rows)

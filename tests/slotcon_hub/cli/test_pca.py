@@ -1,7 +1,11 @@
 """``slotcon-hub pca`` as people type it."""
 
+import html
 import json
+import os
 import re
+import shutil
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +62,24 @@ def test_components_of_all_images(model, images, capsys):
         assert np.abs(pixels(f"pca/{name}-pca.png") - values).max() <= 1
         assert pixels(f"pca/{name}-groups.png").shape == image.shape
     page = Path("pca/index.html").read_text()
-    assert set(re.findall(r'src="(.*?)"', page)) == expected
+    assert set(re.findall(r'src="(.*?)"', page)) == {f"./{name}" for name in expected}
     assert "image, principal components, groups" in page
     facts = json.loads(Path("pca/pca.json").read_text())
     assert (facts["components of"], facts["groups of"]) == ("3 images together", model)
     assert facts["images"][0]["explained"] == [round(share, 6) for share in found.explained]
     assert capsys.readouterr().out == "open pca/index.html to see them\n"
+
+
+def test_a_page_shows_files_of_any_name(model, images):
+    names = ["a #1?%41", "javascript:alert(1);", os.fsdecode(b"caf\xe9")]
+    for image, name in zip(images, names, strict=True):
+        shutil.copy(image, f"{name}.png")
+    assert pca(model, *(f"./{name}.png" for name in names)) == 0
+    page = Path("pca/index.html").read_text()
+    for link in [*re.findall(r'src="(.*?)"', page), *re.findall(r'href="(.*?)"', page)]:
+        url = urllib.parse.urljoin("file:///", html.unescape(link))
+        assert urllib.parse.urlsplit(url)[0] == "file"
+        assert os.path.exists(b"pca" + urllib.parse.unquote_to_bytes(urllib.parse.urlsplit(url).path)), link
 
 
 def test_components_of_each_image(model, images):

@@ -55,5 +55,7 @@ def test_images_of_one_colour_are_no_error():
     found = fit_components([torch.ones(4, 3, 3)])
     assert torch.isfinite(found.project(torch.ones(4, 3, 3))).all()
     assert found.explained == [0, 0, 0]
+    with pytest.raises(ValueError, match="the maps have fewer than two cells: give a larger --size"):
+        fit_components([torch.ones(4, 1, 1)])
     with pytest.raises(ValueError, match="fewer than two cells are in the foreground: give a lower --foreground"):
         fit_components([torch.randn(4, 3, 3)], [torch.zeros(3, 3, dtype=torch.bool)])
