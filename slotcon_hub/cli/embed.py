@@ -18,8 +18,8 @@ from slotcon_hub.cli.help import Help
 from slotcon_hub.cli.launched import join_process_group
 from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_output, number, report_unreadable
 from slotcon_hub.concepts.discover import crops
-from slotcon_hub.concepts.feature_file import DTYPES, FeatureWriter, weights_digest
-from slotcon_hub.concepts.inference import CenterCrop
+from slotcon_hub.concepts.feature_file import DTYPES, FeatureWriter
+from slotcon_hub.concepts.inference import CenterCrop, weights_digest
 from slotcon_hub.distributed import gather_objects, rank, world_size
 from slotcon_hub.images import ImageFiles, printable
 from slotcon_hub.models.loading import load
@@ -118,9 +118,10 @@ def _write(options: argparse.Namespace, files: ImageFiles, device: torch.device)
         unreadable += batch.unreadable
         features = _features(model, batch.crops, options)[: len(batch.numbers)]
         writer.write(batch.numbers, features, [index for index, _ in batch.unreadable])
-    found = [one for process in gather_objects(unreadable) for one in process]
+    found = dict(one for process in gather_objects(unreadable) for one in process)
     if rank() == 0:
-        report_unreadable([(files.name(index), reason) for index, reason in sorted(found)], len(files))
+        reasons = [(files.name(index), found.get(index, "by an earlier call")) for index in writer.unreadable()]
+        report_unreadable(reasons, len(files))
         writer.finish()
         size_of = options.output.stat().st_size / 1e6
         shape = " x ".join(map(str, first.shape[1:]))

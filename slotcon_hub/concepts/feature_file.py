@@ -3,7 +3,6 @@
 Dimensions: N images, C channels, h x w cells of a map.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-__all__ = ["DTYPES", "FeatureFile", "FeatureWriter", "weights_digest"]
+__all__ = ["DTYPES", "FeatureFile", "FeatureWriter"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _CODES = {torch.float32: "F32", torch.float16: "F16"}
@@ -91,6 +90,10 @@ class FeatureWriter:
         """Those of some batches of rows that are not written as a whole."""
         states = self._read_states()
         return [batch for batch in batches if (states[batch.start : batch.stop] == _MISSING).any()]
+
+    def unreadable(self) -> list[int]:
+        """The images that could not be read, also by earlier calls."""
+        return np.flatnonzero(self._read_states() == _UNREADABLE).tolist()
 
     def write(self, numbers: Sequence[int], features: Tensor, unreadable: Sequence[int] = ()) -> None:
         """Write the rows of some images.
@@ -167,12 +170,3 @@ class FeatureFile:
         if self._features is None:
             self._features = safe_open(self.path, "pt").get_slice("features")
         return torch.cat([self._features[row : row + 1] for row in map(self._rows.__getitem__, names)]).float()
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """Eight bytes, in hexadecimal, that tell other weights: the features of one file are of one model."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -3,6 +3,7 @@
 Dimensions: B images, K prototypes, D channels, h x w cells of the map, H x W pixels, S side of a crop.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from slotcon_hub.models.loading import is_known, load
 from slotcon_hub.models.prototype_model import SlotConPrototypes
 from slotcon_hub.models.sizes import resize_to_model
 
-__all__ = ["CenterCrop", "dense_maps", "load_prototypes", "segment_image"]
+__all__ = ["CenterCrop", "dense_maps", "load_prototypes", "segment_image", "weights_digest"]
 
 
 def load_prototypes(name: str) -> SlotConPrototypes:
@@ -123,3 +124,12 @@ def segment_image(
     with watch.measure("segments"):
         groups, similarities = group_map(scores, (height, width))
         return groups[0].cpu(), describe_segments(groups[0], similarities[0])
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """Eight bytes, in hexadecimal, that differ for other weights: what is stored names the model that made it."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

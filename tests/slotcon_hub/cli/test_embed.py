@@ -123,6 +123,18 @@ def test_an_interrupted_command_goes_on(model, images, tmp_path, monkeypatch, ca
     assert broken.read_bytes() == whole.read_bytes()
 
 
+def test_what_no_call_can_read_is_never_a_file(model, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    for reason in ("Pillow does not read this format", "(by an earlier call)"):
+        assert run(model, tmp_path / "images", tmp_path / "x.safetensors") == 1
+        err = capsys.readouterr().err
+        assert err.count(reason) == 2
+        assert "none of the 2 images can be read: give other images" in err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_a_full_disk_is_met_before_the_work(model, images, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
