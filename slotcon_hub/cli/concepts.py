@@ -15,7 +15,7 @@ from slotcon_hub.cli.options import PRECISIONS, add_model_options, check_output,
 from slotcon_hub.cli.table import print_table
 from slotcon_hub.concepts.discover import Batch, Concepts, crops, discover
 from slotcon_hub.concepts.gallery import INDEX, NUMBERS, Gallery, ranges
-from slotcon_hub.concepts.inference import CenterCrop, load_prototypes
+from slotcon_hub.concepts.inference import CenterCrop, load_prototypes, weights_digest
 from slotcon_hub.concepts.stopwatch import Stopwatch
 from slotcon_hub.distributed import gather_objects, rank
 from slotcon_hub.files import atomic_write
@@ -70,18 +70,18 @@ def _concepts(options: argparse.Namespace) -> None:
             _discover(options, files, device)
             return
         with atomic_write(options.output) as folder:
-            concepts, crop, watch = _discover(options, files, device)
+            concepts, weights, crop, watch = _discover(options, files, device)
             folder.mkdir()
             with watch.measure("drawing"):
-                _draw(options, files, concepts, crop, folder)
+                _draw(options, files, concepts, weights, crop, folder)
     _print(concepts, crop, watch)
     print(f"open {options.output / INDEX} to browse them")
 
 
 def _discover(
     options: argparse.Namespace, files: ImageFiles, device: torch.device
-) -> tuple[Concepts, CenterCrop, Stopwatch]:
-    """Find the concepts; rank 0 gets those of all processes."""
+) -> tuple[Concepts, str, CenterCrop, Stopwatch]:
+    """Find the concepts, and the digest of the weights; rank 0 gets the concepts of all processes."""
     if len(set(gather_objects(files.digest()))) > 1:
         raise ValueError(f"the processes find different images in {options.images}: put the same on all machines")
     model = load_prototypes(options.model).to(device)
@@ -99,15 +99,16 @@ def _discover(
         concepts.merge(other)
     if rank() == 0:
         report_unreadable([(files.name(number), reason) for number, reason in concepts.unreadable], len(files))
-    return concepts, crop, watch
+    return concepts, weights_digest(model), crop, watch
 
 
 def _draw(
-    options: argparse.Namespace, files: ImageFiles, concepts: Concepts, crop: CenterCrop, folder: Path
+    options: argparse.Namespace, files: ImageFiles, concepts: Concepts, weights: str, crop: CenterCrop, folder: Path
 ) -> None:
     """Write the pages, their index and the numbers into a folder."""
     facts = {
         "model": options.model,
+        "weights": weights,
         "images": printable(options.images),
         "segment": options.segment,
         "top": options.top,

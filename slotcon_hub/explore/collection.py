@@ -17,7 +17,7 @@ from slotcon_hub import __version__
 from slotcon_hub.concepts.discover import crops, discover
 from slotcon_hub.concepts.drawing import cut_row
 from slotcon_hub.concepts.gallery import NUMBERS, Gallery, page_name
-from slotcon_hub.concepts.inference import CenterCrop
+from slotcon_hub.concepts.inference import CenterCrop, weights_digest
 from slotcon_hub.files import atomic_write, cache_folder
 from slotcon_hub.images import ImageFiles, printable
 from slotcon_hub.models.prototype_model import SlotConPrototypes
@@ -57,6 +57,7 @@ class Collection:
             self._rows: list[dict[str, Any]] = numbers["concepts"]
             self._per_page: int = numbers["per_page"]
             self.model, self.images = str(numbers["model"]), int(numbers["images"])
+            self.weights: str | None = numbers.get("weights")  # None in folders of earlier versions
             used = [k for k, row in enumerate(self._rows) if row["segments"]]
             self._order = sorted(used, key=lambda k: (-self._rows[k]["segments"], k))
         except (OSError, ValueError, KeyError, TypeError):
@@ -106,6 +107,11 @@ def find_or_make(
         found = Collection(images)
         if found.model != name or len(found) != model.num_classes:
             raise ValueError(f"{images} holds concepts of {found.model}, not of {name}: give a folder of images")
+        if found.weights not in (None, weights_digest(model)):
+            raise ValueError(
+                f"{images} holds concepts of other weights of {name}: make it again with `slotcon-hub concepts "
+                "--force`"
+            )
         return found
     files = ImageFiles(images)
     folder = cache_folder() / "concepts" / _fingerprint(model, files, precision)
@@ -124,16 +130,14 @@ def _make(
     concepts = discover(model, tqdm(batches, f"concepts of {name}", unit="batch"), top=_TOP, precision=precision)
     if not concepts.images:
         raise ValueError(f"none of the {len(files)} images in {images} can be read: give other --images")
-    facts = {"model": name, "images": printable(images), "crop": crop.side}
+    facts = {"model": name, "weights": weights_digest(model), "images": printable(images), "crop": crop.side}
     for _ in Gallery(concepts, files, images, crop, facts, _PER_PAGE).write(folder):
         pass
 
 
 def _fingerprint(model: SlotConPrototypes, files: ImageFiles, precision: torch.dtype) -> str:
     """SHA-256 of all that the concepts depend on; of the images' content, size and time of the last change."""
-    digest = hashlib.sha256(f"{__version__} {precision} {model.pretrained_cfg}".encode())
-    for value in model.state_dict().values():
-        digest.update(value.cpu().contiguous().numpy().tobytes())
+    digest = hashlib.sha256(f"{__version__} {precision} {model.pretrained_cfg} {weights_digest(model)}".encode())
     for path in files.paths:
         status = os.stat(path)
         digest.update(os.fsencode(f"{os.path.abspath(path)}\0{status.st_size}\0{status.st_mtime_ns}\0"))

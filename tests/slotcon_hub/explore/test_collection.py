@@ -88,7 +88,14 @@ def test_a_folder_of_the_command(tmp_path):
     assert find_or_make(model, name, out).images == 3
     with pytest.raises(ValueError, match=r"holds concepts of .*/model, not of other: give a folder of images"):
         find_or_make(model, "other", out)
+    other = dividing_model()
+    with torch.no_grad():
+        other.prototypes.weight[0, 0] += 1
+    with pytest.raises(ValueError, match=r"concepts of other weights of .*: make it again with `slotcon-hub"):
+        find_or_make(other, name, out)
     numbers = json.loads((out / NUMBERS).read_text())
+    (out / NUMBERS).write_text(json.dumps({k: v for k, v in numbers.items() if k != "weights"}))
+    assert find_or_make(other, name, out).images == 3, "earlier versions did not write them"
     for damaged in (b"{", b"[]", json.dumps({**numbers, "per_page": None, "concepts": None}).encode()):
         (out / NUMBERS).write_bytes(damaged)
         with pytest.raises(
