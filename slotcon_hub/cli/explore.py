@@ -17,7 +17,7 @@ the principal components of its features. A click on a group shows how similar a
 the most similar segments in the folder --images, and how often it is used there. Two models are seen side by side.
 
 The page listens on this machine alone, and nothing leaves it. The concepts of --images are made once, and kept in
-$SLOTCON_HUB_CACHE, or in the user's cache. Needs pip install "slotcon-hub[explore]"."""
+$SLOTCON_HUB_CACHE, or in the user's cache. Needs pip install "path/to/slotcon_hub[explore]"."""
 _EXAMPLES = """\
 examples:
   slotcon-hub explore --model slotcon_nano_proto

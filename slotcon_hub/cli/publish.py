@@ -26,7 +26,7 @@ Log in with `hf auth login`, or set HF_TOKEN. After an interruption, the same co
 overwritten. A repository with other content than NAME is not changed without --force.
 
 --space publishes a page on which one tries a prototype model that is on the Hub already, as `slotcon-hub explore`
-shows it: a Space of the same ORG/NAME."""
+shows it: a Space of the same ORG/NAME. The Space installs this package, which is not on PyPI yet, from a URL."""
 _VERIFY = """\
 Check a published model: files, SHA-256, configuration, card, and whether it reproduces its reference tensors.
 A repository is downloaded into the cache that timm and transformers use."""
@@ -47,6 +47,11 @@ def add_commands(commands: Any) -> None:
     send.add_argument("--force", action="store_true", help="replace all content of the repository")
     send.add_argument("--preview", metavar="IMAGE", type=Path, help="PNG or JPEG to show on the card")
     send.add_argument("--space", action="store_true", help="publish the page of the model instead, as a Space")
+    send.add_argument(
+        "--install-from",
+        metavar="URL",
+        help="with --space: of this package for pip, such as git+https://HOST/slotcon_hub",
+    )
     send.add_argument("--dry-run", action="store_true", help="build and check the folder without uploading")
     send.add_argument("--output", metavar="FOLDER", type=Path, help="with --dry-run: where the folder is built")
     send.set_defaults(command=_publish, error=send.error)
@@ -62,6 +67,8 @@ def _publish(options: argparse.Namespace) -> None:
         options.error("--output is for --dry-run only: add --dry-run, or leave --output out")
     if options.output:
         check_output(options.output)
+    if bool(options.install_from) != options.space:
+        options.error("--space needs --install-from, the URL of this package for the Space: give both, or neither")
     if options.space:
         _publish_space(options)
         return
@@ -92,12 +99,18 @@ def _publish_space(options: argparse.Namespace) -> None:
         options.error("--create-pr and --preview are for models: leave them out with --space")
     if options.dry_run:
         folder = options.output or Path(tempfile.mkdtemp(prefix="slotcon-hub-"))
-        build_space(options.name, folder, repo_id=options.repo_id)
+        build_space(options.name, folder, install_from=options.install_from, repo_id=options.repo_id)
         print(
             f"{folder}: nothing was uploaded. Try it by `python {folder / 'app.py'}` once its model is on the Hub."
         )
         return
-    url = publish_space(options.name, repo_id=options.repo_id, private=options.private, force=options.force)
+    url = publish_space(
+        options.name,
+        install_from=options.install_from,
+        repo_id=options.repo_id,
+        private=options.private,
+        force=options.force,
+    )
     print(url)
 
 

@@ -62,7 +62,7 @@ def load_models(
         ImportError: gradio is not installed.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise ImportError('the page needs gradio: pip install "slotcon-hub[explore]"')
+        raise ImportError('the page needs gradio: pip install "path/to/slotcon_hub[explore]"')
     found = []
     for name in names:
         model = load_prototypes(name).to(device)

@@ -1,5 +1,6 @@
 """A Space of the Hub on which one tries a published prototype model: the page of ``slotcon-hub explore``."""
 
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,7 +21,7 @@ _APP, _REQUIREMENTS, _EXAMPLES = "app.py", "requirements.txt", "examples"
 _HERE = Path(__file__).parent
 
 
-def build_space(name: str, folder: Path, *, repo_id: str | None = None) -> Path:
+def build_space(name: str, folder: Path, *, install_from: str, repo_id: str | None = None) -> Path:
     """Build the folder of a Space: app, requirements, card, and drawn scenes as examples.
 
     Its model is loaded from the Hub, so that the Space needs nothing else than this folder and this package.
@@ -28,10 +29,11 @@ def build_space(name: str, folder: Path, *, repo_id: str | None = None) -> Path:
     Args:
         name: of a prototype model, ``<architecture>.<tag>``, or an architecture of the table for its default tag.
         folder: new or empty; removed after an error.
+        install_from: URL from which pip installs this package in the Space, such as git+https://HOST/slotcon_hub.
         repo_id: of the published model; by default that of the name.
 
     Raises:
-        ValueError: the name is of a backbone, or ``repo_id`` is invalid.
+        ValueError: the name is of a backbone, or ``repo_id`` or ``install_from`` is invalid.
         FileExistsError: the folder is not empty.
     """
     name = table.full_name(name)
@@ -39,6 +41,8 @@ def build_space(name: str, folder: Path, *, repo_id: str | None = None) -> Path:
     hub.check_repo_id(repo_id)
     if not has_prototypes(name):
         raise ValueError(f"{name} is a backbone, which has no groups to show: publish the Space of a *_proto model")
+    if not re.fullmatch(r"[a-z+]+://\S+", install_from):
+        raise ValueError(f"{install_from!r} is no URL that pip installs from, such as git+https://HOST/slotcon_hub")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose another folder")
@@ -46,7 +50,7 @@ def build_space(name: str, folder: Path, *, repo_id: str | None = None) -> Path:
     facts: dict[str, Any] = {
         "name": name,
         "repo_id": repo_id,
-        "version": __version__,
+        "install_from": install_from,
         "licence": row.licence if row and row.licence != "other" else None,
     }
     try:
@@ -63,11 +67,14 @@ def build_space(name: str, folder: Path, *, repo_id: str | None = None) -> Path:
     return folder
 
 
-def publish_space(name: str, *, repo_id: str | None = None, private: bool = False, force: bool = False) -> str:
+def publish_space(
+    name: str, *, install_from: str, repo_id: str | None = None, private: bool = False, force: bool = False
+) -> str:
     """Publish the Space of a model that is on the Hub, under the same ``<organisation>/<name>``.
 
     Args:
         name: as for :func:`build_space`.
+        install_from: likewise.
         repo_id: likewise.
         private: create it as a private Space.
         force: replace all content of the Space, even of another one.
@@ -85,7 +92,8 @@ def publish_space(name: str, *, repo_id: str | None = None, private: bool = Fals
     check_login()
     api, stopped = HfApi(), f"publishing the Space {repo_id} stopped"
     with tempfile.TemporaryDirectory(prefix="slotcon-hub-", ignore_cleanup_errors=True) as scratch:
-        folder, cache = build_space(name, Path(scratch) / "space", repo_id=repo_id), Path(scratch) / "cache"
+        cache = Path(scratch) / "cache"
+        folder = build_space(name, Path(scratch) / "space", install_from=install_from, repo_id=repo_id)
         with hub.explain_errors(stopped):
             published = api.repo_exists(repo_id)
         if not published:

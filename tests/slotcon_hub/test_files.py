@@ -35,7 +35,7 @@ def test_what_is_written_replaces_what_was_there(tmp_path, before, kind):
 
 def test_a_file_does_not_replace_a_folder(tmp_path):
     make(tmp_path / "x", "old", "folder")
-    with pytest.raises(IsADirectoryError, match="Is a directory: '.*/x'"), atomic_write(tmp_path / "x") as new:
+    with pytest.raises(IsADirectoryError, match=r"Is a directory: '.*/x'"), atomic_write(tmp_path / "x") as new:
         make(new, "new", "file")
     assert read(tmp_path / "x") == "old"
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["content"]
@@ -90,7 +90,10 @@ def test_the_old_is_back_if_it_cannot_be_replaced(tmp_path, monkeypatch, done, e
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(error), atomic_write(tmp_path / "x") as new:
         make(new, "new", "folder")
-    assert {part.name: part.read_text() for part in (tmp_path / "x").iterdir()} == {"content": "old", "other": "old"}
+    assert {part.name: part.read_text() for part in (tmp_path / "x").iterdir()} == {
+        "content": "old",
+        "other": "old",
+    }
     assert [*tmp_path.iterdir()] == [tmp_path / "x"]
 
 

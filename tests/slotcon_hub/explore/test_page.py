@@ -170,7 +170,10 @@ def test_a_drawn_scene_is_chosen(visit):
 def test_without_gradio_it_is_one_sentence(models, monkeypatch, capsys):
     monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
     assert main(["explore", "--model", models[0], "--device", "cpu"]) == 1
-    assert capsys.readouterr().err == 'slotcon-hub: the page needs gradio: pip install "slotcon-hub[explore]"\n'
+    assert (
+        capsys.readouterr().err
+        == 'slotcon-hub: the page needs gradio: pip install "path/to/slotcon_hub[explore]"\n'
+    )
 
 
 @pytest.mark.parametrize(

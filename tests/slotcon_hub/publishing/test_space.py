@@ -13,13 +13,14 @@ from PIL import Image
 from prototype_models import painted
 from tiny import fill_store
 
-from slotcon_hub import __version__
 from slotcon_hub.cli import main
 from slotcon_hub.explore.collection import EXAMPLES
 
 pytestmark = pytest.mark.filterwarnings(CLIENT_WARNING)
 PROTO, REPO = "slotcon_nano_proto.imagenette_20ep", "people/grouping"
 SPACE = f"spaces/{REPO}"
+FROM = "git+https://example.org/slotcon_hub@v1"
+AS_SPACE = ("--space", "--install-from", FROM)
 FILES = {"app.py", "requirements.txt", "README.md", *(f"examples/{path.name}" for path in EXAMPLES.iterdir())}
 
 
@@ -38,7 +39,7 @@ def publish(*options, name=PROTO):
 def test_the_space_of_a_published_model(hub, capsys):
     assert publish() == 0
     capsys.readouterr()
-    assert publish("--space") == 0
+    assert publish(*AS_SPACE) == 0
     assert capsys.readouterr().out == f"{hub.url}/{SPACE}\n"
     space = hub.repos[SPACE]
     files = space.at().files
@@ -49,17 +50,17 @@ def test_the_space_of_a_published_model(hub, capsys):
     assert card["sdk_version"] == re.search(r'"gradio>=(\S+)"', project)[1] + ".0"
     assert (card["sdk"], card["app_file"]) == ("gradio", "app.py")
     assert (card["models"], card["license"]) == ([REPO], "apache-2.0")
-    assert files["requirements.txt"].decode() == f"slotcon-hub[explore]>={__version__}\n"
+    assert files["requirements.txt"].decode() == f"slotcon-hub[explore] @ {FROM}\n"
     ast.parse(files["app.py"])
     assert len(space.commits) == 2
-    assert publish("--space") == 0
+    assert publish(*AS_SPACE) == 0
     assert len(space.commits) == 2
 
 
 def test_it_is_built_without_the_hub(tmp_path, monkeypatch, home, capsys):
     folder = tmp_path / "folder"
     for _ in range(2):
-        code = publish("--space", "--dry-run", "--output", str(folder))
+        code = publish(*AS_SPACE, "--dry-run", "--output", str(folder))
     assert code == 1
     assert "is not empty" in capsys.readouterr().err
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == FILES
@@ -67,7 +68,7 @@ def test_it_is_built_without_the_hub(tmp_path, monkeypatch, home, capsys):
 
 def refused(capsys, *options, **named):
     capsys.readouterr()
-    assert publish("--space", *options, **named) == 1
+    assert publish(*AS_SPACE, *options, **named) == 1
     return capsys.readouterr().err
 
 
@@ -78,14 +79,19 @@ def test_what_is_refused(hub, monkeypatch, capsys):
     assert SPACE not in hub.repos
     assert publish() == 0
     with pytest.raises(SystemExit, match="2"):
-        publish("--space", "--create-pr")
+        publish(*AS_SPACE, "--create-pr")
+    for options in (("--space",), ("--install-from", FROM)):
+        with pytest.raises(SystemExit, match="2"):
+            publish(*options)
+        assert "--space needs --install-from, the URL of this package for the Space" in capsys.readouterr().err
+    assert "'slotcon-hub' is no URL that pip installs from" in refused(capsys, "--install-from", "slotcon-hub")
     other = hub.add_repo(SPACE, {"app.py": b"print()", "README.md": b"mine"})
     assert f"the Space {REPO} has other content: replace all of it with --force" in refused(capsys)
     other.commit({"requirements.txt": b"torch\n"})
     assert f"the Space {REPO} has other content: replace all of it with --force" in refused(capsys)
     assert f"the Space {REPO} exists and is public" in refused(capsys, "--private")
     assert other.at().files["app.py"] == b"print()"
-    assert publish("--space", "--force") == 0
+    assert publish(*AS_SPACE, "--force") == 0
     assert b"load_models" in other.at().files["app.py"]
     hub.corrupted.add((SPACE, "app.py"))
     assert f"app.py differs after a download from {REPO}" in refused(capsys)
@@ -101,7 +107,7 @@ def test_it_runs_from_the_published_model_alone(hub, tmp_path, monkeypatch):
     name = "slotcon_nano_proto.mine"
     fill_store(name)
     assert publish(name=name) == 0
-    assert publish("--space", name=name) == 0
+    assert publish(*AS_SPACE, name=name) == 0
     shutil.rmtree(tmp_path / "filled")
     folder = snapshot_download(REPO, repo_type="space", local_dir=tmp_path / "space")
     asked = len(hub.requests)

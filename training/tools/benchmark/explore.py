@@ -38,7 +38,7 @@ def benchmark(model: str = "slotcon_nano_proto", size: int = 128, side: int = 64
         from slotcon_hub.explore import app
         from slotcon_hub.explore.analysis import analyze, decode_for_display
     except ImportError as error:
-        raise ValueError(f"the page needs gradio ({error}): pip install 'slotcon-hub[explore]'") from None
+        raise ValueError(f"the page needs gradio ({error}): pip install 'path/to/slotcon_hub[explore]'") from None
     (explored,) = app.load_models([model])
     data = make_images(side, 1)[0]
     seen = analyze(explored.model, decode_for_display(data), size)
