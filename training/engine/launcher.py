@@ -6,6 +6,7 @@ defaults.
 
 import functools
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Launcher:
 
     pid: int
     words: tuple[str, ...]
-    """Arguments of its command line."""
+    """Its command line, without the arguments of the script that it launches."""
     environment: dict[str, str]
     """Its environment at start; empty if the system does not provide it."""
 
@@ -52,6 +53,9 @@ def find_launcher(parent: int) -> Launcher | None:
         environment = process.environ()
     except (psutil.Error, OSError):
         environment = {}
+    arguments = tuple(sys.argv[1:])  # of this script, which may have options of the same names
+    if arguments and words[-len(arguments) :] == arguments:
+        words = words[: -len(arguments)]
     return Launcher(parent, words, environment)
 
 

@@ -41,6 +41,25 @@ def test_a_launcher_is_known_by_its_command_line(tmp_path, name, options, launch
     assert find_launcher(parent.pid) is None
 
 
+def test_options_of_the_script_are_not_the_launchers(tmp_path):
+    """``accelerate launch train.py --mixed-precision auto`` chooses nothing in accelerate."""
+    show = tmp_path / "show.py"
+    show.write_text(
+        "import os\nfrom training.engine.launcher import find_launcher\n"
+        "found = find_launcher(os.getppid())\nprint(found.option('--mixed_precision'), found.option('--cpu'))\n"
+    )
+    (tmp_path / "accelerate").write_text(
+        "import subprocess, sys\n"
+        "raise SystemExit(subprocess.run([sys.executable, *sys.argv[sys.argv.index('show') + 1 :]]).returncode)\n"
+    )
+    for options, expected in ((["--cpu"], "None "), (["--cpu", "--mixed_precision", "no"], "no ")):
+        words = [*options, "show", str(show), "--mixed-precision", "auto"]
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "accelerate"), "launch", *words], capture_output=True, text=True
+        )
+        assert done.stdout.startswith(expected), done.stderr
+
+
 def test_options_of_any_spelling():
     words = ("accelerate", "launch", "--mixed-precision", "no", "--config_file=x.yaml", "--cpu")
     start = Launcher(1, words, {})

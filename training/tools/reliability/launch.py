@@ -1,5 +1,6 @@
 """Small runs in separate processes, for tests with kills."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -61,7 +62,8 @@ class Launch:
         """Send a signal to some or all ranks and their data-loading workers."""
         for process in [self.ranks[rank] for rank in ranks] or self.ranks:
             if process.is_alive():
-                os.killpg(process.pid or 0, number)
+                with contextlib.suppress(ProcessLookupError):  # it has ended in between
+                    os.killpg(process.pid or 0, number)
 
     def end(self, patience: float = 300) -> list[int]:
         """Wait for all processes, and return their exit codes.
