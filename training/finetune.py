@@ -16,6 +16,7 @@ from slotcon_hub.models.loading import name_for_timm
 from slotcon_hub.models.saving import save_classifier
 from training.data.tolerant import load_tolerant
 from training.engine.errors import RunError, explain_lost_workers, one_line_errors
+from training.engine.outputs import unwritable
 from training.evaluation.features import open_parts
 
 
@@ -43,13 +44,12 @@ def main(
     accelerator = accelerate.Accelerator()
     accelerate.utils.set_seed(0)
     try:
-        if output.exists():
-            raise ValueError(f"{output} exists: choose another --output")
+        if problem := unwritable(output, "--output", new=True):
+            raise ValueError(problem)
         train, val = open_parts(data, "train", "validation", image_column, label_column)
         both = (load_tolerant(d, batch_size, workers, shuffle=d is not val) for d in (train.draw(share), val))
         net = create_filled(name_for_timm(model), not scratch)[0]
-        # A new classifier only now: the weights must fill the model that is created.
-        net.reset_classifier(len(train.classes))
+        net.reset_classifier(len(train.classes))  # only now: the weights must fill the model that is created
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
     train.transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=net), is_training=True)

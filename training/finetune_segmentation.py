@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from training.data.masks import LabeledImages
 from training.data.tolerant import Tolerant, load_tolerant
 from training.engine.errors import RunError, explain_lost_workers, one_line_errors
+from training.engine.outputs import unwritable
 from training.evaluation import segmentation
 from training.transfer.segmenter import Segmenter
 from training.transfer.semantic.model import pixel_loss
@@ -42,8 +43,8 @@ def main(
     accelerator = accelerate.Accelerator()
     accelerate.utils.set_seed(0)
     try:
-        if output.exists():
-            raise ValueError(f"{output} exists: choose another --output")
+        if problem := unwritable(output, "--output", new=True):
+            raise ValueError(problem)
         known = {label: label for label in range(classes)}
         parts = [LabeledImages(part / "images", part / "masks", labels=known) for part in (train, val)]
         for part in parts:

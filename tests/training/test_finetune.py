@@ -230,6 +230,7 @@ def test_every_layer_learns_at_its_own_rate(folder, backbone, tmp_path, monkeypa
         (["--data", "{flat}", "--scratch"], "has no class: put it into a folder"),
         (["--data", "{data}", "--share", "0"], r"--share 0.0 must be a fraction in \(0, 1\]"),
         (["--data", "{data}", "--output", "{data}"], "data exists: choose another --output"),
+        (["--data", "{data}", "--output", "{flat}/val/0.png/x"], "0.png is a file, so .*: choose another"),
         (["--data", "{data}", "--model", "slotcon_r34"], "No pretrained weights exist for slotcon_r34"),
         (["--data", "{data}", "--model", "slotcon_r5000"], "there are no weights 'slotcon_r5000'"),
         (["--data", "{data}", "--model", "local-dir:{tmp}/nowhere"], "/nowhere"),
@@ -356,6 +357,7 @@ def test_segmentation_starts_from_the_pretrained_weights(scenes, backbone, tmp_p
         (["--train", "{tmp}/nowhere"], "there (is|are) no .*/nowhere/images"),
         (["--val", "{bare}"], "no mask .*bare/masks"),
         (["--output", "{data}"], "scenes exists: choose another --output"),
+        (["--output", "{bare}/images/0.png/x"], "0.png is a file, so .*: choose another"),
         (["--model", "slotcon_r34"], "No pretrained weights exist for slotcon_r34"),
     ],
 )

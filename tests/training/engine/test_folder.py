@@ -107,6 +107,8 @@ def test_folders_above_an_output_are_made_unless_something_prevents_it(tmp_path,
     (tmp_path / "file").touch()
     assert unwritable(tmp_path / "a/b/c", "--output") is None
     assert unwritable(tmp_path / "file", "--output") is None
+    assert unwritable(tmp_path / "a/b/c", "--output", new=True) is None
+    assert unwritable(tmp_path, "--figures", new=True) == f"{tmp_path} exists: choose another --figures"
     words = unwritable(tmp_path / "file/b", "--output")
     assert (
         words == f"{tmp_path}/file is a file, so {tmp_path}/file/b cannot be created in it: choose another --output"
