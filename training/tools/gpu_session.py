@@ -39,8 +39,10 @@ class Part:
     command: tuple[str, ...]
     limit: int
     """Seconds."""
-    kill_at: Path | None = None
-    """Folder of a run that is killed by SIGKILL at its first checkpoint, to be resumed later."""
+    new: Path | None = None
+    """Folder of a run that starts anew: what an earlier try of the part has left there is removed."""
+    killed: bool = False
+    """Whether that run is killed by SIGKILL at its first checkpoint, to be resumed later."""
     read: Callable[[], dict[str, Any]] = dict
     """Reads results of the command as named values."""
 
@@ -69,11 +71,11 @@ def parts(folder: Path) -> Iterator[Part]:
     options = "--view-size 32 --num-prototypes 8 --hidden-dim 32 --out-dim 16 --batch-size 16 --epochs 4"
     options += " --warmup-epochs 0.5 --save-every 1 --log-every 1 --workers 2"
     train = (sys.executable, "training/pretrain.py", "demo", "--data", str(images / "train"), *options.split())
-    for place, name in (("whole", "train"), ("killed", "train-killed"), ("killed", "resume")):
+    for name, place in (("train", run / "whole"), ("train-killed", run / "killed"), ("resume", run / "killed")):
         resume = ("--resume",) if name == "resume" else ()
-        kill_at = run / place / "checkpoints" if name == "train-killed" else None
-        command = (*train, "--output", str(run / place), *resume)
-        yield Part(name, command, 90, kill_at, functools.partial(_end, run / place))
+        command = (*train, "--output", str(place), *resume)
+        new = None if resume else place
+        yield Part(name, command, 90, new, name == "train-killed", functools.partial(_end, place))
     knn = ("training.evaluation.knn", "--models", "slotcon_nano", "--baseline", "--data", str(images))
     yield Part("knn", (*PYTHON, *knn), 60)
     script = "from slotcon_hub.cli import main; raise SystemExit(main())"
@@ -112,22 +114,26 @@ def main(folder: tyro.conf.Positional[Path], minutes: float = 9.0, only: tuple[s
 
 
 def _run(part: Part, folder: Path, limit: int) -> dict[str, Any]:
-    """Run a part within its limit, then kill its remaining process group."""
+    """Run a part within its limit or until Ctrl-C, then kill its remaining process group."""
     killed, start, log = False, time.monotonic(), folder / f"{part.name}.log"
+    if part.new and part.new.exists():
+        shutil.rmtree(part.new)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with log.open("w") as output:
         process = subprocess.Popen(
             part.command, cwd=ROOT, env=environment, stdout=output, stderr=output, start_new_session=True
         )
-        while process.poll() is None and time.monotonic() - start < limit:
-            if killed := part.kill_at is not None and any(part.kill_at.glob("step-*")):
-                break
-            time.sleep(0.05)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
+        try:
+            while process.poll() is None and time.monotonic() - start < limit:
+                if killed := part.killed and part.new is not None and any(part.new.glob("checkpoints/step-*")):
+                    break
+                time.sleep(0.05)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            code = process.wait()
     result: dict[str, Any] = {"command": " ".join(part.command), "seconds": time.monotonic() - start, "code": code}
-    result["ok"] = killed if part.kill_at else code == 0
+    result["ok"] = killed if part.killed else code == 0
     try:
         result["values"] = part.read()
     except (OSError, ValueError) as error:

@@ -2,6 +2,9 @@
 
 import json
 import sys
+import time
+
+import pytest
 
 from training.tools import gpu_session
 from training.tools.gpu_session import Part, main
@@ -41,6 +44,56 @@ def test_a_part_that_fails_or_hangs_is_told_and_tried_again(tmp_path, monkeypatc
     found = json.loads((tmp_path / "session.json").read_text())["parts"]
     assert [(part["ok"], part["code"]) for part in found.values()] == [(False, 3), (False, -9), (False, 0)]
     assert "No such file" in found["unread"]["problem"]
+
+
+def test_a_part_that_starts_anew_removes_what_it_has_left_and_nothing_else(tmp_path, monkeypatch):
+    """A run that was stopped would refuse its folder, and an old checkpoint would seem to be a new one."""
+    for place in ("run/whole", "run/killed/checkpoints/step-00000005", "run/mine"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "run.json").touch()
+    found = {part.name: part for part in gpu_session.parts(tmp_path)}
+    began = [found[name] for name in ("train", "train-killed")]
+    assert [part.new for part in began] == [tmp_path / "run/whole", tmp_path / "run/killed"]
+    assert all(part.new is None and not part.killed for part in found.values() if part not in began)
+    writes = "import pathlib, sys, time; p = pathlib.Path(sys.argv[1]); p.mkdir(parents=True); time.sleep(60)"
+    parts = [
+        Part("train", (sys.executable, "-c", writes, str(began[0].new)), 2, began[0].new),
+        Part(
+            "killed",
+            (sys.executable, "-c", writes, str(began[1].new / "checkpoints/step-1")),
+            20,
+            began[1].new,
+            True,
+        ),
+    ]
+    monkeypatch.setattr(gpu_session, "parts", lambda folder: iter(parts))
+    main(tmp_path)
+    session = json.loads((tmp_path / "session.json").read_text())["parts"]
+    assert [(part["ok"], part["code"]) for part in session.values()] == [(False, -9), (True, -9)]
+    assert not list((tmp_path / "run/whole").iterdir())
+    assert [path.name for path in (tmp_path / "run/killed/checkpoints").iterdir()] == ["step-1"]
+    assert (tmp_path / "run/mine/run.json").is_file()
+
+
+def test_ctrl_c_ends_the_running_part_too(tmp_path, monkeypatch):
+    writes = (
+        "import pathlib, time; p = pathlib.Path('{}')\nwhile True: p.write_text(str(time.time())); time.sleep(0.02)"
+    )
+    beat = tmp_path / "beat"
+    part = Part("train", (sys.executable, "-c", writes.format(beat)), 20)
+    monkeypatch.setattr(gpu_session, "parts", lambda folder: iter([part]))
+
+    def interrupt(seconds):
+        if beat.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu_session.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        main(tmp_path)
+    monkeypatch.undo()
+    last = beat.read_bytes()
+    time.sleep(0.3)
+    assert beat.read_bytes() == last
 
 
 def test_the_table_of_steps(tmp_path, monkeypatch):
