@@ -103,6 +103,31 @@ def test_a_detector_needs_no_folder_of_its_backbone(train, tmp_path):
     assert len(to_torchvision(detector).state_dict()) > 200
 
 
+@pytest.mark.parametrize(
+    ("backbone", "cfg", "mean", "std"),
+    [
+        ("slotcon_nano", {}, MaskRCNNConfig.mean, MaskRCNNConfig.std),
+        ("resnet18", {"mean": (0.5, 0.4, 0.3), "std": (0.5, 0.2, 0.1)}, (127.5, 102.0, 76.5), (127.5, 51.0, 25.5)),
+    ],
+)
+def test_images_are_normalised_by_the_statistics_of_the_backbone(backbone, cfg, mean, std, train, tmp_path):
+    """Those of SlotCon are the paper's; all are saved, read back, and stated in other formats."""
+    net = timm.create_model(backbone, num_classes=0)
+    net.pretrained_cfg.update(cfg)
+    save_for_hf(net, tmp_path / "model")
+    folder = train("--steps", 1, "--recalibration-steps", 1, "--backbone", tmp_path / "model")
+    detector = load(folder / "export")
+    assert (detector.config.mean, detector.config.std) == (mean, std)
+    image = torch.tensor(mean)[:, None, None].expand(3, 32, 32) + torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(detector.batch([image])[0], torch.ones(1, 3, 32, 32))
+    if cfg:
+        transform = to_torchvision(detector).transform
+        assert (transform.image_mean, transform.image_std) == (
+            pytest.approx(cfg["mean"]),
+            pytest.approx(cfg["std"]),
+        )
+
+
 def test_a_run_resumes_exactly(train, monkeypatch):
     """One that was killed behind its first checkpoint; so are what sampling draws, and the tests in between."""
     more = ["--steps", 5, "--save-every", 2, "--test-every", 2, "--scratch"]

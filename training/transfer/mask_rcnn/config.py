@@ -22,8 +22,8 @@ class MaskRCNNConfig:
         stride_in_1x1: stride of a bottleneck in its first convolution, as in the original Detectron.
         proposals: maximum proposals per image.
         regions: proposals and ground-truth boxes sampled per image for the losses of the heads.
-        mean: of red, green and blue in 0-255.
-        std: standard deviation of red, green and blue in 0-255.
+        mean: of red, green and blue in 0-255; the backbone's, here ImageNet's, as SlotCon's and most others'.
+        std: standard deviation of red, green and blue in 0-255; likewise.
         score_threshold: minimum score of detections.
         detections: maximum per image.
         test_side: short side of test images in pixels.

@@ -59,6 +59,9 @@ def detectron2_name(name: str, box_convs: int = 4) -> str:
 def to_detectron2(state: Mapping[str, Tensor], box_convs: int = 4) -> dict[str, Any]:
     """Convert the state dict of a detector on a plain ResNet for Detectron2's ``DetectionCheckpointer``.
 
+    Its configuration must have RGB images in ``INPUT.FORMAT``, and the ``mean`` and ``std`` of the detector's in
+    ``PIXEL_MEAN`` and ``PIXEL_STD``: a state dict does not hold them.
+
     Returns:
         ``{"model": {name: array}, "__author__": ...}``, to be pickled.
     """

@@ -1,10 +1,11 @@
 """Preparation of a run: data, detector, optimiser, and the checkpoint to resume from."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
@@ -86,7 +87,7 @@ def open_data(root: Path, say: bool) -> tuple[CocoImages, CocoImages]:
 
 
 def build(recipe: Recipe, images: CocoImages, processes: PartialState, *, pretrained: bool) -> MaskRCNN:
-    """Build the detector of a recipe, on the CPU.
+    """Build the detector of a recipe, on the CPU, with the ``mean`` and ``std`` of its backbone.
 
     Args:
         recipe: of the run.
@@ -109,6 +110,9 @@ def build(recipe: Recipe, images: CocoImages, processes: PartialState, *, pretra
         longest_side=recipe.longest_side,
     )
     detector = MaskRCNN(config, pretrained=pretrained)
+    cfg = timm.data.resolve_data_config({}, model=detector.backbone.body)
+    mean, std = (tuple(round(255 * value, 6) for value in cfg[name]) for name in ("mean", "std"))
+    detector.config = replace(detector.config, mean=mean, std=std)
     make_channels_last(detector, processes.device)
     if processes.num_processes > 1:
         synchronize_batchnorm(detector, processes.device.type)
