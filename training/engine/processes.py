@@ -1,7 +1,9 @@
 """Initialise the processes of a run, and Accelerate with its settings."""
 
+import contextlib
 import os
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from slotcon_hub.cpu import keep_freed_memory, use_cores
 from training.engine.launcher import told_precision, told_threads
 from training.engine.settings import RunSettings
 
-__all__ = ["init_distributed", "make_accelerator", "wrap"]
+__all__ = ["any_size", "init_distributed", "make_accelerator", "wrap"]
 
 PATIENCE = timedelta(hours=2)  # for processes that wait for the main one, which opens the data first
 DIVIDING = {
@@ -48,9 +50,19 @@ def init_distributed(settings: RunSettings) -> PartialState:
         keep_freed_memory()
         use_cores(settings.threads or told_threads())
     if processes.device.type == "cuda":  # no TF32 for matrix products (torch's default): losses are in float32
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = settings.FIXED_SIZE
     settings.micro_batch(processes.num_processes)
     return processes
+
+
+@contextlib.contextmanager
+def any_size() -> Iterator[None]:
+    """Within the block, cuDNN does not measure its algorithms, which it would do anew for each size of input."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def make_accelerator(settings: RunSettings, folder: Path | None = None) -> Accelerator:

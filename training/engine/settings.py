@@ -34,6 +34,9 @@ class RunSettings:
     BF16_ON_CPU: ClassVar[bool] = False
     """Whether mixed_precision="auto" is bf16 on CPUs with instructions for it, else float32."""
 
+    FIXED_SIZE: ClassVar[bool] = True
+    """Whether all training inputs have one size, for which cuDNN then measures its algorithms on GPUs."""
+
     data: str | Path | None = None
     """Data set; a recipe says of what kind."""
     batch_size: int = 512

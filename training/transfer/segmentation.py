@@ -6,6 +6,7 @@ The paper's networks and recipes for VOC, Cityscapes and ADE20K (supplementary A
 import training  # noqa: F401  (first: it tells OpenMP how to wait, before torch is loaded)
 
 # isort: split
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from training.data.plan import Steps
 from training.engine.errors import RunError, one_line_errors
 from training.engine.memory_format import memory_format
+from training.engine.processes import any_size
 from training.transfer.semantic.crops import Crops, make_loader
 from training.transfer.semantic.evaluation import count
 from training.transfer.semantic.model import pixel_loss
@@ -83,8 +85,10 @@ def losses(job: Segmentation, crops: Crop) -> dict[str, Tensor]:
 
 def evaluate(job: Segmentation, shown: int = 0) -> tuple[Tensor, list[Any]]:
     """Compute confusion matrix and examples of all test images; leaves the network in eval mode."""
+    recipe = job.recipe
     try:
-        return count(job.predictor, job.data.val, job.run.accelerator, workers=job.recipe.workers, shown=shown)
+        with contextlib.nullcontext() if recipe.window else any_size():
+            return count(job.predictor, job.data.val, job.run.accelerator, workers=recipe.workers, shown=shown)
     except ValueError as error:  # of an image or a mask
         raise RunError(f"{error}; then test the last checkpoint by --resume") from None
 

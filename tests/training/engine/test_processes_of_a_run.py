@@ -5,6 +5,7 @@ import os
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,12 @@ from torch.distributed.distributed_c10d import _get_default_group
 
 from training.engine import processes
 from training.engine.metrics import Monitor
+from training.pretraining import recipes as pretraining
 from training.pretraining.diagnostics import metrics
 from training.pretraining.recipes import parse
 from training.tools.reliability.launch import TINY, Launch
+from training.transfer.mask_rcnn import recipes as mask_rcnn
+from training.transfer.semantic import recipes as semantic
 
 
 def measure(argv: list[str]) -> None:
@@ -41,6 +45,21 @@ def test_processes_wait_for_the_main_one_and_show_who_waits_for_images(tmp_path)
     assert line["loss"] == 2.5
     assert line["data_wait"] > 0.3
     assert "of the time goes into waiting for images" in (tmp_path / "warnings.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fixed"),
+    [(pretraining.RECIPES["demo"][1], True), (semantic.VOC, True), (mask_rcnn.COCO_1X, False)],
+)
+def test_cudnn_measures_its_algorithms_for_inputs_of_one_size(recipe, fixed, monkeypatch):
+    gpu = SimpleNamespace(device=torch.device("cuda"), num_processes=1)
+    monkeypatch.setattr(processes, "PartialState", lambda **_: gpu)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", not fixed)
+    processes.init_distributed(recipe)
+    assert torch.backends.cudnn.benchmark == fixed
+    with processes.any_size():
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark == fixed
 
 
 @pytest.mark.parametrize("variable", processes.DIVIDING)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from slotcon_hub.models.saving import save_model
 from training.engine.step import Step
 from training.transfer import segmentation
-from training.transfer.semantic.evaluation import count
+from training.transfer.semantic.evaluation import Predictor, count
 from training.transfer.semantic.recipes import ADE20K, CITYSCAPES, RECIPES, VOC, lr_at
 from training.transfer.semantic.report import measure
 from training.transfer.semantic.result import load
@@ -175,6 +175,18 @@ def test_two_processes_train_and_test_as_one(train, scenes, tmp_path):
     assert json.loads((copy / "results.json").read_text()) == tested
     results = json.loads((both / "results.json").read_text())
     assert np.abs(np.array(results["confusion"]) - tested["confusion"]).sum() < 0.02 * np.sum(tested["confusion"])
+
+
+@pytest.mark.parametrize(("window", "kept"), [([], False), (["--window", 48], True)])
+def test_cudnn_measures_no_algorithms_for_test_images_of_any_size(window, kept, train, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as on a GPU
+    predict = Predictor.__call__
+    watched = lambda self, image: seen.append(torch.backends.cudnn.benchmark) or predict(self, image)  # noqa: E731
+    monkeypatch.setattr(Predictor, "__call__", watched)
+    train("voc", "--steps", 1, *window)
+    assert seen == [kept] * 5
+    assert torch.backends.cudnn.benchmark
 
 
 def test_what_cannot_be_read_ends_in_a_sentence(train, scenes, tmp_path):

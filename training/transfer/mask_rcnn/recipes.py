@@ -20,6 +20,7 @@ class Recipe(RunSettings):
     """
 
     RESUMABLE = RunSettings.RESUMABLE | {"data", "save_every", "keep_every", "shown"}
+    FIXED_SIZE = False
 
     data: Path | None = None
     """Folder of a data set in COCO's format: annotations/instances_train2017.json and val2017, with or without the
