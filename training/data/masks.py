@@ -99,12 +99,15 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         _check_size(mask, truth, image.shape[1], image.shape[2])
         return self.transform(tv_tensors.Image(image), tv_tensors.Mask(truth)) if self.transform else (image, truth)
 
-    def check(self, most: int = 10_000, quiet: bool = False) -> None:
+    def check(self, most: int = 10_000, quiet: bool = False) -> list[UnreadableImage]:
         """Check labels, sizes and readability of masks and images before training.
 
         Args:
             most: maximum number of pairs to check, spread evenly; the others are checked on use.
             quiet: show no progress bar.
+
+        Returns:
+            The errors of the few that cannot be read.
 
         Raises:
             ValueError: a label is unknown, an image and its mask differ in size, or too many cannot be read.
@@ -116,6 +119,7 @@ class LabeledImages(Dataset[tuple[Tensor, Tensor]]):
         if are_too_many(len(unreadable), len(files)):
             count = f"{len(unreadable)} of {len(files)} masks and images"
             raise ValueError(f"{unreadable[0]}; {count} are unreadable: repair or remove them")
+        return unreadable
 
     def _check(self, files: tuple[Path, Path]) -> UnreadableImage | None:
         path, mask = files

@@ -1,8 +1,8 @@
 """Training continues when a few images are unreadable: they are reported, counted and replaced."""
 
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -11,7 +11,49 @@ from training.data.images import UnreadableImage, are_too_many
 from training.engine.errors import RunError
 from training.engine.signals import loading
 
-__all__ = ["Tolerant", "load_tolerant"]
+__all__ = ["Tolerant", "Unreadable", "load_tolerant"]
+
+T = TypeVar("T")
+
+
+class Unreadable:
+    """The unreadable images of a data set, counted over all workers of a process, each reported once on stderr."""
+
+    def __init__(self, images: int) -> None:
+        """Set the number of images; none is known to be unreadable yet."""
+        self._known = torch.zeros(images, dtype=torch.bool).share_memory_()
+
+    def read_first(self, read: Callable[[int], T], numbers: Iterable[int]) -> tuple[int, T]:
+        """Read the first readable one of some images.
+
+        Args:
+            read: raises UnreadableImage.
+            numbers: the image that is wanted, and then all others, in the order in which they replace it.
+
+        Returns:
+            Its number, and what was read.
+
+        Raises:
+            RunError: an image has another error, or too many are unreadable.
+        """
+        numbers = iter(numbers)
+        while True:  # it is too many before all are
+            number = next(numbers)
+            try:
+                return number, read(number)
+            except UnreadableImage as error:
+                self._add(number, error)
+            except (ValueError, OSError) as error:
+                raise RunError(str(error)) from None
+
+    def _add(self, number: int, error: UnreadableImage) -> None:
+        if self._known[number]:
+            return
+        self._known[number] = True
+        count, images = int(self._known.sum()), len(self._known)
+        if are_too_many(count, images):
+            raise RunError(f"{error}; at least {count} of {images} images are unreadable: repair or remove them")
+        print(f"skipped: {error}", file=sys.stderr, flush=True)
 
 
 class Tolerant(Dataset[Any]):
@@ -24,7 +66,7 @@ class Tolerant(Dataset[Any]):
     def __init__(self, data: Any) -> None:
         """Wrap a data set whose ``__getitem__`` raises UnreadableImage."""
         self.data = data
-        self._unreadable = torch.zeros(len(data), dtype=torch.bool).share_memory_()
+        self._unreadable = Unreadable(len(data))
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -36,28 +78,13 @@ class Tolerant(Dataset[Any]):
         Raises:
             RunError: a sample has another error, or too many images are unreadable.
         """
-        number = index
-        while True:
-            try:
-                return *self.data[number], number == index
-            except UnreadableImage as error:
-                self._count_unreadable(number, error)
-                number = (number + 1) % len(self)
-            except (ValueError, OSError) as error:
-                raise RunError(str(error)) from None
+        numbers = ((index + n) % len(self) for n in range(len(self)))
+        number, sample = self._unreadable.read_first(self.data.__getitem__, numbers)
+        return *sample, number == index
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Yield the readable samples, without the appended bool."""
         return (tuple(sample) for *sample, is_read in map(self.__getitem__, range(len(self))) if is_read)
-
-    def _count_unreadable(self, number: int, error: UnreadableImage) -> None:
-        if self._unreadable[number]:
-            return
-        self._unreadable[number] = True
-        count = int(self._unreadable.sum())
-        if are_too_many(count, len(self)):
-            raise RunError(f"{error}; at least {count} of {len(self)} images are unreadable: repair or remove them")
-        print(f"skipped: {error}", file=sys.stderr, flush=True)
 
 
 def load_tolerant(data: Any, batch_size: int, workers: int, *, shuffle: bool = False) -> DataLoader[Any]:

@@ -119,6 +119,7 @@ def stream(
     *,
     batch_size: int,
     workers: int,
+    strict: bool = False,
 ) -> Iterator[Any]:
     """Yield the batches of this process's shard of a data set.
 
@@ -128,9 +129,10 @@ def stream(
         accelerator: determines the shard.
         batch_size: maximum samples per batch.
         workers: data-loader workers per process.
+        strict: an unreadable image is an error, too.
 
     Raises:
-        ValueError, OSError: of a sample; but a few unreadable images are reported and skipped.
+        ValueError, OSError: of a sample; but a few unreadable images are reported and skipped, unless ``strict``.
     """
     batches: Any = shard_batches(len(data), batch_size, accelerator.process_index, accelerator.num_processes)
     loader = DataLoader(
@@ -139,7 +141,7 @@ def stream(
     unreadable = 0
     for errors, batch in tqdm(loader, "images", unit="batch", disable=not accelerator.is_main_process, leave=False):
         for error in errors:
-            if not isinstance(error, UnreadableImage):
+            if strict or not isinstance(error, UnreadableImage):
                 raise error
             unreadable += 1
             if are_too_many(unreadable, len(data)):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.data.images import UnreadableImage
 from training.data.plan import Steps
 from training.engine.errors import RunError, one_line_errors
 from training.engine.memory_format import memory_format
@@ -90,7 +91,8 @@ def evaluate(job: Segmentation, shown: int = 0) -> tuple[Tensor, list[Any]]:
         with contextlib.nullcontext() if recipe.window else any_size():
             return count(job.predictor, job.data.val, job.run.accelerator, workers=recipe.workers, shown=shown)
     except ValueError as error:  # of an image or a mask
-        raise RunError(f"{error}; then test the last checkpoint by --resume") from None
+        fix = ": repair it, since no test image may be left out" if isinstance(error, UnreadableImage) else ""
+        raise RunError(f"{error}{fix}; then test the last checkpoint by --resume") from None
 
 
 def load(job: Segmentation, steps: range) -> Any:

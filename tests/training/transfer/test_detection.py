@@ -185,6 +185,22 @@ def test_recalibration_is_an_option(train):
     assert {name.rpartition(".")[2] for name in differ} == {"running_mean", "running_var", "num_batches_tracked"}
 
 
+def test_no_unreadable_test_image_is_left_out_of_the_numbers(train, scenes, tmp_path):
+    """Once it is repaired, the run is only tested."""
+    shutil.copytree(scenes, tmp_path / "broken")
+    file = tmp_path / "broken/val2017/3.png"
+    file.write_bytes(b"nothing")
+    for workers in (0, 1):
+        more = ["--steps", 1, "--data", tmp_path / "broken", "--workers", workers, "--recalibration-steps", 1]
+        with pytest.raises(
+            SystemExit, match=r"error: .*val2017/3.png cannot be read: .*: repair it, since"
+        ) as stop:
+            train(*more, *(["--resume"] if workers else []))
+        assert "\n" not in str(stop.value)
+    file.write_bytes((scenes / "val2017/3.png").read_bytes())
+    assert (train(*more, "--resume") / "results.json").is_file()
+
+
 def test_what_cannot_be_read_ends_in_a_sentence(train, scenes, tmp_path):
     shutil.copytree(scenes, tmp_path / "broken")
     for file in (tmp_path / "broken" / "train2017").iterdir():

@@ -127,7 +127,7 @@ def test_an_image_of_another_size_is_named(tmp_path, content):
     content["images"][1]["width"] += 1
     coco_folders.write_json(tmp_path, "train", content)
     with pytest.raises(RunError, match=r"1\.png is 96 x 64 pixels, not 97 x 64"):
-        examples.read_image(read(tmp_path)[1])
+        examples.read_test_image(read(tmp_path)[1])
 
 
 def test_objects_move_with_their_images(tmp_path, content):
@@ -154,6 +154,38 @@ def test_objects_move_with_their_images(tmp_path, content):
             assert np.array_equal(again, pixels)  # drawn from (seed, epoch, index)
     assert sides == {128, 160}
     assert flips == {True, False}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_image_comes_in_the_place_of_an_unreadable_one(tmp_path, content, workers, capfd):
+    """Of the same orientation, as a batch; drawn from (seed, epoch, index), so that all others stay as they are."""
+    keys = [(epoch, index) for epoch in range(4) for index in range(7)]
+    whole = Examples(read(tmp_path), (64, 80), 1333, seed=0)
+    before = [whole[key] for key in keys]
+    (tmp_path / "train2017/3.png").write_bytes(b"nothing")
+    spoiled = Examples(read(tmp_path), (64, 80), 1333, seed=0)
+    load = {"batch_size": None, "sampler": keys, "num_workers": workers, "collate_fn": lambda sample: sample}
+    after = list(DataLoader(spoiled, **load))
+    for (_, index), (pixels, target), (other, its) in zip(keys, before, after, strict=True):
+        same = pixels.shape == other.shape and np.array_equal(pixels, other)
+        assert same == np.array_equal(target.boxes, its.boxes) == (index != 3)
+        assert (other.shape[2] > other.shape[1]) == whole.wide()[index]
+    again = Examples(read(tmp_path), (64, 80), 1333, seed=0)
+    assert all(np.array_equal(again[epoch, 3][0], after[7 * epoch + 3][0]) for epoch in (2, 0, 3, 1))
+    said = [line for line in capfd.readouterr().err.splitlines() if "3.png cannot be read: " in line]
+    assert [line.startswith("skipped: ") for line in said] == [True] * 2  # by each of the two that have met it
+    (tmp_path / "train2017/5.png").write_bytes(b"nothing")
+    with pytest.raises(RunError, match=r"\d\.png cannot be read: .*at least 2 of 7 images are unreadable"):
+        [spoiled[key] for key in keys]
+
+
+def test_the_only_image_of_its_orientation_is_replaced_by_one_of_the_other(tmp_path, content):
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in (0, 20, 30)]
+    coco_folders.write_json(tmp_path, "train", content)
+    (tmp_path / "train2017/3.png").write_bytes(b"nothing")
+    taken = Examples(read(tmp_path), (64,), 1333, seed=0)
+    assert taken.wide().tolist() == [False, False, True]
+    assert taken[0, 2][0].shape == (3, 96, 64)
 
 
 def test_boxes_that_are_cut_to_nothing_are_left_out(tmp_path, content):

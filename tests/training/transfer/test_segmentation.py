@@ -18,10 +18,13 @@ from safetensors.torch import load_file
 from slotcon_hub.models.saving import save_model
 from training.engine.step import Step
 from training.transfer import segmentation
+from training.transfer.semantic.crops import Crops
+from training.transfer.semantic.datasets import open_data
 from training.transfer.semantic.evaluation import Predictor, count
 from training.transfer.semantic.recipes import ADE20K, CITYSCAPES, RECIPES, VOC, lr_at
 from training.transfer.semantic.report import measure
 from training.transfer.semantic.result import load
+from training.transfer.semantic.transforms import Augmentation
 
 ROOT = Path(__file__).parents[3]
 COLORS = np.array([[200, 60, 50], [40, 160, 70], [50, 70, 210]])
@@ -105,8 +108,6 @@ def test_a_network_needs_no_folder_of_its_backbone(train, tmp_path):
 def test_a_network_read_back_has_the_numbers_of_the_run(train, scenes):
     from accelerate import Accelerator
 
-    from training.transfer.semantic.datasets import open_data
-
     folder = train("ade20k", "--steps", 2)
     data = open_data("ade20k", scenes, scenes / "masks")
     confusion, _ = count(load(folder / "export"), data.val, Accelerator(cpu=True), workers=0)
@@ -115,10 +116,24 @@ def test_a_network_read_back_has_the_numbers_of_the_run(train, scenes):
     assert results["miou"] == measure(confusion, data.classes)["miou"]
 
 
-@pytest.mark.parametrize(("recipe", "precision"), [("ade20k", "no"), ("voc", "bf16")])
-def test_a_run_resumes_exactly(recipe, precision, train, monkeypatch):
-    """One that was killed behind its first checkpoint; what dropout and the augmentation draw is the same."""
+def spoil(scenes, copy, *names):
+    """A copy of the scenes in which some files are cut short behind their header, and the options for it."""
+    shutil.copytree(scenes, copy)
+    for name in names:
+        (copy / name).write_bytes((copy / name).read_bytes()[:200])
+    return ["--data", copy, "--masks", copy / "masks"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "precision", "spoiled"), [("ade20k", "no", []), ("voc", "bf16", []), ("voc", "no", ["train/3.png"])]
+)
+def test_a_run_resumes_exactly(recipe, precision, spoiled, train, monkeypatch, scenes, tmp_path):
+    """One that was killed behind its first checkpoint; what dropout and the augmentation draw is the same.
+
+    So is what takes the place of an unreadable image.
+    """
     more = ["--steps", 5, "--save-every", 2, "--test-every", 2, "--mixed-precision", precision]
+    more += spoil(scenes, tmp_path / "spoiled", *spoiled)
     whole = train(recipe, *more, output="whole")
 
     def kill(step, lr):
@@ -189,11 +204,61 @@ def test_cudnn_measures_no_algorithms_for_test_images_of_any_size(window, kept, 
     assert torch.backends.cudnn.benchmark
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_image_is_trained_on_in_the_place_of_an_unreadable_one(workers, train, scenes, tmp_path, capfd):
+    """It is named before training if its header or its mask shows it, and when it is met."""
+    data = spoil(scenes, tmp_path / "spoiled")
+    file = tmp_path / "spoiled/masks/train/3.png"
+    file.write_bytes(b"nothing")
+    folder = train("voc", "--steps", 6, "--workers", workers, *data)
+    assert len(lines(folder)) == 6
+    said = [line for line in capfd.readouterr().err.splitlines() if str(file) in line]
+    assert said[0].startswith(f"warning: {file} cannot be read as a mask: ")
+    assert said[0].endswith("; training takes another image in its place")
+    assert [f"skipped: {file} cannot be read as a mask: " in line for line in said[1:]] == [True]  # behind the bar
+
+
+def test_a_substitute_is_drawn_from_the_sample_s_own_random_state(scenes, tmp_path):
+    """Others than the unreadable image are what they would be without it."""
+    copy = tmp_path / "spoiled"
+    spoil(scenes, copy, "train/3.png")
+    augmentation = Augmentation(48, (96, 48))
+    whole, spoiled = (
+        Crops(open_data("voc", root, root / "masks").train, augmentation, seed=1) for root in (scenes, copy)
+    )
+    (broken,) = (n for n, (image, _) in enumerate(spoiled.images.files) if image.name == "3.png")
+    for epoch in range(3):
+        for index in range(12):
+            same = all(torch.equal(*pair) for pair in zip(whole[epoch, index], spoiled[epoch, index], strict=True))
+            assert same == (index != broken)
+    again = Crops(spoiled.images, augmentation, seed=1)
+    crops = [again[epoch, broken].image for epoch in (2, 0, 1)]
+    assert all(
+        torch.equal(crop, spoiled[epoch, broken].image) for crop, epoch in zip(crops, (2, 0, 1), strict=True)
+    )
+    assert not torch.equal(crops[0], crops[1])
+
+
+@pytest.mark.parametrize("name", ["val/2.png", "masks/val/2.png"])
+def test_no_unreadable_test_image_is_left_out_of_the_numbers(name, train, scenes, tmp_path):
+    """Before training, or if only its pixels are damaged, after it: once it is repaired, the run is only tested."""
+    copy = tmp_path / "spoiled"
+    data = ["--steps", 1, *spoil(scenes, copy, name)]
+    if name.startswith("masks"):
+        (copy / name).write_bytes(b"nothing")
+        with pytest.raises(SystemExit, match=rf"error: .*{name} cannot be read .*: repair it, since no test image"):
+            train("voc", *data)
+        assert not (tmp_path / "run").exists()
+        return
+    with pytest.raises(SystemExit, match=rf"error: .*{name} cannot be read: .*; then test .* by --resume") as stop:
+        train("voc", *data)
+    assert "\n" not in str(stop.value)
+    (copy / name).write_bytes((scenes / name).read_bytes())
+    assert (train("voc", *data, "--resume") / "results.json").is_file()
+
+
 def test_what_cannot_be_read_ends_in_a_sentence(train, scenes, tmp_path):
-    shutil.copytree(scenes, tmp_path / "broken")
-    for file in (tmp_path / "broken" / "train").iterdir():
-        file.write_bytes(file.read_bytes()[:200])  # with a header
-    broken = ["--data", tmp_path / "broken", "--masks", tmp_path / "broken" / "masks"]
+    broken = spoil(scenes, tmp_path / "broken", *(f"train/{i}.png" for i in range(12)))
     with pytest.raises(SystemExit, match=r"error: .*broken/train/\d+.png cannot be read") as stop:
         train("voc", "--steps", 2, *broken)
     assert "\n" not in str(stop.value)

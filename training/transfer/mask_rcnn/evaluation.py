@@ -18,7 +18,7 @@ from slotcon_hub.models.backbone import eval_mode
 from training.data.coco import CocoImages, Record
 from training.engine.signals import loading
 from training.engine.words import show
-from training.transfer.mask_rcnn.examples import read_image
+from training.transfer.mask_rcnn.examples import read_test_image
 from training.transfer.mask_rcnn.model import MaskRCNN
 from training.transfer.mask_rcnn.resize import resize, resized_size
 from training.transfer.mask_rcnn.roi_heads import Detections
@@ -41,7 +41,7 @@ class _TestImages(Dataset[tuple[int, np.ndarray]]):
     def __getitem__(self, index: int) -> tuple[int, np.ndarray]:
         record = self.images[self.numbers[index]]
         size = resized_size(record.height, record.width, self.short, self.longest)
-        return self.numbers[index], resize(read_image(record), size)
+        return self.numbers[index], resize(read_test_image(record), size)
 
 
 def detect_all(

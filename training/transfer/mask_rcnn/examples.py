@@ -12,12 +12,14 @@ from torch.utils.data import Dataset
 
 from slotcon_hub.images import decode, printable
 from training.data.coco import CocoImages, Instance, Record
+from training.data.images import UnreadableImage
 from training.data.plan import SAMPLES, MicroBatches
+from training.data.tolerant import Unreadable
 from training.engine.errors import RunError
 from training.transfer.mask_rcnn.resize import resize, resized_size
 from training.transfer.mask_rcnn.target import Mask, Target
 
-__all__ = ["AspectBatches", "Batch", "Examples", "collate", "read_image"]
+__all__ = ["AspectBatches", "Batch", "Examples", "collate", "read_test_image"]
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,23 @@ def collate(samples: list[tuple[np.ndarray, Target]]) -> Batch:
     return Batch(flat, [one.shape[1:] for one in images], list(targets))
 
 
-def read_image(record: Record) -> np.ndarray:
-    """Read an image, uint8 H x W x 3, RGB.
+def read_test_image(record: Record) -> np.ndarray:
+    """Read an image, uint8 H x W x 3, RGB, that no other one can replace.
 
     Raises:
         RunError: it cannot be read, or its size differs from the data set's JSON file.
     """
     try:
+        return _read_image(record)
+    except UnreadableImage as error:
+        raise RunError(f"{error}: repair it, since no test image may be left out") from None
+
+
+def _read_image(record: Record) -> np.ndarray:
+    try:
         image = decode(record.path.read_bytes()).permute(1, 2, 0).numpy()
     except OSError as error:
-        raise RunError(f"{printable(record.path)} cannot be read: {error.strerror or error}") from None
+        raise UnreadableImage.of(printable(record.path), error) from None
     if image.shape[:2] != (record.height, record.width):
         found, said = (" x ".join(map(str, s[::-1])) for s in (image.shape[:2], (record.height, record.width)))
         raise RunError(f"{printable(record.path)} is {found} pixels, not {said} as its data set says: mend one")
@@ -87,6 +96,7 @@ class Examples(Dataset[tuple[np.ndarray, Target]]):
         self.numbers = np.flatnonzero(images.learnable)
         if not len(self.numbers):
             raise ValueError(f"{images.annotations} has no object that could be learnt: name another file")
+        self._unreadable = Unreadable(len(self.numbers))
 
     def __len__(self) -> int:
         """Number of images with objects."""
@@ -98,14 +108,27 @@ class Examples(Dataset[tuple[np.ndarray, Target]]):
         return width > height
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, Target]:
-        """Read, resize and randomly flip an image with its objects."""
-        epoch, index = key
-        rng = np.random.default_rng([self.seed, SAMPLES, epoch, index])
-        record = self.images[self.numbers[index]]
+        """Read, resize and randomly flip an image with its objects; another one, drawn too, if it is unreadable.
+
+        Raises:
+            RunError: too many are unreadable, or the size of one differs from the data set's JSON file.
+        """
+        rng = np.random.default_rng([self.seed, SAMPLES, *key])
+        _, (record, image) = self._unreadable.read_first(self._read, self._numbers(key[1], rng))
         size = resized_size(record.height, record.width, int(rng.choice(self.short)), self.longest)
-        image, flip = resize(read_image(record), size), bool(rng.random() < 0.5)
+        image, flip = resize(image, size), bool(rng.random() < 0.5)
         pixels = (image[:, ::-1] if flip else image).transpose(2, 0, 1)
         return pixels, _target(record, size, flip)
+
+    def _read(self, index: int) -> tuple[Record, np.ndarray]:
+        record = self.images[self.numbers[index]]
+        return record, _read_image(record)
+
+    def _numbers(self, index: int, rng: np.random.Generator) -> Iterator[int]:
+        """Yield an image, and then all in random order, those of its orientation first: see AspectBatches."""
+        yield index
+        wide, order = self.wide(), rng.permutation(len(self))
+        yield from order[np.argsort(wide[order] != wide[index], kind="stable")].tolist()
 
 
 def _target(record: Record, size: tuple[int, int], flip: bool) -> Target:

@@ -18,7 +18,7 @@ from slotcon_hub.files import atomic_write
 from slotcon_hub.templates import render_template
 from training.data.coco import CocoImages, Record
 from training.transfer.mask_rcnn.evaluation import NAMES
-from training.transfer.mask_rcnn.examples import read_image
+from training.transfer.mask_rcnn.examples import read_test_image
 
 __all__ = ["write_page"]
 
@@ -52,7 +52,7 @@ def write_page(
             by_image.setdefault(result["image_id"], []).append(result)
     rows = []
     for record in (images[number] for number in chosen):
-        pixels = torch.from_numpy(read_image(record).copy()).permute(2, 0, 1)
+        pixels = torch.from_numpy(read_test_image(record).copy()).permute(2, 0, 1)
         found = by_image.get(record.id, [])
         masks = [coco_mask.decode(result["segmentation"]) for result in found]
         corners = [[x, y, x + w, y + h] for x, y, w, h in (result["bbox"] for result in found)]

@@ -106,13 +106,14 @@ def count(
         C x C pixel counts, predicted x true class, and the examples; the same on all processes.
 
     Raises:
-        ValueError: a mask is invalid, or too many images are unreadable; a few are reported and skipped.
+        ValueError: a mask is invalid, or an image or its mask is unreadable: none may be left out.
     """
     classes = predictor.net.classes
     confusion = torch.zeros(classes, classes, dtype=torch.long, device=accelerator.device)
     wanted = set(np.linspace(0, len(images) - 1, shown).astype(int).tolist())
     examples = []
-    for number, (image, truth) in command.stream(images, _single, accelerator, batch_size=1, workers=workers):
+    options: dict[str, Any] = {"batch_size": 1, "workers": workers, "strict": True}
+    for number, (image, truth) in command.stream(images, _single, accelerator, **options):
         with accelerator.autocast():
             prediction = predictor(image)
         confusion += confusion_matrix(prediction, truth.to(prediction.device), classes, classes)

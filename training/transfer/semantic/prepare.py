@@ -122,16 +122,18 @@ def _check_sizes(net: FCN, recipe: Recipe) -> None:
 
 
 def _check_masks(data: SegmentationData, is_main: bool) -> None:
-    """Check masks before training, on the main process.
+    """Check masks and images before training, on the main process, and name the few unreadable ones of train.
 
     Raises:
-        ValueError: on all processes: a mask is invalid.
+        ValueError: on all processes: a mask is invalid, or a test image or its mask is unreadable.
     """
     problem = None
     if is_main:
         try:
-            for part in (data.train, data.val):
-                part.check(CHECKED)
+            for error in data.train.check(CHECKED):
+                print(f"warning: {error}; training takes another image in its place", file=sys.stderr)
+            if unreadable := data.val.check(CHECKED):
+                problem = f"{unreadable[0]}: repair it, since no test image may be left out"
         except ValueError as error:
             problem = str(error)
     if problem := broadcast_object_list([problem])[0]:
