@@ -28,7 +28,7 @@ _WORDS = {
 
 
 def report(settings: Any, model: Any, data: Any, found: Any) -> None:
-    """Print the tables; write ``settings.output`` and ``settings.figures``.
+    """Write ``settings.output``, print the tables, and write ``settings.figures``.
 
     Args:
         settings: of the command.
@@ -48,7 +48,6 @@ def report(settings: Any, model: Any, data: Any, found: Any) -> None:
         "excluded_terms": len(usage) - found.pairs,
         f"excluded_negatives_in_a_batch_of_{BATCH}": BATCH * (len(usage) - found.in_views),
     }
-    _print(settings, usage, numbers, most, least)
     command.write(
         settings.output,
         "activity",
@@ -60,6 +59,7 @@ def report(settings: Any, model: Any, data: Any, found: Any) -> None:
         usage=usage,
         images_by_active_slots=found.histogram.tolist(),
     )
+    _print(settings, usage, numbers, most, least)
     if settings.figures:
         settings.figures.mkdir(parents=True, exist_ok=True)
         draw_activity(

@@ -33,6 +33,8 @@ class Cells:
     """float32 M x K: number of pixels of each class in a cell; at least one is positive."""
     ends: tuple[int, ...]
     """Number of cells for each requested size; the last is M."""
+    seen: int
+    """Number of classes up to the last in the masks, drawn or not: the same for every model."""
 
 
 def class_counts(truths: Tensor, height: int, width: int, classes: int) -> Tensor:
@@ -88,8 +90,10 @@ def collect(
     features, counts = (
         torch.zeros(len(images) * wanted[-1], n, device=accelerator.device) for n in (model.channels, classes)
     )
+    seen = torch.zeros(classes, dtype=torch.long, device=accelerator.device)
     for numbers, found, truths in maps(model, images, accelerator, settings):
         cells, labels = found.flatten(2).mT, class_counts(truths, height, width, classes)
+        seen += labels.sum((0, 1))
         for i, number in enumerate(numbers.tolist()):
             chosen = _draw(labels[i].any(1).cpu(), settings.seed, number)[: wanted[-1]].to(cells.device)
             places = torch.arange(len(chosen), device=cells.device) * len(images) + number
@@ -97,11 +101,12 @@ def collect(
     if accelerator.num_processes > 1:  # each process has its rows, other rows are zero
         dist.all_reduce(features)
         dist.all_reduce(counts)
+        dist.all_reduce(seen)
     filled = counts.any(1)
     if not filled.any():
         raise ValueError("no pixel of the training masks has a label: check --masks and --train-split")
     ends = tuple(int(filled[: n * len(images)].sum()) for n in wanted)
-    return Cells(_compact(features, filled), _compact(counts, filled), ends)
+    return Cells(_compact(features, filled), _compact(counts, filled), ends, int(seen.nonzero().max()) + 1)
 
 
 def _draw(valid: Tensor, seed: int, number: int) -> Tensor:

@@ -59,6 +59,15 @@ class Parts:
         """Number of possible labels: 255 without names."""
         return len(self.names) if self.names else IGNORE
 
+    def shown(self, seen: int, counts: Tensor) -> tuple[str, ...]:
+        """Names of the classes in the results; without names their indices, up to the last in the masks.
+
+        Args:
+            seen: of the training masks, see :class:`training.evaluation.cells.Cells`.
+            counts: K x classes of the test masks.
+        """
+        return self.names or tuple(map(str, range(max([seen - 1, *counts.any(0).nonzero()[:, 0].tolist()]) + 1)))
+
 
 def open_parts(settings: Dense) -> Parts:
     """Open both splits.

@@ -15,13 +15,13 @@ from training.evaluation.metrics import Segmentation
 __all__ = ["as_numbers", "report"]
 
 
-def as_numbers(found: Segmentation, confusion: Tensor, names: tuple[str, ...] | None) -> dict[str, Any]:
+def as_numbers(found: Segmentation, confusion: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
     """Return mIoU, pixel accuracy, and pixels and IoU of each class; metrics in [0, 1].
 
     Args:
         found: the result of :func:`training.evaluation.metrics.score`.
         confusion: K x C counts.
-        names: of the classes; None: their indices, up to the last class in truth or prediction.
+        names: of the classes; those beyond have neither pixels nor predictions.
 
     Raises:
         ValueError: no pixel has a label.
@@ -29,14 +29,12 @@ def as_numbers(found: Segmentation, confusion: Tensor, names: tuple[str, ...] | 
     pixels = confusion.sum(0)
     if not pixels.any():
         raise ValueError("no pixel of the masks has a label: check --masks")
-    last = max(c for c, iou in enumerate(found.iou) if iou == iou)
-    names = names or tuple(map(str, range(last + 1)))
     per_class = [{"name": name, "pixels": int(pixels[c]), "iou": found.iou[c]} for c, name in enumerate(names)]
     return {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy, "per_class": per_class}
 
 
 def report(name: str, settings: Any, results: Mapping[str, Mapping[str, Any]], protocol: dict[str, Any]) -> None:
-    """Print the tables, and write ``settings.output``.
+    """Write ``settings.output``, and print the tables.
 
     Args:
         name: of the command.
@@ -44,6 +42,7 @@ def report(name: str, settings: Any, results: Mapping[str, Mapping[str, Any]], p
         results: by model and column, of :func:`as_numbers`.
         protocol: of the JSON file; its "features" describe the feature maps of each model.
     """
+    command.write(settings.output, name, settings, protocol=protocol, results=results)
     print(
         f"{name} on {settings.data}: {protocol['train']:,} training and {protocol['test']:,} test images, "
         f"at {settings.size} x {settings.size} pixels"
@@ -56,7 +55,6 @@ def report(name: str, settings: Any, results: Mapping[str, Mapping[str, Any]], p
         table.add_row(shorten(title), f"{stride:g}", *(_format_miou(found[column]) for column in columns))
     show(table)
     show(_make_class_table({title: found[columns[-1]] for title, found in results.items()}))
-    command.write(settings.output, name, settings, protocol=protocol, results=results)
 
 
 def _format_miou(found: dict[str, Any]) -> str:

@@ -190,16 +190,6 @@ def main(settings: Discovery) -> None:
 def _report(settings: Discovery, images: int, results: dict[str, dict[str, Any]], features: dict[str, Any]) -> None:
     size = settings.size
     objects = next(iter(results.values()))["objects"]
-    print(
-        f"discovery on {settings.data}: {images:,} images, {objects:,} objects in them, at {size} x {size} pixels"
-    )
-    columns = ("stride", "groups", "by object", "by class")
-    table = Table("best Jaccard, %", *(Column(title, justify="right") for title in columns))
-    for title, found in results.items():
-        numbers = f"{100 * found['by_object']:.2f}", f"{100 * found['by_class']:.2f}"
-        stride = features[title.removesuffix(", random")]["stride"]
-        table.add_row(shorten(title), f"{stride:g}", str(found["groups"]), *numbers)
-    show(table)
     protocol = {
         "images": images,
         "pixels": f"short side {size} (bilinear; objects nearest), central {size} x {size}",
@@ -213,6 +203,16 @@ def _report(settings: Discovery, images: int, results: dict[str, dict[str, Any]]
         "features": features,
     }
     command.write(settings.output, "discovery", settings, protocol=protocol, results=results)
+    print(
+        f"discovery on {settings.data}: {images:,} images, {objects:,} objects in them, at {size} x {size} pixels"
+    )
+    columns = ("stride", "groups", "by object", "by class")
+    table = Table("best Jaccard, %", *(Column(title, justify="right") for title in columns))
+    for title, found in results.items():
+        numbers = f"{100 * found['by_object']:.2f}", f"{100 * found['by_class']:.2f}"
+        stride = features[title.removesuffix(", random")]["stride"]
+        table.add_row(shorten(title), f"{stride:g}", str(found["groups"]), *numbers)
+    show(table)
 
 
 if __name__ == "__main__":

@@ -91,9 +91,9 @@ def measure(
     memory = normalize_memory(collect(model, parts.train, parts.classes, accelerator, settings, "--memory", sizes))
     classify = functools.partial(_scores, memory=memory, settings=settings)
     counts = count(model, parts.test, accelerator, settings, classify, [parts.classes] * len(sizes), parts.classes)
-    results = {}
+    names, results = parts.shown(memory.seen, counts[0]), {}
     for size, end, confusion in zip(sizes, memory.ends, counts, strict=True):
-        numbers = as_numbers(score(confusion, range(len(confusion))), confusion, parts.names)
+        numbers = as_numbers(score(confusion, range(len(confusion))), confusion, names)
         row = memory.features.shape[1] + memory.counts.shape[1]
         results[f"memory {size:,}"] = {"entries": end, "megabytes": round(4e-6 * end * row, 3), **numbers}
     return results

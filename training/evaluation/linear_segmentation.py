@@ -109,7 +109,7 @@ def measure(
     (counts,) = count(model, parts.test, accelerator, settings, scores, [len(seen)], parts.classes)
     confusion = counts.new_zeros(parts.classes, parts.classes)
     confusion[seen] = counts
-    numbers = as_numbers(score(confusion, range(len(confusion))), confusion, parts.names)
+    numbers = as_numbers(score(confusion, range(len(confusion))), confusion, parts.shown(cells.seen, confusion))
     return {"linear": {"cells": cells.ends[-1], **numbers}}
 
 

@@ -80,7 +80,7 @@ def measure(
     """Cluster training cells, identically on every process, and segment by each set of clusters."""
     cells = collect(model, parts.train, parts.classes, accelerator, settings, "--cells", [settings.cells])
     points = F.normalize(cells.features, dim=1)
-    classes = len(parts.names) if parts.names else int(cells.counts.any(0).nonzero().max()) + 1
+    classes = len(parts.names) if parts.names else cells.seen
     seeds = range(settings.seed, settings.seed + settings.seeds)
     sizes = [k for k in (classes, settings.clusters) for _ in seeds]
     centers = [
@@ -88,8 +88,7 @@ def measure(
     ]
     scores = functools.partial(cluster_scores, centers=centers)
     counts = count(model, parts.test, accelerator, settings, scores, sizes, parts.classes)
-    shown = counts[0].any(0).nonzero()[:, 0].tolist()
-    names = parts.names or tuple(map(str, range(max([classes - 1, *shown]) + 1)))
+    names = parts.shown(cells.seen, counts[0])
     counts = [one[:, : len(names)] for one in counts]
     matched = [as_numbers(score(one), one, names) for one in counts[: len(seeds)]]
     merged = [merge_majority(one) for one in counts[len(seeds) :]]

@@ -122,6 +122,7 @@ def _describe(model: Any) -> dict[str, Any]:
 
 
 def _report(probe: str, settings: Probe, results: dict[str, dict[str, float]], protocol: dict[str, Any]) -> None:
+    command.write(settings.output, probe, settings, protocol=protocol, accuracy=results)
     print(
         f"{probe} on {settings.data}: {protocol['train']:,} training and {protocol['test']:,} test images, "
         f"{protocol['classes']} classes"
@@ -131,4 +132,3 @@ def _report(probe: str, settings: Probe, results: dict[str, dict[str, float]], p
     for name, numbers in results.items():
         table.add_row(shorten(name), *(f"{100 * numbers[column]:.2f}" for column in columns))
     show(table)
-    command.write(settings.output, probe, settings, protocol=protocol, accuracy=results)

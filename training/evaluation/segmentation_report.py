@@ -42,7 +42,7 @@ class Example:
 def report(
     settings: Any, benchmark: Benchmark, model: Any, counts: dict[str, Tensor], examples: list[Example]
 ) -> None:
-    """Print the tables; write ``settings.output`` and ``settings.figures``.
+    """Write ``settings.output``, print the tables, and write ``settings.figures``.
 
     Args:
         settings: of the command.
@@ -63,8 +63,8 @@ def report(
     found = {variant: score(confusion) for variant, confusion in counts.items()}
     numbers = {v: _numbers(counts[v], found[v], names, benchmark) for v in counts}
     protocol = _protocol(benchmark, model, len(names))
-    _print(settings, protocol, numbers)
     command.write(settings.output, "segmentation", settings, protocol=protocol, **numbers)
+    _print(settings, protocol, numbers)
     if settings.figures:
         settings.figures.mkdir(parents=True, exist_ok=True)
         draw_confusion(counts["plain"].numpy(), found["plain"].match, names, settings.figures / "confusion.png")

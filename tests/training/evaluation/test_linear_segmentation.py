@@ -47,7 +47,7 @@ def test_what_a_line_can_separate_is_separated():
     counts = F.one_hot(labels + labels // 2, 5).float() * 9  # classes 0, 1 and 3 of five
     before = features.clone()
     chosen = LinearSegmentation(models=("x",), data=Path(), masks=Path(), epochs=30, train_batch_size=64, lr=0.01)
-    convolution, seen = train(Cells(features, counts, (400,)), chosen, quiet=True)
+    convolution, seen = train(Cells(features, counts, (400,), 5), chosen, quiet=True)
     assert seen == [0, 1, 3]
     scores = convolution(before.T[None, :, :, None])[0, :, :, 0]
     assert (scores.argmax(0) == labels).float().mean() > 0.98
