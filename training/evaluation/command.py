@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 from slotcon_hub.cpu import keep_freed_memory, use_cores
 from slotcon_hub.distributed import shard_batches
 from training.data.images import UnreadableImage, are_too_many
+from training.data.tolerant import Tolerant
 from training.engine.cli import cli
-from training.engine.errors import explain_lost_workers
+from training.engine.errors import RunError, explain_lost_workers
 from training.engine.launcher import told_threads
 from training.engine.outputs import unwritable
 from training.engine.signals import loading
@@ -30,14 +31,14 @@ Settings = TypeVar("Settings")
 
 
 def run(name: str, description: str, settings: type[Settings], main: Callable[[Settings], None]) -> None:
-    """Parse the settings from the command line and run ``main``; ValueError and OSError exit without traceback."""
+    """Parse the command line and run ``main``; ValueError, OSError and RunError exit without traceback."""
     chosen = cli(settings, prog=f"python -m training.evaluation.{name}", description=description)
     keep_freed_memory()
     use_cores(told_threads())
     try:
         with explain_lost_workers("start again"):
             main(chosen)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RunError) as error:
         raise SystemExit(f"error: {error}") from None
 
 
@@ -156,7 +157,10 @@ def stream(
 def draw_batches(
     data: Any, batch_size: int, *, batches: int = 20, collate: Callable[[list[Any]], Any] | None = None
 ) -> DataLoader[Any]:
-    """Load some random samples, the same at every call, such as those for a baseline's BatchNorm statistics."""
+    """Load some random samples, the same at every call, such as those for a baseline's BatchNorm statistics.
+
+    Samples are as of :class:`training.data.tolerant.Tolerant`, which replaces unreadable ones.
+    """
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: batches * batch_size]
-    some: Any = Subset(data, order.tolist())
+    some: Any = Subset(Tolerant(data), order.tolist())
     return DataLoader(some, batch_size, drop_last=len(order) > batch_size, collate_fn=collate)

@@ -226,4 +226,4 @@ def recalibrate(
     """Re-estimate the BatchNorm statistics of a random-init baseline from some of the images."""
     images.prepare(model)
     loader = command.draw_batches(images, batch_size, batches=batches)
-    recalibrate_batchnorm(model, (batch.to(device) for _, batch in loader))
+    recalibrate_batchnorm(model, (batch.to(device) for _, batch, _ in loader))

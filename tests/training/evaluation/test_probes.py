@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from launched import launched
 from PIL import Image
+from tiny import shaken
 
 from slotcon_hub.models.saving import save_model
 from training.evaluation.features import Features, Labeled, extract, recalibrate
@@ -230,6 +232,19 @@ def test_a_random_model_gets_statistics_of_the_images(data):
     assert not net.training
     assert net.bn1.num_batches_tracked == 2
     assert (net.bn1.running_mean != 0).any()
+
+
+def test_an_unreadable_image_does_not_end_the_calibration(data, tmp_path, capfd):
+    shutil.copytree(data, tmp_path / "data")
+    bad, good = (Path(Labeled(str(tmp_path / "data"), "train").images.name(i)) for i in (3, 4))
+    bad.write_bytes(b"no image")
+    found, expected = (shaken(load("resnet10t", pretrained=False), 0) for _ in range(2))
+    expected.load_state_dict(found.state_dict())
+    recalibrate(found, Labeled(str(tmp_path / "data"), "train"), torch.device("cpu"), batch_size=TRAIN)
+    assert capfd.readouterr().err.count(f"skipped: {bad} cannot be read") == 1
+    shutil.copy(good, bad)
+    recalibrate(expected, Labeled(str(tmp_path / "data"), "train"), torch.device("cpu"), batch_size=TRAIN)
+    torch.testing.assert_close(found.state_dict(), expected.state_dict())
 
 
 def test_two_processes_give_the_numbers_of_one(data, model, tmp_path):
