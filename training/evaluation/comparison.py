@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 
+from slotcon_hub.models.loading import is_known, name_for_timm
 from slotcon_hub.models.maps import MapModel
 from training.engine.batchnorm import recalibrate_batchnorm
 from training.evaluation import command
+from training.evaluation.stored import is_stored
 
 __all__ = ["Comparison", "compare_maps", "compare_models"]
+
+Report = Callable[[dict[str, dict[str, Any]], dict[str, dict[str, Any]]], None]
+"""Takes results by title, and descriptions of the features by model name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,33 +65,50 @@ def compare_models(
     load: Callable[..., Any],
     measure: Callable[[Any], dict[str, Any]],
     describe: Callable[[Any], dict[str, Any]],
+    report: Report,
     *,
+    part: Literal["backbone", "prototypes"] = "backbone",
     recalibrate: Callable[[Any], None] | None = None,
     seed: int = 0,
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Measure each model and optionally its random-init baseline.
+) -> None:
+    """Measure each model and optionally its random-init baseline, and report the results.
+
+    Names are checked before the first model is measured. If a later model fails, the finished ones are reported
+    before the error.
 
     Args:
         names: of the models.
         load: takes a name and ``pretrained``.
         measure: measures a model.
         describe: describes its features.
+        report: called on the main process at the end, if there are results.
+        part: that ``load`` takes from a run or its export.
         recalibrate: re-estimates the BatchNorm statistics of a baseline; None: no baselines.
         seed: of random weights, and of what the protocol draws.
 
-    Returns:
-        Results by title, and descriptions of the features by model name.
+    Raises:
+        ValueError: there is no such model, or a feature file is not what ``load`` takes.
     """
-    results, features = {}, {}
     for name in names:
-        for pretrained in (True, False) if recalibrate else (True,):
-            set_seed(seed)
-            model = load(name, pretrained=pretrained)
-            if recalibrate and not pretrained:
-                recalibrate(model)
-            results[name if pretrained else f"{name}, random"] = measure(model)
-        features[name] = describe(model)
-    return results, features
+        if is_stored(name):
+            load(name, pretrained=recalibrate is None)
+        elif ":" not in name_for_timm(name, part) and not is_known(name):
+            raise ValueError(f"{name} could not be loaded: choose one of timm.list_models(pretrained=True)")
+    results: dict[str, dict[str, Any]] = {}
+    features: dict[str, dict[str, Any]] = {}
+    try:
+        for name in names:
+            for pretrained in (True, False) if recalibrate else (True,):
+                set_seed(seed)
+                model = load(name, pretrained=pretrained)
+                if recalibrate and not pretrained:
+                    recalibrate(model)
+                found = measure(model)
+                features[name] = describe(model)
+                results[name if pretrained else f"{name}, random"] = found
+    finally:
+        if results and PartialState().is_main_process:
+            report(results, features)
 
 
 def compare_maps(
@@ -95,7 +117,9 @@ def compare_maps(
     images: Any,
     load: Callable[..., MapModel],
     measure: Callable[[MapModel], dict[str, Any]],
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    report: Report,
+    part: Literal["backbone", "prototypes"] = "backbone",
+) -> None:
     """Call :func:`compare_models` for models of feature maps.
 
     Args:
@@ -105,17 +129,21 @@ def compare_maps(
             are estimated on it.
         load: takes name, size and ``pretrained``.
         measure: measures a model.
+        report: as of :func:`compare_models`.
+        part: likewise.
     """
 
     def recalibrate(model: MapModel) -> None:
         batches = command.draw_batches(images, settings.batch_size, collate=_images)
         recalibrate_batchnorm(model.model, (model.standardize(batch) for batch in batches))
 
-    return compare_models(
+    compare_models(
         settings.models,
         lambda name, pretrained: load(name, settings.size, pretrained=pretrained).to(accelerator.device),
         measure,
         lambda model: model.describe(settings.size),
+        report,
+        part=part,
         recalibrate=recalibrate if settings.baseline else None,
         seed=settings.seed,
     )

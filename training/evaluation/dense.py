@@ -115,12 +115,15 @@ def evaluate(name: str, settings: Dense, measure: Measure, protocol: Callable[[A
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
         parts = open_parts(settings)
-    results, features = compare_maps(
-        settings, accelerator, parts.train, load_maps, lambda model: measure(model, parts, accelerator, settings)
+    facts = _facts(settings, parts) | protocol(settings)
+    compare_maps(
+        settings,
+        accelerator,
+        parts.train,
+        load_maps,
+        lambda model: measure(model, parts, accelerator, settings),
+        lambda results, features: report(name, settings, results, facts | {"features": features}),
     )
-    if accelerator.is_main_process:
-        facts = _facts(settings, parts) | {"features": features} | protocol(settings)
-        report(name, settings, results, facts)
 
 
 def _facts(settings: Dense, parts: Parts) -> dict[str, Any]:

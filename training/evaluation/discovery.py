@@ -179,12 +179,16 @@ def main(settings: Discovery) -> None:
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
         images = _open(settings)
-    load = _load_scores if settings.groups == "prototypes" else load_map
-    results, features = compare_maps(
-        settings, accelerator, images, load, lambda model: _measure(model, images, accelerator, settings)
+    of_prototypes = settings.groups == "prototypes"
+    compare_maps(
+        settings,
+        accelerator,
+        images,
+        _load_scores if of_prototypes else load_map,
+        lambda model: _measure(model, images, accelerator, settings),
+        lambda results, features: _report(settings, len(images), results, features),
+        "prototypes" if of_prototypes else "backbone",
     )
-    if accelerator.is_main_process:
-        _report(settings, len(images), results, features)
 
 
 def _report(settings: Discovery, images: int, results: dict[str, dict[str, Any]], features: dict[str, Any]) -> None:

@@ -78,17 +78,10 @@ def run(
         measure: measures a model.
         protocol: describes the protocol for the JSON file.
     """
-
-    def main(settings: Probe) -> None:
-        results, facts = _measure_models(settings, measure)
-        if results:
-            _report(name, settings, results, facts | protocol(settings))
-
-    command.run(name, description, probe, main)
+    command.run(name, description, probe, lambda chosen: _evaluate(name, chosen, measure, protocol))
 
 
-def _measure_models(settings: Probe, measure: Measure) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """Return the results of each model (only on the main process), and facts about data and features."""
+def _evaluate(name: str, settings: Probe, measure: Measure, protocol: Callable[[Any], dict[str, Any]]) -> None:
     command.check_outputs(settings.output, None)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     with accelerator.main_process_first():
@@ -100,15 +93,15 @@ def _measure_models(settings: Probe, measure: Measure) -> tuple[dict[str, dict[s
             f"{settings.test_split} has label {int(test.labels.max())}, which is not in {settings.train_split}: "
             "use splits with the same classes"
         )
-    results, features = compare_models(
+    facts = {"train": len(train), "test": len(test), "classes": classes} | protocol(settings)
+    compare_models(
         settings.models,
         lambda name, pretrained: _load(name, pretrained).to(accelerator.device),
         lambda model: measure(model, train, test, accelerator, settings),
         _describe,
+        lambda results, features: _report(name, settings, results, facts | {"features": features}),
         recalibrate=(lambda model: recalibrate(model, train, accelerator.device)) if settings.baseline else None,
     )
-    facts = {"train": len(train), "test": len(test), "classes": classes, "features": features}
-    return (results if accelerator.is_main_process else {}), facts
 
 
 def _load(name: str, pretrained: bool) -> Any:

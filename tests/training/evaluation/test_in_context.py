@@ -139,7 +139,7 @@ def test_what_is_drawn_follows_the_seed(backbone, masked, here, tmp_path):
         ({"seed": -1}, "--seed -1: give at least 0"),
         ({"size": 0}, "--size 0: give at least 1"),
         ({"models": ()}, "--models: name at least one"),
-        ({"models": ("slotcon_nope",)}, "slotcon_nope could not be loaded: there are no weights"),
+        ({"models": ("slotcon_nope",)}, "there are no weights 'slotcon_nope'"),
         ({"train_split": "training"}, "there is no folder .*images/training"),
         ({"output": Path("/tmp")}, "/tmp is a folder: name a JSON file"),
     ],

@@ -297,7 +297,7 @@ def test_the_linear_command_augments_when_asked_to(data, model, tmp_path):
     ("change", "sentence"),
     [
         ({"--data": "/nowhere"}, "there is no folder /nowhere"),
-        ({"--models": "slotcon_r99"}, "slotcon_r99 could not be loaded"),
+        ({"--models": "slotcon_r99"}, "there are no weights 'slotcon_r99'"),
         ({"--models": "resnet10t.nothing"}, "resnet10t.nothing could not be loaded"),
         ({"--test-split": "dev"}, "no folder for the split 'dev'"),
         ({"--output": f"{__file__}/found.json"}, "found.json cannot be created in it: choose another --output"),
