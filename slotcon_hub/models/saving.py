@@ -16,11 +16,18 @@ from slotcon_hub.files import atomic_write
 from slotcon_hub.models.backbone import mean_pooling_args
 from slotcon_hub.weights.architectures import plain_timm
 
-__all__ = ["save_backbone", "save_classifier", "save_model", "timm_architecture", "to_plain_timm"]
+__all__ = [
+    "pretraining_preprocessing",
+    "save_backbone",
+    "save_classifier",
+    "save_model",
+    "timm_architecture",
+    "to_plain_timm",
+]
 
 _INPUT = {"input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std"}
 _INPUT |= {"num_classes", "first_conv", "classifier", "fixed_input_size"}
-_PREPROCESSING: dict[str, Any] = {  # of pre-training, instead of that of timm's weights
+_PREPROCESSING: dict[str, Any] = {
     "mean": IMAGENET_DEFAULT_MEAN,
     "std": IMAGENET_DEFAULT_STD,
     "interpolation": "bicubic",
@@ -35,6 +42,11 @@ def timm_architecture(backbone: Any) -> tuple[str, dict[str, Any]]:
     usual = {"num_classes": (0,), "global_pool": ("", "avg"), "in_chans": (3,)}
     args = {k: v for k, v in get_model_args(backbone).items() if v not in usual.get(k, ())}
     return backbone.pretrained_cfg["architecture"], args
+
+
+def pretraining_preprocessing(input_size: int) -> dict[str, Any]:
+    """The preprocessing of pre-training on views of this side in pixels, which replaces that of timm's weights."""
+    return _PREPROCESSING | {"input_size": (3, input_size, input_size)}
 
 
 def _own_preprocessing(net: Any) -> dict[str, Any]:
@@ -113,11 +125,7 @@ def save_model(
         model_args: replaces timm's record of the arguments that the model was created with.
         model_config: entries of ``config.json``, added to timm's or replacing them.
     """
-    given = (
-        _own_preprocessing(net)
-        if input_size is None
-        else _PREPROCESSING | {"input_size": (3, input_size, input_size)}
-    )
+    given = _own_preprocessing(net) if input_size is None else pretraining_preprocessing(input_size)
     save_for_hf(
         net.to(memory_format=torch.contiguous_format),
         str(folder),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slotcon_hub.export.teacher import backbone_model
+from slotcon_hub.models.saving import pretraining_preprocessing
 from training.data.images import are_too_many
 from training.engine.errors import first_line
 from training.evaluation.features import Features, Labeled, extract, open_parts
@@ -107,7 +108,7 @@ class _NanOnFailure(nn.Module):
     def __init__(self, model: Any, side: int) -> None:
         super().__init__()
         self.model, self.head_hidden_size = model, model.head_hidden_size
-        self.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, side, side), "crop_pct": 0.875}
+        self.pretrained_cfg = {**model.pretrained_cfg, **pretraining_preprocessing(side)}
         self.problem: str | None = None
 
     def forward(self, images: Tensor) -> Tensor:

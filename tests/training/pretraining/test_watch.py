@@ -1,18 +1,26 @@
 """Evaluation between epochs: images of the groups, and the probe."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
+from accelerate import Accelerator
 from image_files import encode
 from PIL import Image
 from runs import TINY, lines
+from timm.data import resolve_data_config
 
 from training import pretrain
+from training.evaluation.features import Labeled, extract
+from training.evaluation.knn import measure
+from training.evaluation.models import load
+from training.evaluation.probes import Probe
 from training.pretraining import watch
 from training.tools.reliability.launch import Launch
 
@@ -45,6 +53,32 @@ def test_groups_and_probe_of_a_run(run, images, labeled, tmp_path):
     plain = run("coco_800ep", *options, "--show-every", 0, "--output", tmp_path / "plain")
     assert not (plain / "slots").exists()
     assert [line["loss"] for line in lines(plain)] == [line["loss"] for line in lines(watched)]
+
+
+def preprocessing(model: torch.nn.Module) -> dict:
+    return json.loads(json.dumps(resolve_data_config({}, model=model)))  # lists, as in an export
+
+
+def test_the_probe_measures_what_is_exported(run, images, tmp_path, monkeypatch):
+    """A transformer, since timm's have another mean and deviation than pre-training."""
+    rng = np.random.default_rng(0)
+    for split, number in {"train": 40, "validation": 60}.items():
+        for i in range(number):
+            place = tmp_path / "labeled" / split / f"class{i % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            tones = rng.integers(0, 200, 3) + np.array([25, 0, 25]) * (i % 2)
+            pixels = rng.integers(0, 30, (40, 50, 3)) + tones
+            Image.fromarray(pixels.astype(np.uint8)).save(place / f"{i}.png")
+    used = []
+    monkeypatch.setattr(watch, "extract", lambda *a, **k: used.append(preprocessing(a[0])) or extract(*a, **k))
+    options = ["--data", images, *TINY.split(), "--show-every", 2, "--probe", tmp_path / "labeled"]
+    folder = run("coco_800ep", *options, "--backbone", "test_vit")
+    exported = load(str(folder))
+    assert used == [preprocessing(exported)] * 2
+    assert preprocessing(timm.create_model("test_vit"))["mean"] != used[0]["mean"]
+    parts = (Labeled(str(tmp_path / "labeled"), split) for split in ("train", "validation"))
+    found = measure(exported, *parts, Accelerator(cpu=True), Probe(models=(str(folder),), data="", workers=0))
+    assert lines(folder)[-1]["knn"] == found["k = 20"]
 
 
 def test_a_probe_that_cannot_be_opened_is_one_sentence(run, images, capsys):
