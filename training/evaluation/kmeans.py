@@ -59,7 +59,7 @@ def draw_centers(points: Tensor, clusters: int, seed: int) -> Tensor:
         last = points[chosen[-1]]
         nearest = torch.minimum(nearest, (squares - 2 * points @ last + last @ last).clamp(min=0))
         nearest[chosen[-1]] = 0  # exactly, despite rounding
-        total = nearest.double().cumsum(0)
+        total = _double(nearest).cumsum(0)
         place = torch.searchsorted(total, total[-1:] * draw, right=True)
         chosen.append(int(place.clamp(max=len(points) - 1)))
     return points[chosen]
@@ -77,12 +77,12 @@ def lloyd(points: Tensor, centers: Tensor, iterations: int) -> Tensor:
     """
     squares = points.square().sum(1)
     for _ in range(iterations):
-        sums = torch.zeros_like(centers, dtype=torch.float64)  # insensitive to a GPU's order of summation
+        sums = _double(torch.zeros_like(centers))  # insensitive to a GPU's order of summation
         closest, assigned = zip(*(affinities(some, centers).max(1) for some in points.split(_CHUNK)), strict=True)
         for some, groups in zip(points.split(_CHUNK), assigned, strict=True):
-            sums.index_add_(0, groups, some.double())
+            sums.index_add_(0, groups.to(sums.device), _double(some))
         sizes = torch.cat(assigned).bincount(minlength=len(centers))
-        moved = (sums / sizes.clamp(min=1)[:, None]).float()
+        moved = (sums / sizes.to(sums.device).clamp(min=1)[:, None]).to(centers)
         empty = (sizes == 0).nonzero()[:, 0]
         if len(empty):
             distances = squares - 2 * torch.cat(closest)
@@ -91,3 +91,8 @@ def lloyd(points: Tensor, centers: Tensor, iterations: int) -> Tensor:
             break
         centers = moved
     return centers
+
+
+def _double(values: Tensor) -> Tensor:
+    """float64, on the CPU for Apple's GPUs, which have no float64."""
+    return (values.cpu() if values.device.type == "mps" else values).double()

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.evaluation import kmeans as module
 from training.evaluation.kmeans import affinities, draw_centers, kmeans, lloyd
@@ -60,3 +62,22 @@ def test_seeds():
     with pytest.raises(ValueError, match="9 clusters of 8 cells: ask for fewer clusters, or give more images"):
         kmeans(points[:8], 9, 0)
     assert torch.isfinite(kmeans(torch.ones(8, 3), 5, 0)).all()  # all alike
+
+
+class NoDouble(TorchDispatchMode):
+    """Fails at operations that make float64 tensors, but draws of random numbers, which are made on the CPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        assert func is torch.ops.aten.rand.generator or getattr(made, "dtype", None) != torch.float64, func
+        return made
+
+
+def test_a_device_without_float64_leaves_sums_to_the_cpu(monkeypatch):
+    with FakeTensorMode():
+        for device, place in (("mps", "cpu"), ("cpu", "cpu"), ("cuda", "cuda")):
+            found = module._double(torch.empty(3, device=device))
+            assert (found.dtype, found.device.type) == (torch.float64, place)
+    monkeypatch.setattr(module, "_double", lambda values: values)
+    with NoDouble():
+        assert torch.isfinite(kmeans(torch.randn(50, 4), 5, 0)).all()
