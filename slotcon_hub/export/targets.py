@@ -53,10 +53,12 @@ def save_as(target: str, net: nn.Module, path: Path, *, force: bool = False, **o
     check_free(path, force)
     with atomic_write(path) as new:
         TARGETS[target].write(net, new, **options)
-    plain = plain_timm(_backbone(net).pretrained_cfg["architecture"])[0]
+    cfg = _backbone(net).pretrained_cfg
+    plain = plain_timm(cfg["architecture"])[0]
     depth = plain.removeprefix("resnet")
     width = 64 if depth in ("18", "34") else 256
-    usage = TARGETS[target].usage.format(path=path, plain=plain, depth=depth, width=width)
+    mean, std = ([round(255 * value, 3) for value in cfg[key]] for key in ("mean", "std"))
+    usage = TARGETS[target].usage.format(path=path, plain=plain, depth=depth, width=width, mean=mean, std=std)
     return f"import slotcon_hub\n{usage}" if target == "timm" and isinstance(net, SlotConPrototypes) else usage
 
 
@@ -121,7 +123,7 @@ TARGETS = {
         'cfg.MODEL.WEIGHTS = "{path}"\n'
         'cfg.INPUT.FORMAT, cfg.MODEL.RESNETS.STRIDE_IN_1X1 = "RGB", False\n'
         "cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = {depth}, {width}\n"
-        "cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]",
+        "cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = {mean}, {std}",
     ),
     "mmseg": Target(
         ".mmseg.pth",

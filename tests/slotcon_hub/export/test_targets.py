@@ -105,6 +105,13 @@ def test_detectron2(folder, slotcon, capsys, part):
     assert model["PIXEL_STD"] == pytest.approx([255 * std for std in (0.229, 0.224, 0.225)])
 
 
+def test_detectron2_gets_the_statistics_of_other_weights(here):
+    net = timm.create_model("resnet18", num_classes=0)
+    net.pretrained_cfg = {**net.pretrained_cfg, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 1)}
+    usage = save_as("detectron2", net, here / "net.pkl")
+    assert usage.endswith("cfg.MODEL.PIXEL_STD = [127.5, 127.5, 127.5], [63.75, 127.5, 255]")
+
+
 class Settings:
     """A tree of settings, as Detectron2's configuration is one."""
 
