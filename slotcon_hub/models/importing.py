@@ -124,7 +124,7 @@ def _prototypes(architecture: str, tag: str, state: State) -> nn.Module:
 def _check_own(file: Path, backbone: State, name: str) -> None:
     """Check that a backbone is the one that the package has under this name, whose results are published."""
     own = prototypes_backbone(load_file(file))
-    if any(not torch.equal(backbone[key].to(value.dtype), value) for key, value in own.items()):
+    if any(not torch.equal(value.to(own[key].dtype), own[key]) for key, value in backbone.items()):
         raise ValueError(
             f"{name} are the weights that come with slotcon_hub, and these are others: choose a name of their own, "
             f"such as {name.partition('.')[0]}.mine"

@@ -74,6 +74,12 @@ def test_weights_of_the_store_come_first(tmp_path):
     assert timm.create_model(NANO, pretrained=True).bn1.bias.ne(1).any()
 
 
+def test_the_package_takes_its_own_weights_without_counters(tmp_path):
+    state = {k: v.float() for k, v in load_file(the_file()).items() if not k.endswith("num_batches_tracked")}
+    save_file(state, tmp_path / "own.safetensors")
+    assert f"{NANO}.imagenette_180ep" in import_checkpoint(tmp_path / "own.safetensors", NANO).folders
+
+
 def test_the_package_takes_its_own_file():
     done = import_checkpoint(the_file(), NANO)
     assert list(done.folders) == [f"{NANO}.imagenette_180ep", f"{PROTO}.imagenette_180ep"]
