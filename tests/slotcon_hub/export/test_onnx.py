@@ -212,5 +212,5 @@ def test_without_the_libraries_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [])
     for name in ("onnx", "onnxscript", "onnxruntime"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(ImportError, match=r'onnx, onnxscript, onnxruntime: pip install "slotcon-hub\[onnx\]"'):
+    with pytest.raises(ImportError, match=r'onnx, onnxscript, onnxruntime: pip install ".*slotcon_hub\[onnx\]"'):
         to_onnx(nn.Identity(), tmp_path / "model.onnx", size=SIDE)

@@ -388,7 +388,7 @@ def test_launched_as_a_module_and_the_errors_of_a_launch(tmp_path):
     assert done.returncode != 0
     assert "error: there is no folder" in done.stderr
     assert "training/" not in done.stderr.split("Traceback")[0]
-    assert 'File "' + str(ROOT) not in done.stderr  # the traceback that follows is the launcher's own
+    assert f'File "{ROOT}/' not in done.stderr  # the traceback that follows is the launcher's own
 
 
 @pytest.mark.parametrize(

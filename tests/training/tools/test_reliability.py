@@ -138,7 +138,7 @@ def test_two_processes_of_the_launcher_which_passes_sigterm_on(options, whole, t
         launcher.wait(120)
     said = (tmp_path / "log").read_text()
     assert "and saved" in said, said
-    assert 'File "' + str(ROOT) not in said  # the traceback is the launcher's own
+    assert f'File "{ROOT}/' not in said  # the traceback is the launcher's own
     assert "forcefully" not in said
     facts = json.loads((run / "run.json").read_text())
     assert (facts["processes"], facts["micro_batch"]) == (2, 4)  # they really are two
