@@ -18,10 +18,10 @@ Write a pretrained model as a file or folder that another library loads.
   detectron2   for MODEL.WEIGHTS (.pkl)
   mmseg        for init_cfg of MMSegmentation's and MMDetection's ResNet (.pth)
   onnx         batch, height and width free (of a model for one size, batch alone), checked with ONNX Runtime;
-               needs "path/to/slotcon_hub[onnx]"
+               needs pip install "path/to/slotcon_hub[onnx]"
   timm         a folder for timm.create_model("local-dir:..."), ready to be published
 
-The first three need ResNets without a deep stem, and take only the backbone of a prototype model.
+The first three need ResNets without a deep stem, and take the backbone alone, without prototypes or classifier.
 NAME is <architecture>.<tag>, as shown by `slotcon-hub list`; the folder of a model; the folder of a run, for its
 backbone (with --dense its prototype model); or hf-hub:<owner>/<name>."""
 _EXPORT_EXAMPLE = "example: slotcon-hub export slotcon_r50_proto.coco_800ep --to onnx --dense"

@@ -59,13 +59,12 @@ def fit_components(maps: Sequence[Tensor], masks: Sequence[Tensor] | None = None
     Raises:
         ValueError: fewer than two cells count.
     """
-    few = "fewer than two cells are in the foreground: give a lower --foreground"
-    if masks is None:
-        few = "the maps have fewer than two cells: give a larger --size"
-    masks = masks or [torch.ones(one.shape[1:], dtype=torch.bool) for one in maps]
-    cells = torch.cat([one[:, mask].T for one, mask in zip(maps, masks, strict=True)]).double()
+    counted = masks or [torch.ones(one.shape[1:], dtype=torch.bool) for one in maps]
+    cells = torch.cat([one[:, mask].T for one, mask in zip(maps, counted, strict=True)]).double()
     if len(cells) < 2:
-        raise ValueError(few)
+        if masks is None:
+            raise ValueError("the maps have fewer than two cells: give a larger --size")
+        raise ValueError("fewer than two cells are in the foreground: give a lower --foreground")
     mean = cells.mean(0)
     centered = cells - mean
     variances, directions = torch.linalg.eigh(centered.T @ centered / len(cells))

@@ -83,7 +83,7 @@ def read_models(checkpoint: str | Path, name: str) -> tuple[Teacher, dict[str, n
         nets[f"{architecture}_proto.{tag}"] = _prototypes(f"{architecture}_proto", tag, teacher.whole)
     row = table.find(architecture, tag)
     if row is not None and (own := table.packaged(row)):
-        _check_own(own, teacher.backbone, row.name)
+        _check_own(own, teacher, row.name)
     return teacher, nets
 
 
@@ -121,10 +121,12 @@ def _prototypes(architecture: str, tag: str, state: State) -> nn.Module:
     return _load_strictly(timm.create_model(architecture, **dims), state, architecture)
 
 
-def _check_own(file: Path, backbone: State, name: str) -> None:
-    """Check that a backbone is the one that the package has under this name, whose results are published."""
-    own = prototypes_backbone(load_file(file))
-    if any(not torch.equal(value.to(own[key].dtype), own[key]) for key, value in backbone.items()):
+def _check_own(file: Path, teacher: Teacher, name: str) -> None:
+    """Check that a teacher is the one that the package has under this name, whose results are published."""
+    own, state = load_file(file), teacher.whole
+    if state is None:
+        own, state = prototypes_backbone(own), teacher.backbone
+    if any(not torch.equal(value.to(own[key].dtype), own[key]) for key, value in state.items()):
         raise ValueError(
             f"{name} are the weights that come with slotcon_hub, and these are others: choose a name of their own, "
             f"such as {name.partition('.')[0]}.mine"

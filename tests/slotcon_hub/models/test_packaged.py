@@ -94,10 +94,11 @@ def test_the_package_takes_its_own_file():
             assert len(net.projector.mlp[0].weight) == row.hidden_dim
 
 
-def test_other_weights_do_not_take_the_name_of_published_ones(tmp_path):
+@pytest.mark.parametrize("key", ["backbone.conv1.0.weight", "prototypes.weight"])
+def test_other_weights_do_not_take_the_name_of_published_ones(tmp_path, key):
     """Else a run imported without a tag would be loaded as the default weights, under their results."""
     state = {k: v.float() for k, v in load_file(the_file()).items()}
-    state["backbone.conv1.0.weight"][0, 0] += 1
+    state[key][0, 0] += 1
     save_file(state, tmp_path / "own.safetensors")
     for name in (NANO, PROTO, f"{NANO}.imagenette_20ep"):
         with pytest.raises(ValueError, match=r"come with slotcon_hub, and these are others: .*\.mine$"):
